@@ -1,0 +1,34 @@
+"""Dataset distillation: a labelled dataset becomes a handful of synthetic images that train a network.
+
+import datadistill as dd
+
+real = dd.load("mnist")
+run = dd.distill(real, dd.methods.DD(steps=1, epochs=3), budget="5m")
+score = dd.evaluate(run.distilled, real)
+run.distilled.save("ten-images.safetensors")
+"""
+
+__version__ = "0.1.0"
+
+from datadistill import methods
+from datadistill.data import RealData, load
+from datadistill.descent import Outer
+from datadistill.distilled import DistilledData, load_distilled
+from datadistill.errors import DatadistillError, RequestError
+from datadistill.evaluation import Score, evaluate
+from datadistill.outer import Run, distill
+
+__all__ = [
+    "DatadistillError",
+    "DistilledData",
+    "Outer",
+    "RealData",
+    "RequestError",
+    "Run",
+    "Score",
+    "distill",
+    "evaluate",
+    "load",
+    "load_distilled",
+    "methods",
+]

@@ -1,0 +1,5 @@
+"""`python -m datadistill`."""
+
+from datadistill.cli.main import run_and_exit
+
+run_and_exit()

@@ -1,0 +1,68 @@
+"""Flags and tables that several commands share."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from datadistill.cli.parsing import positive_int
+from datadistill.data import DATASETS, RealData, load
+
+
+def add_data_flags(parser: argparse._ActionsContainer, dataset: str) -> None:
+    """`--dataset`, `--data-root`; `dataset` says what is taken without the flag."""
+    names = ", ".join(DATASETS.names())
+    parser.add_argument("--dataset", metavar="NAME", help=f"one of {names} (default: {dataset})")
+    parser.add_argument(
+        "--data-root",
+        metavar="DIR",
+        help="where official dataset files lie (default: the environment variable DATADISTILL_DATA)",
+    )
+
+
+def add_run_flags(parser: argparse._ActionsContainer) -> None:
+    """`--seed`, `--device`, `--out`."""
+    parser.add_argument("--seed", type=int, metavar="N", help="of all randomness (default: 0)")
+    parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps (default: auto)")
+    parser.add_argument("--out", metavar="DIR", help="where to write (default: a new folder in runs/)")
+
+
+def add_nets_flag(parser: argparse._ActionsContainer) -> None:
+    """`--nets`."""
+    parser.add_argument(
+        "--nets",
+        type=positive_int,
+        metavar="N",
+        default=20,
+        help="fresh networks to judge by; a fixed initialisation needs one (default: %(default)s)",
+    )
+
+
+def load_data(name: str, arguments: argparse.Namespace) -> RealData:
+    """The dataset, from `--data-root` where that is given."""
+    return load(name, arguments.data_root)
+
+
+def new_folder(name: str) -> Path:
+    """`runs/NAME`, or the first of `runs/NAME-2`, `runs/NAME-3`, ... that is free."""
+    root, count = Path("runs"), 1
+    folder = root / name
+    while folder.exists():
+        count += 1
+        folder = root / f"{name}-{count}"
+    return folder
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A small table on standard output; the first column is text, the others are figures."""
+    table = Table()
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(title, style="bold")
+    console.print(table)

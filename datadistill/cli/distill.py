@@ -1,0 +1,183 @@
+"""distill: a dataset becomes distilled data."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from datadistill.cli.common import (
+    add_data_flags,
+    add_nets_flag,
+    add_run_flags,
+    load_data,
+    new_folder,
+    print_table,
+)
+from datadistill.cli.parsing import (
+    Parser,
+    add_fields,
+    command_line,
+    given_fields,
+    one_of,
+    positive_int,
+)
+from datadistill.descent import Outer
+from datadistill.errors import RequestError
+from datadistill.evaluation import Score, percent
+from datadistill.methods import DD, METHODS
+from datadistill.outer import Run, distill
+from datadistill.progress import Progress
+from datadistill.recipes import Recipe, recipes
+from datadistill.report.card import conclude
+from datadistill.report.sheet import SHEET_NAME
+from datadistill.runs import RunFolder
+from datadistill.weights import KINDS
+
+DESCRIPTION = """\
+Distil a dataset. With no flags: MNIST into ten images for a LeNet with one fixed
+initialisation, in some minutes on two cores.
+
+What is not given comes from a recipe: mnist-fixed-10 for fixed initial weights,
+mnist-random-100 for random ones, or the one named by --recipe.
+
+examples:
+  datadistill distill
+  datadistill distill --weights random-init --steps 10 --epochs 3 --budget 10m
+  datadistill distill --dataset digits --model mlp --iterations 500 --out runs/digits
+  datadistill distill --resume --out runs/digits
+"""
+
+_RECIPE_FOR = {"fixed-init": "mnist-fixed-10", "random-init": "mnist-random-100"}
+_RUN_SETTINGS = ("dataset", "model", "weights", "scheme", "ipc", "seed", "device")
+
+
+def add_flags(parser: Parser) -> None:
+    add_data_flags(parser, "mnist")
+    parser.add_argument("--recipe", metavar="NAME", help="start from this recipe: datadistill list recipes")
+    parser.add_argument("--method", type=one_of("method", METHODS.names()), metavar="NAME", help="default: dd")
+    parser.add_argument("--model", metavar="NAME", help="the network (default: lenet)")
+    parser.add_argument(
+        "--weights",
+        type=one_of(KINDS.kind, KINDS.names()),
+        metavar="KIND",
+        help=f"initial weights: {' or '.join(KINDS.names())} (default: fixed-init)",
+    )
+    parser.add_argument("--scheme", metavar="NAME", help="how initial weights are drawn: datadistill list schemes")
+    parser.add_argument("--ipc", type=positive_int, metavar="N", help="images per class (default: one for each step)")
+    parser.add_argument(
+        "--iterations", type=positive_int, metavar="N", help="outer steps; the same seed gives the same bits"
+    )
+    parser.add_argument("--budget", metavar="TIME", help="wall clock instead of iterations, such as 90s or 5m")
+    add_run_flags(parser)
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out, or with the newest one in runs/"
+    )
+    add_nets_flag(parser)
+    add_fields(parser.add_argument_group("method dd"), DD)
+    add_fields(parser.add_argument_group("outer loop"), Outer, "outer_")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    folder = _folder(arguments)
+    recipe, settings = _settings(arguments, folder)
+    method = DD(**settings["method"])
+    outer = Outer(**settings["outer"])
+    chosen = settings["run"]
+    real = load_data(chosen["dataset"], arguments)
+    if folder is None:
+        folder = new_folder(f"{real.name}-dd-{chosen['weights']}-{chosen['ipc'] or method.steps}")
+    with Progress() as progress:
+        done = distill(
+            real,
+            method,
+            **{name: chosen[name] for name in _RUN_SETTINGS if name != "dataset"},
+            outer=outer,
+            iterations=chosen["iterations"],
+            budget=chosen["budget"],
+            out=folder,
+            resume=arguments.resume,
+            command=_repeat(arguments),
+            reporter=progress,
+        )
+    _, score = conclude(done, real, arguments.nets)
+    _print(done, score, recipe)
+
+
+def _folder(arguments: argparse.Namespace) -> Path | None:
+    """The run folder, where it is known before the run's settings."""
+    if arguments.out is not None:
+        return Path(arguments.out)
+    if not arguments.resume:
+        return None
+    runs = [path for path in Path("runs").glob("*") if RunFolder(path).exists()]
+    if not runs:
+        raise RequestError("there is no run to resume in runs/: name its folder with --out")
+    return max(runs, key=lambda path: (path / "config.json").stat().st_mtime_ns)
+
+
+def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recipe | None, dict[str, dict[str, Any]]]:
+    """Settings of the resumed run or of the recipe, with what was given as flags on top.
+
+    Returns:
+        The recipe, if nothing but the seed, the device and the length differs from it; and the settings.
+    """
+    defaults = {"ipc": None, "seed": 0, "device": "auto", "iterations": None, "budget": None}
+    recipe = None
+    if arguments.resume and folder is not None and RunFolder(folder).exists():
+        kept = RunFolder(folder).settings()
+        run = {name: getattr(kept, name) for name in (*_RUN_SETTINGS, "iterations", "budget")}
+        method, outer = dict(kept.method), dict(kept.outer)
+    else:
+        name = arguments.recipe or _RECIPE_FOR[arguments.weights or "fixed-init"]
+        recipe = recipes().get(name)
+        run, method, outer = {**defaults, **recipe.run}, dict(recipe.method), dict(recipe.outer)
+    method.pop("name")
+    given_run = {n: getattr(arguments, n) for n in _RUN_SETTINGS if getattr(arguments, n) is not None}
+    given_method, given_outer = given_fields(arguments, DD), given_fields(arguments, Outer, "outer_")
+    if arguments.iterations is not None and arguments.budget is not None:
+        raise RequestError("give either --iterations or --budget, not both")
+    if arguments.iterations is not None or arguments.budget is not None:
+        run |= {"iterations": arguments.iterations, "budget": arguments.budget}
+    if given_method or given_outer or set(given_run) - {"seed", "device"}:
+        recipe = None
+    outer = {**outer, **given_outer}
+    outer["betas"] = tuple(outer.get("betas", Outer.betas))
+    return recipe, {"run": {**run, **given_run}, "method": {**method, **given_method}, "outer": outer}
+
+
+def _repeat(arguments: argparse.Namespace) -> str:
+    """The command that makes the result from the start, as it belongs into the file."""
+    skipped = ("command", "out", "resume", "data_root", "nets")
+    words = ["datadistill", "distill"]
+    for name, value in vars(arguments).items():
+        if value is not None and name not in skipped:
+            values = value if isinstance(value, list) else [value]
+            words += ["--" + name.replace("_", "-"), *map(str, values)]
+    return " ".join(words)
+
+
+def _print(done: Run, score: Score, recipe: Recipe | None) -> None:
+    paper = recipe.paper if recipe else {}
+    rows = [["untrained network", percent(score.before), _published(paper, "before")]]
+    for t, summary in enumerate(score.by_step[:-1], start=1):
+        rows.append([f"after step {t}", percent(summary), ""])
+    last = len(score.by_step) or "the last"
+    rows.append([f"after step {last}", percent(score.accuracy), _published(paper, "after")])
+    columns = ["test accuracy", "these images"]
+    if paper:
+        columns.append(paper["source"])
+    nets = "one network" if score.nets == 1 else f"{score.nets} fresh networks"
+    print_table(
+        f"{score.model}, {score.weights}, {nets}, {score.images:,} test images, {done.seconds:.0f} s of distilling",
+        columns,
+        [row[: len(columns)] for row in rows],
+    )
+    assert done.folder is not None
+    for remark in done.remarks:
+        print(remark)
+    print(f"run folder  {done.folder}")
+    print(f"picture     {done.folder / SHEET_NAME}")
+    print(f"evaluate    {command_line('evaluate', str(done.folder))}")
+
+
+def _published(paper: dict[str, Any], which: str) -> str:
+    return f"{100 * paper[which]:.1f} %" if which in paper else ""

@@ -1,0 +1,48 @@
+"""list: what there is, one line each."""
+
+import argparse
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+from datadistill.baselines import BASELINES
+from datadistill.cli.parsing import Parser, one_of
+from datadistill.data import DATASETS
+from datadistill.evaluation import PROTOCOLS
+from datadistill.methods import METHODS
+from datadistill.models import MODELS, NORMS, SCHEMES
+from datadistill.recipes import recipes
+from datadistill.registry import Info
+from datadistill.weights import KINDS
+
+DESCRIPTION = """\
+List what there is to choose from, one line each.
+
+example:
+  datadistill list models
+"""
+
+_WHAT = ("methods", "models", "datasets", "recipes", "weights", "schemes", "norms", "protocols", "baselines")
+
+
+def add_flags(parser: Parser) -> None:
+    parser.add_argument("what", type=one_of("list", _WHAT), metavar="WHAT", help=", ".join(_WHAT))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    tables: dict[str, Iterable[Info]] = {
+        "methods": METHODS,
+        "models": MODELS,
+        "datasets": DATASETS,
+        "recipes": recipes(),
+        "weights": KINDS,
+        "schemes": SCHEMES,
+        "norms": NORMS,
+        "protocols": PROTOCOLS,
+        "baselines": BASELINES,
+    }
+    table = Table.grid(padding=(0, 2))
+    for record in tables[arguments.what]:
+        table.add_row(record.name, record.line)
+    Console(highlight=False).print(table)

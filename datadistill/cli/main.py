@@ -1,0 +1,83 @@
+"""`datadistill COMMAND`: finds the command, and turns errors into one sentence and an exit code."""
+
+import sys
+from collections.abc import Sequence
+
+from datadistill import __version__
+from datadistill.cli import baseline, distill, evaluate, listing, show
+from datadistill.cli.parsing import Parser
+from datadistill.errors import DatadistillError, explain_os_error, unknown_name
+from datadistill.runtime import keep_freed_memory
+
+COMMANDS = {
+    "distill": distill,
+    "baseline": baseline,
+    "evaluate": evaluate,
+    "show": show,
+    "list": listing,
+}
+
+_DESCRIPTION = """\
+Dataset distillation: a labelled dataset becomes a handful of synthetic images
+that train a network about as well.
+
+examples:
+  datadistill distill                  MNIST into ten images, one per class
+  datadistill evaluate runs/RUN        train on them, test on real images
+  datadistill COMMAND --help           all flags of a command
+"""
+
+
+def make_parser() -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and that of each command by name."""
+    parser = Parser(prog="datadistill", description=_DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"datadistill {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    by_name = {}
+    for name, module in COMMANDS.items():
+        line = (module.__doc__ or "").splitlines()[0].partition(": ")[2]
+        by_name[name] = commands.add_parser(name, help=line, description=module.DESCRIPTION)
+        module.add_flags(by_name[name])
+    return parser, by_name
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 done, 1 it ran and failed, 2 the request was wrong, 130 interrupted.
+    """
+    keep_freed_memory()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        parser, commands = make_parser()
+        if not given:
+            parser.print_help()
+            return 0
+        if not given[0].startswith("-") and given[0] not in commands:
+            raise unknown_name("command", given[0], commands)
+        parsed, rest = parser.parse_known_args(given)
+        (commands[parsed.command] if parsed.command else parser).refuse(rest)
+        COMMANDS[parsed.command].run(parsed)
+    except DatadistillError as error:
+        return _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except OSError as error:
+        return _fail(str(explain_os_error(error, "go on")), 1)
+    except MemoryError:
+        return _fail("not enough memory: try fewer images, a smaller --batch or --storage recompute", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    return 0
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"datadistill: {text}", file=sys.stderr)
+    return code
+
+
+def run_and_exit() -> None:
+    """The `datadistill` program."""
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Parsing: errors in one sentence, names without regard to case, flags made from dataclasses."""
+
+import argparse
+import inspect
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, fields
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+from datadistill.errors import RequestError, suggestion, unknown_name
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises RequestError instead of printing its usage and leaving."""
+
+    def __init__(self, **options: Any) -> None:
+        options |= {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(**options)
+
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(re.sub(r"^argument ([^:]+): ", r"\1: ", message))
+
+    def flags(self) -> list[str]:
+        """All flags."""
+        return [flag for action in self._actions for flag in action.option_strings]
+
+    def refuse(self, unknown: Sequence[str]) -> None:
+        """Raise for arguments that no one took, with the nearest flag suggested."""
+        if not unknown:
+            return
+        flag = unknown[0].split("=")[0]
+        if flag.startswith("-"):
+            hint = suggestion(flag, self.flags()) or f"; {self.prog} --help lists them"
+            raise RequestError(f"{self.prog} has no flag {flag}{hint}")
+        raise RequestError(f"{self.prog} does not know what to do with '{flag}'")
+
+
+def one_of(kind: str, names: Iterable[str]) -> Callable[[str], str]:
+    """A parser for one of several names, in any case."""
+    known = list(names)
+
+    def parse(text: str) -> str:
+        for name in known:
+            if name.lower() == text.lower():
+                return name
+        # argparse replaces the text of any ValueError by its own.
+        raise argparse.ArgumentTypeError(str(unknown_name(kind, text, known)))
+
+    return parse
+
+
+def positive_int(text: str) -> int:
+    """A parser for a whole number of at least 1."""
+    if not re.fullmatch(r"\d+", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """A parser for a number."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number") from error
+
+
+def documented(cls: type[Any]) -> dict[str, str]:
+    """What a dataclass's docstring says of its attributes."""
+    text = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2]
+    entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", text, re.MULTILINE)
+    return {name: " ".join(line.split()) for name, line in entries}
+
+
+def add_fields(parser: argparse._ActionsContainer, cls: type[Any], prefix: str = "") -> None:
+    """Add a flag for every field of a dataclass, explained by its docstring; no flag has a default.
+
+    Args:
+        parser: takes the flags.
+        cls: a dataclass with an `Attributes:` section.
+        prefix: put before each flag's name.
+    """
+    hints, lines = get_type_hints(cls), documented(cls)
+    for entry in fields(cls):
+        hint = hints[entry.name]
+        options: dict[str, Any] = {"dest": prefix + entry.name, "default": None, "help": lines[entry.name]}
+        if get_origin(hint) is Literal:
+            options |= {"type": one_of(entry.name, get_args(hint)), "metavar": "|".join(get_args(hint))}
+        elif get_origin(hint) is tuple:
+            options |= {"type": number, "nargs": len(get_args(hint)), "metavar": "X"}
+        else:
+            options |= {
+                "type": positive_int if hint is int else number,
+                "metavar": "N" if hint is int else "X",
+            }
+        if hint is int and entry.default == 0:
+            options["type"] = int
+        if entry.default is not MISSING:
+            options["help"] += f" (the paper's: {_plain(entry.default)})"
+        options["help"] = options["help"].replace("%", "%%")
+        parser.add_argument("--" + (prefix + entry.name).replace("_", "-"), **options)
+
+
+def _plain(value: Any) -> str:
+    return " ".join(str(part) for part in value) if isinstance(value, tuple) else str(value)
+
+
+def given_fields(arguments: argparse.Namespace, cls: type[Any], prefix: str = "") -> dict[str, Any]:
+    """The fields of a dataclass that were given as flags."""
+    found = {entry.name: getattr(arguments, prefix + entry.name) for entry in fields(cls)}
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in found.items() if value is not None
+    }
+
+
+def command_line(*arguments: str) -> str:
+    """A command for people to copy: the program as it can be found from here."""
+    program = "datadistill"
+    started = sys.argv[0]
+    if shutil.which(program) is None and started.endswith(program):
+        program = started
+    return shlex.join([program, *arguments])

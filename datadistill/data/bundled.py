@@ -1,0 +1,59 @@
+"""Datasets that need no download: MNIST inside this package, digits inside scikit-learn."""
+
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from datadistill.data.idx import read_idx
+from datadistill.data.real import RealData, from_pixels, stratified
+
+_DIGITS = tuple("0123456789")
+
+_MNIST_FILES = {
+    "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+}
+
+
+def mnist(data_root: Path | None = None) -> RealData:
+    """MNIST (LeCun et al. 1998): 60,000 and 10,000 grey digits of 28x28 pixels.
+
+    Args:
+        data_root: where `mnist/` with the four official files may lie; without that folder the copy
+            inside this package is read. Both must match the official checksums, so the pixels are the same.
+    """
+    folder = Path(str(resources.files("datadistill") / "data" / "mnist"))
+    if data_root is not None and (data_root / "mnist").is_dir():
+        folder = data_root / "mnist"
+    shapes = ((60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,))
+    train_images, train_labels, test_images, test_labels = (
+        read_idx(folder / name, sha256, shape)
+        for (name, sha256), shape in zip(_MNIST_FILES.items(), shapes, strict=True)
+    )
+    return from_pixels(
+        "mnist",
+        train_images[..., None],
+        train_labels.long(),
+        test_images[..., None],
+        test_labels.long(),
+        _DIGITS,
+    )
+
+
+def digits(data_root: Path | None = None) -> RealData:
+    """scikit-learn's digits: 1,797 grey digits of 8x8 pixels with 17 levels.
+
+    The set has no official split: a stratified fifth, always the same, is the test split.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = torch.from_numpy(bunch.images / 16 * 255).round().to(torch.uint8)[..., None]
+    labels = torch.from_numpy(bunch.target).long()
+    test = stratified(labels, len(labels) // 5, seed=1)
+    train = torch.ones(len(labels), dtype=torch.bool)
+    train[test] = False
+    return from_pixels("digits", pixels[train], labels[train], pixels[test], labels[test], _DIGITS)

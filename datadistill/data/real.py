@@ -1,0 +1,160 @@
+"""RealData: a labelled dataset as tensors on one device, with a held-out slice for every choice."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from datadistill.data.transforms import Normalization
+from datadistill.errors import RequestError
+from datadistill.runtime import stream
+
+HELD_OUT_FRACTION = 0.1
+HELD_OUT_MOST = 5000
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Labelled images, all on one device.
+
+    Attributes:
+        images: normalised, as a network takes them.
+        labels: class indices.
+        num_classes: how many classes there are, including any that this split lacks.
+    """
+
+    images: Float[Tensor, "n c h w"]
+    labels: Int64[Tensor, "n"]
+    num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def counts(self) -> Int64[Tensor, "k"]:
+        """Images per class, on the CPU."""
+        return torch.bincount(self.labels.cpu(), minlength=self.num_classes)
+
+    @cached_property
+    def _by_class(self) -> tuple[Int64[Tensor, "n"], Int64[Tensor, "k"]]:
+        order = torch.argsort(self.labels.cpu(), stable=True)
+        return order, torch.cumsum(self.counts, 0) - self.counts
+
+    def of_class(self, label: int) -> Int64[Tensor, "m"]:
+        """Indices of the images of one class, on the CPU."""
+        order, first = self._by_class
+        return order[int(first[label]) : int(first[label] + self.counts[label])]
+
+    def draw(self, count: int, generator: torch.Generator) -> Int64[Tensor, "{count}"]:
+        """Indices of a class-balanced random batch, with replacement, on the CPU.
+
+        Each class gets `count / num_classes` images; where that does not divide, the classes that get one
+        more are drawn too.
+        """
+        order, first = self._by_class
+        shift = torch.randint(self.num_classes, (), generator=generator)
+        classes = (torch.arange(count) + shift) % self.num_classes
+        within = torch.rand(count, generator=generator, dtype=torch.float64) * self.counts[classes]
+        return order[first[classes] + within.long()]
+
+    def take(self, indices: Int64[Tensor, "m"]) -> "Split":
+        """The images and labels at these indices."""
+        indices = indices.to(self.labels.device)
+        return Split(self.images[indices], self.labels[indices], self.num_classes)
+
+
+@dataclass(frozen=True, eq=False)
+class RealData:
+    """A dataset: what distilling learns from (`train`), chooses by (`held_out`) and is judged by (`test`).
+
+    Attributes:
+        name: the dataset's name.
+        train: the training split less the held-out slice.
+        held_out: a fixed, stratified slice of the training split: a tenth, at most 5,000 images.
+        test: the test split; for the last line of a report only.
+        classes: class names, by index.
+        normalization: how pixels in [0, 1] became the images here.
+    """
+
+    name: str
+    train: Split
+    held_out: Split
+    test: Split
+    classes: tuple[str, ...]
+    normalization: Normalization
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def in_channels(self) -> int:
+        return self.train.images.shape[1]
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels."""
+        return self.train.images.shape[2]
+
+    def to(self, device: torch.device) -> "RealData":
+        """The same data on a device."""
+
+        def moved(split: Split) -> Split:
+            return replace(split, images=split.images.to(device), labels=split.labels.to(device))
+
+        return replace(self, train=moved(self.train), held_out=moved(self.held_out), test=moved(self.test))
+
+    def check_ipc(self, ipc: int) -> None:
+        """Refuse more images per class than the smallest class of the training split has."""
+        if ipc < 1:
+            raise RequestError(f"ipc is {ipc}, but each class needs at least 1 image")
+        fewest = int(self.train.counts.min())
+        if ipc > fewest:
+            label = self.classes[int(self.train.counts.argmin())]
+            raise RequestError(
+                f"ipc is {ipc}, but class '{label}' of {self.name} has only {fewest} training images: "
+                f"ask for at most {fewest}"
+            )
+
+
+def stratified(labels: Int64[Tensor, "n"], count: int, seed: int) -> Int64[Tensor, "m"]:
+    """About `count` sorted indices, drawn so that every class keeps its share (at least one image left)."""
+    generator = stream(seed, "stratified")
+    chosen = []
+    for label in torch.unique(labels):
+        members = torch.nonzero(labels == label).flatten()
+        take = min(round(count * len(members) / len(labels)), len(members) - 1)
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:take]])
+    return torch.cat(chosen).sort().values
+
+
+def from_pixels(
+    name: str,
+    train_pixels: UInt8[Tensor, "n h w c"],
+    train_labels: Int64[Tensor, "n"],
+    test_pixels: UInt8[Tensor, "m h w c"],
+    test_labels: Int64[Tensor, "m"],
+    classes: tuple[str, ...],
+) -> RealData:
+    """RealData from 8-bit pixels; mean and deviation per channel come from the whole training split.
+
+    The held-out slice depends on the labels alone, never on a run's seed, so that every run and every
+    method chooses by the same images.
+    """
+    normalization = Normalization.measure(train_pixels)
+    count = min(round(HELD_OUT_FRACTION * len(train_labels)), HELD_OUT_MOST)
+    held = stratified(train_labels, count, seed=0)
+    kept = torch.ones(len(train_labels), dtype=torch.bool)
+    kept[held] = False
+    train_images = normalization.apply(train_pixels)
+    num_classes = len(classes)
+    return RealData(
+        name=name,
+        train=Split(train_images[kept], train_labels[kept], num_classes),
+        held_out=Split(train_images[held], train_labels[held], num_classes),
+        test=Split(normalization.apply(test_pixels), test_labels, num_classes),
+        classes=classes,
+        normalization=normalization,
+    )

@@ -1,0 +1,124 @@
+"""One step of the outer loop: from gradients of the distilled data to better distilled data."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from datadistill.distilled import DistilledData
+from datadistill.errors import RequestError
+from datadistill.inner.functional import Weights
+from datadistill.inner.optimizers import Adam, State
+from datadistill.methods.base import Gradients
+
+_NORM_MEMORY = 0.99
+_WARM_AVERAGE = 10
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Hyper-parameters of the outer loop; the defaults are those of Wang et al. 2018 and their code.
+
+    Attributes:
+        rate: learning rate of Adam, for images and for the logarithms of learning rates.
+        betas: of Adam.
+        schedule: how the rate falls: `halving` (in ten equal parts, each at half the rate of the one before, as
+            the authors do), `cosine` or `linear` (to zero), or `constant`.
+        warmup: share of the run over which the rate first rises linearly from zero.
+        clip: longest gradient allowed, in multiples of its running mean length; 0 allows any.
+        average: the result is an exponential average of the images and rates with this decay; 0 takes the last.
+        look_every: outer steps between looks at held-out data, each with a checkpoint.
+    """
+
+    rate: float = 0.01
+    betas: tuple[float, float] = (0.5, 0.999)
+    schedule: Literal["halving", "cosine", "linear", "constant"] = "halving"
+    warmup: float = 0.0
+    clip: float = 0.0
+    average: float = 0.0
+    look_every: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < math.inf:
+            raise RequestError(f"the outer rate is {self.rate}, but must be positive")
+        for name, value in (("betas", min(self.betas)), ("warmup", self.warmup), ("average", self.average)):
+            if not 0 <= value < 1:
+                raise RequestError(f"{name} is {value}, but must be at least 0 and less than 1")
+        if not 0 <= max(self.betas) < 1:
+            raise RequestError(f"betas are {self.betas}, but must be less than 1")
+        if not 0 <= self.clip < math.inf:
+            raise RequestError(f"clip is {self.clip}, but must not be negative")
+        if self.look_every < 1:
+            raise RequestError(f"look_every is {self.look_every}, but must be at least 1")
+
+    def rate_at(self, progress: float) -> float:
+        """The learning rate when this share of the run, 0 to 1, is done."""
+        warm = min(1.0, progress / self.warmup) if self.warmup else 1.0
+        fall = {
+            "halving": 0.5 ** math.floor(10 * min(progress, 0.999)),
+            "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+            "linear": 1 - progress,
+            "constant": 1.0,
+        }[self.schedule]
+        return self.rate * warm * fall
+
+
+@dataclass(frozen=True, eq=False)
+class Variables:
+    """What is learned, and what the optimiser remembers. Immutable: a step makes a new one.
+
+    Attributes:
+        values: `images`, and `log_rates` where rates are learned.
+        moments: Adam's.
+        average: of the values.
+        norm: running mean length of the gradient.
+        steps: how many steps were taken.
+    """
+
+    values: Weights
+    moments: State
+    average: Weights
+    norm: float = 0.0
+    steps: int = 0
+
+    @classmethod
+    def of(cls, distilled: DistilledData, outer: Outer) -> "Variables":
+        """The variables of distilled data before the first step."""
+        values = {"images": distilled.images}
+        if distilled.learning_rates is not None:
+            values["log_rates"] = distilled.learning_rates.log()
+        return cls(values, Adam(outer.betas).init(values), values)
+
+    def put(self, template: DistilledData) -> DistilledData:
+        """The present values as distilled data."""
+        return _filled(template, self.values)
+
+    def put_average(self, template: DistilledData) -> DistilledData:
+        """The averaged values as distilled data."""
+        return _filled(template, self.average)
+
+
+def _filled(template: DistilledData, values: Weights) -> DistilledData:
+    rates = values["log_rates"].exp() if "log_rates" in values else None
+    return replace(template, images=values["images"], learning_rates=rates)
+
+
+def improve(variables: Variables, gradients: Gradients, outer: Outer, rate: float) -> Variables:
+    """One Adam step on the images and the logarithms of the learning rates."""
+    slopes: dict[str, Tensor] = {"images": gradients.images}
+    if gradients.learning_rates is not None:
+        # d/d log(r) = r * d/dr
+        slopes["log_rates"] = gradients.learning_rates * variables.values["log_rates"].exp()
+    norm = math.sqrt(sum(float(slope.square().sum()) for slope in slopes.values()))
+    usual = variables.norm or norm
+    if outer.clip and norm > outer.clip * usual:
+        slopes = {name: slope * (outer.clip * usual / norm) for name, slope in slopes.items()}
+        norm = outer.clip * usual
+    values, moments = Adam(outer.betas).update(variables.values, slopes, variables.moments, rate, variables.steps)
+    steps = variables.steps + 1
+    # A young average forgets faster, so that the start does not linger in it.
+    decay = outer.average * min(1.0, steps / (steps + _WARM_AVERAGE))
+    average = {name: torch.lerp(value, variables.average[name], decay) for name, value in values.items()}
+    return Variables(values, moments, average, _NORM_MEMORY * usual + (1 - _NORM_MEMORY) * norm, steps)

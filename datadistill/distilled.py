@@ -1,0 +1,261 @@
+"""DistilledData: what distilling makes, and the one thing that everything after it takes."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from datadistill.data.real import RealData
+from datadistill.data.transforms import Normalization
+from datadistill.errors import DamagedFileError, RequestError
+from datadistill.files import read_tensors, write_tensors
+from datadistill.inner.functional import Weights
+from datadistill.inner.unroll import InnerStep
+
+FORMAT = 1
+FILE_NAME = "distilled.safetensors"
+_WEIGHT_PREFIX = "initial_weights."
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where distilled data comes from and how it is meant to be used; the file's JSON.
+
+    Attributes:
+        dataset: the real dataset's name.
+        classes: class names, by index.
+        normalization: how the real pixels in [0, 1] became what the network is fed.
+        model: the network it was made for.
+        weights: the kind of initial weights and the scheme they were drawn by.
+        inner: optimizer, steps, epochs, augment and loss of the inner loop.
+        method: name and hyper-parameters.
+        seed: of the run.
+        versions: of the software.
+        cost: seconds, outer steps, peak bytes and device.
+        scores: what was measured, how, and on how many networks.
+        recipe: the command that made it.
+    """
+
+    dataset: str
+    classes: tuple[str, ...]
+    normalization: Normalization
+    model: str
+    weights: dict[str, Any]
+    inner: dict[str, Any]
+    method: dict[str, Any]
+    seed: int
+    versions: dict[str, str] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    recipe: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class DistilledData:
+    """Synthetic images with what training on them needs.
+
+    Attributes:
+        images: exactly what the network is fed (after normalisation).
+        labels: class indices.
+        batches: which images each step uses, in order; S steps of B images.
+        learning_rates: one per gradient step; None when the protocol sets its own. T = S x epochs, and step t
+            uses batch t mod S.
+        provenance: where it comes from.
+        initial_weights: of the one network it was made for, with fixed-init and fixed-pretrained.
+        soft_labels: the targets as the loss uses them, where labels are not hard.
+    """
+
+    images: Float[Tensor, "n c h w"]
+    labels: Int64[Tensor, "n"]
+    batches: Int64[Tensor, "s b"]
+    learning_rates: Float[Tensor, "t"] | None
+    provenance: Provenance
+    initial_weights: Weights | None = None
+    soft_labels: Float[Tensor, "n k"] | None = None
+
+    @property
+    def ipc(self) -> float:
+        """Images per class."""
+        return len(self.labels) / len(self.provenance.classes)
+
+    def inner_steps(self) -> list[InnerStep]:
+        """The T gradient steps that the learned rates belong to.
+
+        Raises:
+            RequestError: this data has no learning rates of its own.
+        """
+        if self.learning_rates is None:
+            raise RequestError("this distilled data has no learning rates of its own")
+        steps = []
+        for t, rate in enumerate(self.learning_rates):
+            chosen = self.batches[t % len(self.batches)]
+            steps.append(InnerStep(self.images[chosen], self.labels[chosen], rate))
+        return steps
+
+    def to(self, device: torch.device) -> "DistilledData":
+        """The same data on a device."""
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device)
+
+        weights = self.initial_weights
+        return replace(
+            self,
+            images=self.images.to(device),
+            labels=self.labels.to(device),
+            batches=self.batches.to(device),
+            learning_rates=moved(self.learning_rates),
+            initial_weights=weights and {name: weight.to(device) for name, weight in weights.items()},
+            soft_labels=moved(self.soft_labels),
+        )
+
+    def as_dataset(self) -> TensorDataset:
+        """Pairs (image [C, H, W], label) for a `torch.utils.data.DataLoader`."""
+        return TensorDataset(self.images, self.labels)
+
+    def pixels(self) -> Float[Tensor, "n c h w"]:
+        """The images before normalisation; learned ones may leave [0, 1]."""
+        return self.provenance.normalization.invert(self.images)
+
+    def check_matches(self, real: RealData) -> None:
+        """Refuse to judge this data on a dataset of other classes, shape or normalisation.
+
+        Raises:
+            RequestError: naming what differs.
+        """
+        mine = self.provenance
+        shape, real_shape = tuple(self.images.shape[1:]), tuple(real.train.images.shape[1:])
+        if mine.classes != real.classes:
+            raise RequestError(
+                f"the distilled data's classes are {', '.join(mine.classes[:12])}, but those of {real.name} are "
+                f"{', '.join(real.classes[:12])}"
+            )
+        if shape != real_shape:
+            raise RequestError(f"the distilled images are {shape}, but those of {real.name} are {real_shape}")
+        ours = (*mine.normalization.mean, *mine.normalization.std)
+        theirs = (*real.normalization.mean, *real.normalization.std)
+        if any(abs(a - b) > 1e-3 for a, b in zip(ours, theirs, strict=True)):
+            raise RequestError(f"the distilled data's normalisation {ours} differs from that of {real.name}, {theirs}")
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically (layout: docs/file-format.md)."""
+        tensors = {"images": self.images, "labels": self.labels, "batches": self.batches}
+        if self.learning_rates is not None:
+            tensors["learning_rates"] = self.learning_rates
+        if self.soft_labels is not None:
+            tensors["soft_labels"] = self.soft_labels
+        for name, weight in (self.initial_weights or {}).items():
+            tensors[_WEIGHT_PREFIX + name] = weight
+        header = json.dumps({"format": FORMAT, **asdict(self.provenance)}, allow_nan=False)
+        write_tensors(Path(path), tensors, {"datadistill": header})
+
+
+def load_distilled(path: str | Path) -> DistilledData:
+    """Read distilled data from its file, or from a run or gallery folder that holds one.
+
+    Raises:
+        RequestError: there is no such file.
+        DamagedFileError: the file is damaged or breaks the format; the sentence says where.
+    """
+    path = Path(path)
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise RequestError(f"no distilled data at {path}: give a .safetensors file, or a folder with {FILE_NAME}")
+    tensors, metadata = read_tensors(file)
+    try:
+        return _parse(tensors, metadata)
+    except (DamagedFileError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        reason = str(error) if isinstance(error, DamagedFileError) else f"its metadata is malformed ({error!r})"
+        raise DamagedFileError(f"{file} is not distilled data of format {FORMAT}: {reason}") from error
+
+
+def _parse(tensors: dict[str, Tensor], metadata: dict[str, str]) -> DistilledData:
+    _require("datadistill" in metadata, "the metadata key 'datadistill' is missing")
+    header = json.loads(metadata["datadistill"])
+    _require(isinstance(header, dict), "its metadata is not a JSON object")
+    _require(header.get("format") == FORMAT, f"it has format {header.get('format')!r}")
+    provenance = _parse_provenance(header)
+    for name in ("images", "labels", "batches"):
+        _require(name in tensors, f"the tensor '{name}' is missing")
+    for name, tensor in tensors.items():
+        _require(not tensor.is_floating_point() or bool(tensor.isfinite().all()), f"'{name}' is not finite")
+    data = DistilledData(
+        images=_typed(tensors, "images", torch.float32, 4),
+        labels=_typed(tensors, "labels", torch.int64, 1),
+        batches=_typed(tensors, "batches", torch.int64, 2),
+        learning_rates=_typed(tensors, "learning_rates", torch.float32, 1) if "learning_rates" in tensors else None,
+        soft_labels=_typed(tensors, "soft_labels", torch.float32, 2) if "soft_labels" in tensors else None,
+        provenance=provenance,
+        initial_weights={
+            name.removeprefix(_WEIGHT_PREFIX): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(_WEIGHT_PREFIX)
+        }
+        or None,
+    )
+    _check(data)
+    return data
+
+
+def _check(data: DistilledData) -> None:
+    count, num_classes = len(data.images), len(data.provenance.classes)
+    _require(data.images.numel() > 0, "it holds no images")
+    _require(len(data.labels) == count, f"{count} images but {len(data.labels)} labels")
+    in_range = bool(((data.labels >= 0) & (data.labels < num_classes)).all())
+    _require(in_range, f"a label is outside its {num_classes} classes")
+    _require(data.batches.numel() > 0, "it has no batches")
+    _require(bool(((data.batches >= 0) & (data.batches < count)).all()), "a batch names an image that is not there")
+    channels = len(data.provenance.normalization.mean)
+    _require(channels == data.images.shape[1], f"{channels} normalisation channels for {data.images.shape[1]}")
+    if data.learning_rates is not None:
+        _require(len(data.learning_rates) % len(data.batches) == 0, "its learning rates are not whole epochs")
+        _require(bool((data.learning_rates > 0).all()), "a learning rate is not positive")
+    if data.soft_labels is not None:
+        _require(data.soft_labels.shape == (count, num_classes), "its soft labels have the wrong shape")
+
+
+def _parse_provenance(header: dict[str, Any]) -> Provenance:
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "dataset": str,
+        "classes": list,
+        "normalization": dict,
+        "model": str,
+        "weights": dict,
+        "inner": dict,
+        "method": dict,
+        "seed": int,
+        "versions": dict,
+        "cost": dict,
+        "scores": list,
+        "recipe": str,
+    }
+    values = {}
+    for entry in fields(Provenance):
+        _require(entry.name in header, f"'{entry.name}' is missing from its metadata")
+        value = header[entry.name]
+        _require(isinstance(value, kinds[entry.name]), f"'{entry.name}' in its metadata has the wrong type")
+        values[entry.name] = value
+    _require(all(isinstance(name, str) for name in values["classes"]), "a class name is not text")
+    _require(len(values["classes"]) > 0, "it has no classes")
+    values["classes"] = tuple(values["classes"])
+    mean, std = (tuple(float(x) for x in values["normalization"][key]) for key in ("mean", "std"))
+    _require(len(mean) == len(std) and all(s > 0 for s in std), "its normalisation is malformed")
+    values["normalization"] = Normalization(mean, std)
+    return Provenance(**values)
+
+
+def _typed(tensors: dict[str, Tensor], name: str, dtype: torch.dtype, dims: int) -> Tensor:
+    tensor = tensors[name]
+    _require(tensor.dtype == dtype, f"'{name}' is {tensor.dtype}, not {dtype}")
+    _require(tensor.dim() == dims, f"'{name}' has {tensor.dim()} dimensions, not {dims}")
+    return tensor
+
+
+def _require(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise DamagedFileError(otherwise)

@@ -1,0 +1,46 @@
+"""Errors a person is meant to read: one sentence each, and the exit code the command line gives them."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class DatadistillError(Exception):
+    """It ran and failed (exit code 1)."""
+
+    exit_code = 1
+
+
+class RequestError(DatadistillError, ValueError):
+    """The request was wrong (exit code 2): what is wrong, what was given, what is allowed."""
+
+    exit_code = 2
+
+
+class DamagedFileError(DatadistillError):
+    """A file is not what it says it is: truncated, altered, or not of this format (exit code 1)."""
+
+
+class Interrupted(DatadistillError):
+    """The run was interrupted and saved (exit code 130)."""
+
+    exit_code = 130
+
+
+def suggestion(given: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` when a known name is close to the given one, else an empty string."""
+    by_folded = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(given.lower(), list(by_folded), n=1, cutoff=0.5)
+    return f"; did you mean {by_folded[close[0]]}?" if close else ""
+
+
+def unknown_name(kind: str, given: str, known: Iterable[str]) -> RequestError:
+    """The error for a name that is not in a list, with the nearest one suggested."""
+    names = list(known)
+    return RequestError(f"unknown {kind} '{given}': there are {', '.join(names)}{suggestion(given, names)}")
+
+
+def explain_os_error(error: OSError, doing: str) -> DatadistillError:
+    """An operating system's refusal as one sentence, for instance a full disk while saving."""
+    reason = error.strerror or str(error)
+    where = f" ({error.filename})" if error.filename else ""
+    return DatadistillError(f"could not {doing}: {reason}{where}")

@@ -1,0 +1,84 @@
+"""Scores: a mean, how far it can be trusted, and how it was measured."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import stdtrit
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Accuracies of one or several networks, as fractions.
+
+    Attributes:
+        mean: over networks.
+        std: over networks (n - 1); None for a single one.
+        ci95: 95 % interval of the mean: Student's t over networks, or, for a single network, Wilson's over
+            test images.
+    """
+
+    mean: float
+    std: float | None
+    ci95: tuple[float, float]
+
+
+def summarize(accuracies: list[float], images: int) -> Summary:
+    """The summary of one accuracy per network, each measured on `images` images."""
+    values = np.asarray(accuracies)
+    mean, count = float(values.mean()), len(values)
+    if count == 1:
+        return Summary(mean, None, wilson(mean, images))
+    std = float(values.std(ddof=1))
+    reach = float(stdtrit(count - 1, 0.975)) * std / math.sqrt(count)
+    return Summary(mean, std, (max(0.0, mean - reach), min(1.0, mean + reach)))
+
+
+def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of `count` (Wilson 1927)."""
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    reach = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, centre - reach), min(1.0, centre + reach)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One line of a report.
+
+    Attributes:
+        model: the network that was trained.
+        weights: the kind of initial weights and their scheme.
+        protocol: how it was trained.
+        nets: how many networks.
+        split: what it was tested on.
+        images: how many images that split has.
+        accuracy: after training.
+        before: of the untrained networks.
+        by_step: after each gradient step, where asked for.
+        seconds: that the measurement took.
+        device: where.
+    """
+
+    model: str
+    weights: str
+    protocol: str
+    nets: int
+    split: str
+    images: int
+    accuracy: Summary
+    before: Summary
+    by_step: tuple[Summary, ...]
+    seconds: float
+    device: str
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-ready; accuracies are fractions."""
+        return asdict(self)
+
+
+def percent(summary: Summary) -> str:
+    """A summary for people, such as `93.80 %` or `82.8 ± 1.6 %`."""
+    if summary.std is None:
+        return f"{100 * summary.mean:.2f} %"
+    return f"{100 * summary.mean:.1f} ± {100 * summary.std:.1f} %"

@@ -1,0 +1,374 @@
+"""THE outer loop, behind `datadistill.distill()`. Read this first.
+
+A run is a chain of moments. Each outer step draws a real batch, asks the method for the gradient of the outer loss with
+respect to the distilled data, and takes one Adam step. Every so often a *look* measures the data on the held-out slice
+of the training split, remembers the best, and saves a checkpoint. The test split is not touched.
+
+Every random draw comes from a generator made from the seed and the step's number, and a moment is immutable, so a run
+that was killed and resumed goes through the same moments, to the bit, as one left alone (on a CPU, with the same number
+of threads, and with `iterations`; a `budget` follows the clock and cannot).
+"""
+
+import math
+import re
+import shlex
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from datadistill.data.real import RealData
+from datadistill.descent import Outer, Variables, improve
+from datadistill.distilled import FILE_NAME, DistilledData
+from datadistill.errors import Interrupted, RequestError
+from datadistill.evaluation.accuracy import Accuracy, accuracy_along
+from datadistill.methods import DD, method_name
+from datadistill.methods.base import Method, Outcome, Problem, make_problem, options_of
+from datadistill.models import ModelFactory
+from datadistill.moments import Best, Moment, pack, unpack
+from datadistill.progress import Reporter, Silent, Status
+from datadistill.runs import RunFolder, Settings
+from datadistill.runtime import peak_memory, resolve_device, stream, versions
+from datadistill.signals import StopRequest
+
+ROLLBACKS = 3
+LOOK_NETWORKS = 4
+DIVERGED = 2.0
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run is: a number of outer steps, or seconds by the clock; schedules follow it."""
+
+    iterations: int | None
+    budget: float | None
+
+    def __post_init__(self) -> None:
+        if (self.iterations is None) == (self.budget is None):
+            raise RequestError("give either iterations or a budget")
+        if self.iterations is not None and self.iterations < 1:
+            raise RequestError(f"iterations is {self.iterations}, but must be at least 1")
+        if self.budget is not None and not 0 < self.budget < math.inf:
+            raise RequestError(f"the budget is {self.budget} seconds, but must be positive")
+
+    def progress(self, step: int, seconds: float) -> float:
+        """The share of the run that is done, 0 to 1."""
+        done = step / self.iterations if self.iterations else seconds / (self.budget or 1.0)
+        return min(1.0, done)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run.
+
+    Attributes:
+        distilled: the best data by held-out accuracy.
+        held_out: its accuracy and loss there.
+        steps: outer steps taken.
+        seconds: spent on them.
+        folder: where the run lies, if it was given a folder.
+        remarks: sentences on what went wrong on the way.
+    """
+
+    distilled: DistilledData
+    held_out: Accuracy
+    steps: int
+    seconds: float
+    folder: Path | None
+    remarks: tuple[str, ...]
+
+
+def distill(
+    real: RealData,
+    method: Method | None = None,
+    *,
+    model: str | ModelFactory = "lenet",
+    weights: str = "fixed-init",
+    scheme: str = "xavier",
+    ipc: int | None = None,
+    outer: Outer | None = None,
+    iterations: int | None = None,
+    budget: float | str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    out: str | Path | None = None,
+    resume: bool = False,
+    command: str = "",
+    reporter: Reporter | None = None,
+) -> Run:
+    """Distil a dataset.
+
+    Args:
+        real: the dataset.
+        method: hyper-parameters of a method; `DD()` without one.
+        model: the network, by name or as a function that returns a `torch.nn.Module`.
+        weights: the kind of initial weights, one of `weights.KINDS`.
+        scheme: how initial weights are drawn, one of `models.SCHEMES`.
+        ipc: images per class; one for each of the method's steps without it.
+        outer: hyper-parameters of the outer loop.
+        iterations: outer steps.
+        budget: wall clock instead of iterations, in seconds or as text such as `5m`.
+        seed: of all randomness.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        out: a folder for the run; without one nothing is written.
+        resume: go on from the last checkpoint in `out`, which must hold a run with these settings.
+        command: what to record as the command that made the result.
+        reporter: is told how the run is doing.
+
+    Raises:
+        RequestError: the request was wrong.
+        Interrupted: Ctrl-C; the run is saved in `out`.
+        DatadistillError: it could not go on.
+    """
+    method, outer, reporter = method or DD(), outer or Outer(), reporter or Silent()
+    length = Length(iterations, parse_duration(budget))
+    problem = make_problem(
+        real,
+        model=model,
+        weights=weights,
+        scheme=scheme,
+        ipc=ipc if ipc is not None else int(getattr(method, "steps", 1)),
+        seed=seed,
+        device=resolve_device(device),
+    )
+    template = method.start(problem, stream(seed, "start"))
+    settings = Settings(
+        dataset=real.name,
+        model=problem.model,
+        weights=problem.kind,
+        scheme=problem.scheme,
+        ipc=problem.ipc,
+        seed=seed,
+        method={"name": method_name(method), **options_of(method)},
+        outer=asdict(outer),
+        iterations=length.iterations,
+        budget=length.budget,
+        device=problem.device.type,
+        versions=versions(),
+    )
+    template = replace(template, provenance=replace(template.provenance, recipe=command, versions=versions()))
+    folder = None if out is None else RunFolder(Path(out))
+    loop = _Loop(problem, method, outer, length, template, reporter, folder)
+    with StopRequest() as stop, folder.locked() if folder else nullcontext():
+        moment = loop.first() if folder is None else _open(folder, settings, loop, resume)
+        return loop.finish(loop.run(moment, stop))
+
+
+def _open(folder: RunFolder, settings: Settings, loop: "_Loop", resume: bool) -> Moment:
+    """The moment to go on from."""
+    if not resume or not folder.exists():
+        folder.begin(settings)
+        if resume:
+            loop.reporter.say(f"{folder.path} holds no run yet: starting from the beginning.")
+        return loop.first()
+    difference = folder.settings().difference(settings)
+    if difference:
+        raise RequestError(f"the run in {folder.path} has other settings: {difference}")
+    checkpoint, complaints = folder.latest()
+    for complaint in complaints:
+        loop.reporter.say(complaint)
+    moment = loop.first() if checkpoint is None else unpack(checkpoint, loop.problem.device)
+    folder.rewind(moment.step)
+    loop.reporter.say(f"resuming {folder.path} at step {moment.step}.")
+    return moment
+
+
+@dataclass(frozen=True, eq=False)
+class _Loop:
+    """What stays the same during a run."""
+
+    problem: Problem
+    method: Method
+    outer: Outer
+    length: Length
+    template: DistilledData
+    reporter: Reporter
+    folder: RunFolder | None
+
+    def first(self) -> Moment:
+        """The moment before the first outer step."""
+        return Moment(Variables.of(self.template, self.outer))
+
+    def run(self, moment: Moment, stop: StopRequest) -> Moment:
+        """The outer loop."""
+        good = moment.good or moment
+        moment = replace(moment, good=None)
+        began = time.perf_counter() - moment.seconds
+        while not moment.finished:
+            progress = self.length.progress(moment.step, moment.seconds)
+            outcome = self._ask(moment, progress)
+            if not _is_finite(outcome):
+                moment = good = self._roll_back(good, moment, "the outer loss or its gradient is not finite")
+                continue
+            moment = self._improve(moment, outcome, progress, time.perf_counter() - began)
+            if moment.step % self.outer.look_every == 0 or self._is_over(moment):
+                if self._has_diverged(moment):
+                    moment = good = self._roll_back(good, moment, f"the outer loss rose to {moment.loss:.3g}")
+                    continue
+                moment = good = self._look(moment)
+            if stop.requested and not moment.finished:
+                self._interrupt(moment, good)
+        return moment
+
+    def finish(self, moment: Moment) -> Run:
+        """The best data of a finished run, with what it cost."""
+        assert moment.best is not None, "a finished run has looked at least once"
+        return Run(
+            distilled=self._result(moment, moment.best),
+            held_out=Accuracy(moment.best.correct, moment.best.loss),
+            steps=moment.step,
+            seconds=moment.seconds,
+            folder=self.folder.path if self.folder else None,
+            remarks=moment.remarks,
+        )
+
+    def _ask(self, moment: Moment, progress: float) -> Outcome:
+        distilled = moment.variables.put(self.template)
+        generator = stream(self.problem.seed, "step", moment.step, moment.rollbacks)
+        return self.method.gradient(distilled, self.problem, moment.method_state, generator, progress)
+
+    def _improve(self, moment: Moment, outcome: Outcome, progress: float, seconds: float) -> Moment:
+        rate = self._rate(moment, progress)
+        loss = float(outcome.loss)
+        moment = replace(
+            moment,
+            variables=improve(moment.variables, outcome.gradients, self.outer, rate),
+            step=moment.step + 1,
+            seconds=seconds,
+            method_state=outcome.state,
+            loss_sum=moment.loss_sum + loss,
+            loss_count=moment.loss_count + 1,
+            first_loss=loss if moment.first_loss is None else moment.first_loss,
+        )
+        done = self.length.progress(moment.step, seconds)
+        memory = peak_memory(self.problem.device)
+        self.reporter.update(Status(moment.step, done, seconds, moment.loss, moment.accuracy, rate, memory))
+        return moment
+
+    def _look(self, moment: Moment) -> Moment:
+        """Measure the data on the held-out slice, remember the best, and save."""
+        distilled = moment.variables.put_average(self.template)
+        seen = _held_out(self.problem, distilled)
+        best = moment.best
+        better = best is None or (seen.correct, -seen.loss) > (best.correct, -best.loss)
+        if best is None or better:
+            best = Best(seen.correct, seen.loss, moment.step, moment.variables.average)
+        looked = replace(
+            moment,
+            best=best,
+            accuracy=seen.correct,
+            loss_sum=0.0,
+            loss_count=0,
+            finished=self._is_over(moment),
+        )
+        if self.folder is not None:
+            self.folder.record(self._metrics(moment, seen, distilled))
+            if better:
+                self._result(looked, best).save(self.folder.path / FILE_NAME)
+            self.folder.save(moment.step, pack(looked))
+        return looked
+
+    def _metrics(self, moment: Moment, seen: Accuracy, distilled: DistilledData) -> dict[str, object]:
+        rates = distilled.learning_rates
+        return {
+            "step": moment.step,
+            "seconds": round(moment.seconds, 3),
+            "outer_loss": moment.loss,
+            "held_out_accuracy": seen.correct,
+            "held_out_loss": seen.loss,
+            "rate": self._rate(moment, self.length.progress(moment.step, moment.seconds)),
+            "learning_rates": None if rates is None else [float(f"{rate:.6g}") for rate in rates.tolist()],
+            "peak_bytes": peak_memory(self.problem.device),
+        }
+
+    def _rate(self, moment: Moment, progress: float) -> float:
+        return self.outer.rate_at(progress) * 0.5**moment.rollbacks
+
+    def _is_over(self, moment: Moment) -> bool:
+        return self.length.progress(moment.step, moment.seconds) >= 1
+
+    def _has_diverged(self, moment: Moment) -> bool:
+        chance = math.log(self.problem.real.num_classes)
+        return moment.loss > DIVERGED * max(chance, moment.first_loss or 0.0)
+
+    def _roll_back(self, good: Moment, moment: Moment, trouble: str) -> Moment:
+        """The last good moment with half the outer rate; after three times, the end."""
+        if good.rollbacks == ROLLBACKS:
+            remark = f"step {moment.step}: {trouble}, for the {ROLLBACKS + 1}th time; stopped with the best so far."
+            good = good if good.best is not None else self._look(good)
+            ended = replace(good, finished=True)
+        else:
+            rate = self.outer.rate * 0.5 ** (good.rollbacks + 1)
+            remark = f"step {moment.step}: {trouble}; back to step {good.step}, outer rate halved to {rate:g}."
+            ended = replace(good, rollbacks=good.rollbacks + 1)
+        self._say(remark)
+        ended = replace(ended, remarks=(*good.remarks, remark), seconds=moment.seconds)
+        if ended.finished and self.folder is not None:
+            self.folder.save(ended.step, pack(ended))
+        return ended
+
+    def _interrupt(self, moment: Moment, good: Moment) -> None:
+        """Save between two looks and leave.
+
+        Raises:
+            Interrupted: always.
+        """
+        if self.folder is None:
+            raise KeyboardInterrupt
+        self.folder.save(moment.step, pack(moment if good is moment else replace(moment, good=good)))
+        raise Interrupted(
+            f"interrupted at step {moment.step} and saved; go on with: "
+            f"datadistill distill --resume --out {shlex.quote(str(self.folder.path))}"
+        )
+
+    def _say(self, text: str) -> None:
+        self.reporter.say(text)
+        if self.folder is not None:
+            self.folder.log(text)
+
+    def _result(self, moment: Moment, best: Best) -> DistilledData:
+        values = replace(moment.variables, average=best.values)
+        distilled = values.put_average(self.template)
+        cost = {
+            "seconds": round(moment.seconds, 3),
+            "outer_steps": moment.step,
+            "peak_bytes": peak_memory(self.problem.device),
+            "device": str(self.problem.device),
+            "threads": torch.get_num_threads(),
+        }
+        held_out = {"split": "held_out", "accuracy": best.correct, "outer_step": best.step}
+        provenance = replace(distilled.provenance, cost=cost, scores=[held_out])
+        return replace(distilled, provenance=provenance)
+
+
+def _is_finite(outcome: Outcome) -> bool:
+    rates = outcome.gradients.learning_rates
+    tensors = [outcome.loss, outcome.gradients.images, *([] if rates is None else [rates])]
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def _held_out(problem: Problem, distilled: DistilledData) -> Accuracy:
+    """Mean accuracy and loss of a few networks, the same ones at every look."""
+    count = 1 if problem.starts.fixed is not None else LOOK_NETWORKS
+    steps = distilled.inner_steps()
+    seen = [
+        accuracy_along(problem.network, weights, steps, problem.real.held_out)[-1]
+        for weights in problem.starts.sample(count, stream(problem.seed, "look"))
+    ]
+    return Accuracy(sum(s.correct for s in seen) / count, sum(s.loss for s in seen) / count)
+
+
+def parse_duration(given: float | str | None) -> float | None:
+    """Seconds of a number, or of text such as `90`, `90s`, `5m` or `1.5h`.
+
+    Raises:
+        RequestError: it is not a duration.
+    """
+    if given is None or isinstance(given, int | float):
+        return given
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([smh]?)", given.strip().lower())
+    if match is None:
+        raise RequestError(f"'{given}' is no duration: write seconds, or for instance 90s, 5m or 1.5h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]

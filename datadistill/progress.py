@@ -1,0 +1,116 @@
+"""Live progress: a bar on a terminal, a line every ten seconds elsewhere."""
+
+import sys
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run is.
+
+    Attributes:
+        step: outer steps done.
+        fraction: of the whole run, 0 to 1.
+        seconds: spent so far, earlier parts of a resumed run included.
+        loss: mean outer loss since the last look.
+        accuracy: on held-out images at the last look, or None before the first.
+        rate: the outer learning rate.
+        memory: peak bytes.
+    """
+
+    step: int
+    fraction: float
+    seconds: float
+    loss: float
+    accuracy: float | None
+    rate: float
+    memory: int
+
+    @property
+    def left(self) -> float | None:
+        """Seconds left, or None while nothing is known."""
+        return self.seconds * (1 - self.fraction) / self.fraction if self.fraction > 0.002 else None
+
+
+class Reporter(Protocol):
+    """Whoever wants to know how a run is doing."""
+
+    def update(self, status: Status) -> None:
+        """Called after every outer step."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Called with a sentence worth reading."""
+        ...
+
+
+class Silent:
+    """Reports nothing."""
+
+    def update(self, status: Status) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+
+def clock(seconds: float | None) -> str:
+    """Seconds as m:ss or h:mm:ss; `-:--` for None."""
+    if seconds is None:
+        return "-:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def describe(status: Status) -> str:
+    """One line of text."""
+    held_out = "  -  " if status.accuracy is None else f"{100 * status.accuracy:5.2f}%"
+    return (
+        f"step {status.step:6d}  loss {status.loss:.4f}  held-out {held_out}  rate {status.rate:.5f}  "
+        f"{clock(status.left)} left  {status.memory / 2**30:.2f} GiB"
+    )
+
+
+class Progress:
+    """Writes to standard error, so that standard output stays for results."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._live: Live | None = None
+        self._last_line = 0.0
+
+    def __enter__(self) -> Self:
+        self._last_line = time.monotonic()
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, status: Status) -> None:
+        if self._live is not None:
+            line = Table.grid(padding=(0, 1))
+            line.add_row(ProgressBar(total=1.0, completed=status.fraction, width=20), describe(status))
+            self._live.update(line)
+        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES or status.fraction >= 1:
+            self._last_line = time.monotonic()
+            print(f"{100 * status.fraction:3.0f}%  {describe(status)}", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False)

@@ -1,0 +1,37 @@
+"""The learning curve of a run."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from datadistill.files import write_atomically
+
+
+def save_curve(metrics: list[dict[str, Any]], path: Path) -> None:
+    """Held-out accuracy and learned rates over outer steps, as a PNG, atomically."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    steps = [entry["step"] for entry in metrics]
+    left.plot(steps, [100 * entry["held_out_accuracy"] for entry in metrics], color="#1b6ca8")
+    left.set(xlabel="outer step", ylabel="held-out accuracy (%)")
+    rates = [entry["learning_rates"] for entry in metrics]
+    if all(rates):
+        for index, series in enumerate(zip(*rates, strict=True)):
+            right.plot(steps, series, label=f"step {index + 1}" if len(rates[0]) <= 6 else None)
+        right.set_yscale("log")
+        if len(rates[0]) <= 6:
+            right.legend(frameon=False, fontsize="small")
+        right.set(xlabel="outer step", ylabel="learned rate")
+    else:
+        right.plot(steps, [entry["outer_loss"] for entry in metrics], color="#1b6ca8")
+        right.set(xlabel="outer step", ylabel="outer loss")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    buffer = io.BytesIO()
+    canvas.print_png(buffer)  # type: ignore[no-untyped-call]
+    write_atomically(path, buffer.getvalue())
