@@ -14,6 +14,7 @@ from datadistill.inner.optimizers import Adam, State
 from datadistill.methods.base import Gradients
 
 _NORM_MEMORY = 0.99
+_NORM_LEAP = 5.0
 _WARM_AVERAGE = 10
 
 
@@ -22,17 +23,20 @@ class Outer:
     """Hyper-parameters of the outer loop; the defaults are those of Wang et al. 2018 and their code.
 
     Attributes:
-        rate: learning rate of Adam, for images and for the logarithms of learning rates.
+        rate: learning rate of Adam for the images.
+        rate_of_rates: learning rate of Adam for the logarithms of the learning rates; 0 takes `rate`.
         betas: of Adam.
         schedule: how the rate falls: `halving` (in ten equal parts, each at half the rate of the one before, as
             the authors do), `cosine` or `linear` (to zero), or `constant`.
         warmup: share of the run over which the rate first rises linearly from zero.
-        clip: longest gradient allowed, in multiples of its running mean length; 0 allows any.
+        clip: longest image gradient allowed, in multiples of its running mean length; a longer one is shrunk, and
+            that of the rates with it. 0 allows any.
         average: the result is an exponential average of the images and rates with this decay; 0 takes the last.
         look_every: outer steps between looks at held-out data, each with a checkpoint.
     """
 
     rate: float = 0.01
+    rate_of_rates: float = 0.0
     betas: tuple[float, float] = (0.5, 0.999)
     schedule: Literal["halving", "cosine", "linear", "constant"] = "halving"
     warmup: float = 0.0
@@ -46,6 +50,8 @@ class Outer:
         for name, value in (("betas", min(self.betas)), ("warmup", self.warmup), ("average", self.average)):
             if not 0 <= value < 1:
                 raise RequestError(f"{name} is {value}, but must be at least 0 and less than 1")
+        if not 0 <= self.rate_of_rates < math.inf:
+            raise RequestError(f"rate_of_rates is {self.rate_of_rates}, but must not be negative")
         if not 0 <= max(self.betas) < 1:
             raise RequestError(f"betas are {self.betas}, but must be less than 1")
         if not 0 <= self.clip < math.inf:
@@ -73,7 +79,7 @@ class Variables:
         values: `images`, and `log_rates` where rates are learned.
         moments: Adam's.
         average: of the values.
-        norm: running mean length of the gradient.
+        norm: running mean length of the image gradient.
         steps: how many steps were taken.
     """
 
@@ -111,14 +117,20 @@ def improve(variables: Variables, gradients: Gradients, outer: Outer, rate: floa
     if gradients.learning_rates is not None:
         # d/d log(r) = r * d/dr
         slopes["log_rates"] = gradients.learning_rates * variables.values["log_rates"].exp()
-    norm = math.sqrt(sum(float(slope.square().sum()) for slope in slopes.values()))
+    norm = float(gradients.images.norm())
     usual = variables.norm or norm
     if outer.clip and norm > outer.clip * usual:
         slopes = {name: slope * (outer.clip * usual / norm) for name, slope in slopes.items()}
-        norm = outer.clip * usual
-    values, moments = Adam(outer.betas).update(variables.values, slopes, variables.moments, rate, variables.steps)
+    adam, values, moments = Adam(outer.betas), dict[str, Tensor](), dict[str, Tensor]()
+    pace = {"images": rate, "log_rates": rate * (outer.rate_of_rates or outer.rate) / outer.rate}
+    for name, value in variables.values.items():
+        moved, moment = adam.update({name: value}, slopes, variables.moments, pace[name], variables.steps)
+        values |= moved
+        moments |= moment
     steps = variables.steps + 1
     # A young average forgets faster, so that the start does not linger in it.
     decay = outer.average * min(1.0, steps / (steps + _WARM_AVERAGE))
     average = {name: torch.lerp(value, variables.average[name], decay) for name, value in values.items()}
-    return Variables(values, moments, average, _NORM_MEMORY * usual + (1 - _NORM_MEMORY) * norm, steps)
+    # The mean follows long gradients, so that it can grow again, but no single one throws it far.
+    usual = _NORM_MEMORY * usual + (1 - _NORM_MEMORY) * min(norm, _NORM_LEAP * usual)
+    return Variables(values, moments, average, usual, steps)

@@ -4,7 +4,7 @@ import sys
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.live import Live
@@ -42,6 +42,7 @@ class Status:
         return self.seconds * (1 - self.fraction) / self.fraction if self.fraction > 0.002 else None
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """Whoever wants to know how a run is doing."""
 
@@ -90,7 +91,7 @@ class Progress:
         self._live: Live | None = None
         self._last_line = 0.0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         self._last_line = time.monotonic()
         if self._console.is_terminal:
             self._live = Live(console=self._console, refresh_per_second=4)

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from datadistill.errors import unknown_name
 
 
+@runtime_checkable
 class Info(Protocol):
     """What every record has: the name people type and one line of explanation."""
 

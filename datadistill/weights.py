@@ -6,7 +6,7 @@ pool of trained networks instead of drawing.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -16,6 +16,7 @@ from datadistill.registry import Registry
 from datadistill.runtime import stream
 
 
+@runtime_checkable
 class InitialWeights(Protocol):
     """A distribution of initial weights."""
 

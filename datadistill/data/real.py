@@ -119,14 +119,17 @@ class RealData:
             )
 
 
-def stratified(labels: Int64[Tensor, "n"], count: int, seed: int) -> Int64[Tensor, "m"]:
-    """About `count` sorted indices, drawn so that every class keeps its share (at least one image left)."""
+def stratified(labels: Int64[Tensor, "n"], count: int, seed: int) -> Int64[Tensor, "{count}"]:
+    """`count` sorted indices, drawn so that every class has its share, to within one image."""
     generator = stream(seed, "stratified")
+    shares = torch.bincount(labels).double() * count / len(labels)
+    take = shares.long()
+    # The images that rounding down leaves over go to the classes that it cost most.
+    take[torch.argsort(take - shares, stable=True)[: count - int(take.sum())]] += 1
     chosen = []
-    for label in torch.unique(labels):
+    for label, some in enumerate(take.tolist()):
         members = torch.nonzero(labels == label).flatten()
-        take = min(round(count * len(members) / len(labels)), len(members) - 1)
-        chosen.append(members[torch.randperm(len(members), generator=generator)[:take]])
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:some]])
     return torch.cat(chosen).sort().values
 
 

@@ -1,6 +1,7 @@
 """A network as a pure function of its weights."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 Weights: TypeAlias = dict[str, Tensor]
 
@@ -21,6 +23,11 @@ class Network:
     """
 
     module: nn.Module
+
+    @cached_property
+    def couples_images(self) -> bool:
+        """Whether an image's output depends on the others of its batch, as with batch normalisation."""
+        return any(isinstance(layer, _BatchNorm) for layer in self.module.modules())
 
     def logits(self, weights: Weights, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """Class scores."""
@@ -64,10 +71,13 @@ def batch_gradient(
 ) -> tuple[Float[Tensor, ""], Weights]:
     """Mean loss over a large batch and its gradient, in chunks that bound the memory and fit the cache.
 
+    Where a batch's images depend on each other the batch stays whole: chunks would be another function.
+
     Returns:
         The loss and the gradient by weight name, both without a graph.
     """
     leaves = as_leaves(weights)
+    chunk = len(labels) if network.couples_images else chunk
     total = torch.zeros((), dtype=images.dtype, device=images.device)
     summed: Weights = {}
     for first in range(0, len(labels), chunk):

@@ -1,7 +1,7 @@
 """Optimisers as pure functions of (weights, gradients, state, rate): differentiable, and nothing hidden."""
 
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from datadistill.inner.functional import Weights
 State: TypeAlias = dict[str, Tensor]
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """What the engine asks of an optimiser. State tensors are named `KIND/WEIGHT`."""
 
@@ -76,10 +77,16 @@ class Adam:
             first = b1 * state[f"first/{name}"] + (1 - b1) * gradient
             second = b2 * state[f"second/{name}"] + (1 - b2) * gradient**2
             direction = first / (1 - b1 ** (step + 1))
-            scale = (second / (1 - b2 ** (step + 1))).sqrt() + self.eps
+            scale = _root(second / (1 - b2 ** (step + 1))) + self.eps
             new_weights[name] = weight - rate * direction / scale
             new_state |= {f"first/{name}": first, f"second/{name}": second}
         return new_weights, new_state
+
+
+def _root(values: Tensor) -> Tensor:
+    """The square root, with derivative zero at zero: weights that never get a gradient stay there, not at NaN."""
+    positive = values > 0
+    return torch.where(positive, torch.where(positive, values, 1.0).sqrt(), 0.0)
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam}

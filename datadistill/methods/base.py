@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -111,6 +111,7 @@ class Outcome(NamedTuple):
     state: MethodState
 
 
+@runtime_checkable
 class Method(Protocol):
     """A frozen dataclass of hyper-parameters with two pure functions.
 

@@ -1,0 +1,52 @@
+# `make demo` and `make test` need python3 (3.11 to 3.13) and its pip; everything goes into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PYTHON) -m pip --python $(PY) --disable-pip-version-check install --quiet --constraint $(VENV)/constraints.txt
+
+.PHONY: demo test lint types fast slow format clean
+
+demo: $(VENV)/.package
+	$(VENV)/bin/datadistill distill
+
+test: lint types
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2
+
+lint: $(VENV)/.developer
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(VENV)/.developer
+	$(PY) -m mypy
+
+fast: $(VENV)/.developer
+	$(PY) -m pytest -m "not slow"
+
+format: $(VENV)/.developer
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:
+	rm -rf $(VENV)
+
+# A PyTorch that python3 has already is used as it is: the new environment sees its folder, and its pin is left out.
+$(VENV)/constraints.txt: constraints.txt
+	@echo "making $(VENV) ..."
+	@$(PYTHON) -m venv --without-pip $(VENV)
+	@cp constraints.txt $@
+	@if $(PYTHON) -c "import torch" 2>/dev/null; then \
+		$(PYTHON) -c "import pathlib, torch; print(pathlib.Path(torch.__file__).parent.parent)" \
+			> "$$($(PY) -c "import sysconfig; print(sysconfig.get_path('purelib'))")/existing-torch.pth"; \
+		sed -i '/^torch==/d' $@; \
+	fi
+
+$(VENV)/.package: pyproject.toml $(VENV)/constraints.txt
+	@echo "installing datadistill (some minutes the first time: PyTorch is large) ..."
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.developer: pyproject.toml $(VENV)/constraints.txt
+	@echo "installing datadistill and its tools (some minutes the first time: PyTorch is large) ..."
+	@$(PIP) --editable ".[dev]"
+	@touch $@ $(VENV)/.package

@@ -1,0 +1,64 @@
+"""Imports only point upwards in the list of docs/design.md, and the core never needs torchvision."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "datadistill"
+
+# Lowest first: a module may import from its own entry and from those before it.
+ORDER = [
+    "errors",
+    "registry",
+    "runtime",
+    "files",
+    "progress",
+    "signals",
+    "data",
+    "models",
+    "inner",
+    "distilled",
+    "weights",
+    "methods",
+    "evaluation",
+    "baselines",
+    "runs",
+    "descent",
+    "moments",
+    "outer",
+    "report",
+    "recipes",
+    "cli",
+]
+
+
+def entry(module: str) -> str:
+    return module.split(".")[1]
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("datadistill."):
+            found.add(node.module)
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("datadistill.")}
+    return found
+
+
+FILES = [p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE).parts[0] not in ("__init__.py", "__main__.py")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_upwards(path: Path) -> None:
+    mine = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert mine in ORDER, f"{mine} has no place in the order"
+    for module in imported(path):
+        assert ORDER.index(entry(module)) <= ORDER.index(mine), f"{path} imports {module} from below"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_core_needs_no_torchvision(path: Path) -> None:
+    assert "torchvision" not in path.read_text()
