@@ -128,8 +128,8 @@ def unpack(checkpoint: Checkpoint, device: torch.device) -> Moment:
             norm=facts["norm"],
             steps=facts["steps"],
         )
-        moment = Moment(variables, method_state=group(_STATE), **{name: facts[name] for name in _FACTS})
-        moment = replace(moment, remarks=tuple(moment.remarks))
+        plain = {name: facts[name] for name in _FACTS} | {"remarks": tuple(facts["remarks"])}
+        moment = Moment(variables, method_state=group(_STATE), **plain)
         if "best" in facts:
             correct, loss, step = facts["best"]
             moment = replace(moment, best=Best(correct, loss, step, group(_BEST)))

@@ -1,0 +1,170 @@
+"""What every method must do, by table."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import datadistill as dd
+from datadistill.baselines import random_real
+from datadistill.inner import Network
+from datadistill.methods import METHODS, Method, Problem, make_problem
+from datadistill.runs import RunFolder
+from datadistill.runtime import stream
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method as the contract runs it: small, on digits."""
+
+    name: str
+    method: Method
+    weights: str
+    ipc: int
+    iterations: int
+
+
+ROWS = [
+    Row("dd", dd.methods.DD(steps=1, epochs=3, images="mean", batch=128), "fixed-init", 1, 150),
+    Row("dd", dd.methods.DD(steps=2, epochs=2, batch=128, networks=2, storage="recompute"), "random-init", 2, 150),
+]
+OUTER = dd.Outer(rate=0.03, betas=(0.5, 0.99), schedule="cosine", clip=1.0, average=0.9, look_every=25)
+
+table = pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.name}-{row.weights}")
+
+
+def run(row: Row, real: dd.RealData, **changes: Any) -> dd.Run:
+    options: dict[str, Any] = {"iterations": row.iterations, "seed": 0, "outer": OUTER, "device": "cpu"}
+    return dd.distill(real, row.method, model="mlp", weights=row.weights, ipc=row.ipc, **(options | changes))
+
+
+def problem(row: Row, real: dd.RealData) -> Problem:
+    return make_problem(
+        real,
+        model="mlp",
+        weights=row.weights,
+        scheme="xavier",
+        ipc=row.ipc,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+
+
+def same(one: dd.DistilledData, other: dd.DistilledData) -> bool:
+    assert one.learning_rates is not None
+    assert other.learning_rates is not None
+    return torch.equal(one.images, other.images) and torch.equal(one.learning_rates, other.learning_rates)
+
+
+def test_every_method_has_a_row() -> None:
+    assert {row.name for row in ROWS} == set(METHODS.names())
+
+
+@table
+def test_the_loss_falls(row: Row, digits: dd.RealData, tmp_path: Path) -> None:
+    run(row, digits, out=tmp_path / "run")
+    losses = [entry["outer_loss"] for entry in RunFolder(tmp_path / "run").metrics()]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@table
+def test_same_seed_same_bits(row: Row, digits: dd.RealData) -> None:
+    first = run(row, digits, iterations=30).distilled
+    assert same(first, run(row, digits, iterations=30).distilled)
+    assert not same(first, run(row, digits, iterations=30, seed=1).distilled)
+
+
+@table
+def test_the_global_generator_does_not_matter(row: Row, digits: dd.RealData) -> None:
+    torch.manual_seed(1)
+    first = run(row, digits, iterations=10).distilled
+    torch.manual_seed(2)
+    assert same(first, run(row, digits, iterations=10).distilled)
+
+
+@table
+def test_resumed_is_uninterrupted(row: Row, digits: dd.RealData, tmp_path: Path) -> None:
+    class Kill(Exception):
+        pass
+
+    class KillAt:
+        def __init__(self, step: int) -> None:
+            self.step = step
+
+        def update(self, status: Any) -> None:
+            if status.step == self.step:
+                raise Kill
+
+        def say(self, text: str) -> None:
+            pass
+
+    whole = run(row, digits, iterations=80, out=tmp_path / "whole").distilled
+    for step in (3, 31, 79):
+        with pytest.raises(Kill):
+            run(row, digits, iterations=80, out=tmp_path / "cut", resume=True, reporter=KillAt(step))
+    resumed = run(row, digits, iterations=80, out=tmp_path / "cut", resume=True).distilled
+    assert same(whole, resumed)
+    timeless = [
+        [{key: value for key, value in entry.items() if key not in ("seconds", "peak_bytes")} for entry in metrics]
+        for metrics in (RunFolder(tmp_path / "whole").metrics(), RunFolder(tmp_path / "cut").metrics())
+    ]
+    assert timeless[0] == timeless[1]
+
+
+@table
+def test_beats_random_real_images_with_tuned_rates(row: Row, digits: dd.RealData) -> None:
+    steps, epochs = getattr(row.method, "steps", 1), getattr(row.method, "epochs", 1)
+    baseline = dd.evaluate(random_real(problem(row, digits), steps, epochs), digits, nets=5)
+    distilled = dd.evaluate(run(row, digits).distilled, digits, nets=5)
+    assert distilled.accuracy.ci95[0] > baseline.accuracy.ci95[1]
+
+
+@table
+def test_never_looks_at_the_test_split(row: Row, digits: dd.RealData) -> None:
+    from dataclasses import replace
+
+    blind = replace(digits, test=replace(digits.test, images=torch.full_like(digits.test.images, torch.nan)))
+    assert same(run(row, digits, iterations=30).distilled, run(row, blind, iterations=30).distilled)
+
+
+@table
+def test_gradient_against_finite_differences(row: Row, digits: dd.RealData) -> None:
+    from dataclasses import replace
+
+    small = problem(row, digits)
+    double = replace(digits, train=replace(digits.train, images=digits.train.images.double()))
+    network = Network(small.network.module.double())
+    starts = make_problem(
+        digits, model="mlp", weights=row.weights, scheme="xavier", ipc=row.ipc, seed=0, device=torch.device("cpu")
+    ).starts
+
+    class Double:
+        fixed = None if starts.fixed is None else {n: w.double() for n, w in starts.fixed.items()}
+
+        def sample(self, count: int, generator: torch.Generator) -> list[dict[str, torch.Tensor]]:
+            return [{n: w.double() for n, w in weights.items()} for weights in starts.sample(count, generator)]
+
+    exact = replace(small, real=double, network=network, starts=Double())
+    start = row.method.start(small, stream(0))
+    assert start.learning_rates is not None
+    data = replace(start, images=start.images.double(), learning_rates=start.learning_rates.double() * 5)
+
+    def loss(candidate: dd.DistilledData) -> float:
+        return float(row.method.gradient(candidate, exact, {}, stream(7), 0.0).loss)
+
+    found = row.method.gradient(data, exact, {}, stream(7), 0.0).gradients
+    assert found.learning_rates is not None
+    direction = torch.randn(data.images.shape, generator=stream(1), dtype=torch.float64)
+    eps = 1e-6
+    ends = [loss(replace(data, images=data.images + sign * eps * direction)) for sign in (1, -1)]
+    slope = float((found.images * direction).sum())
+    assert slope == pytest.approx((ends[0] - ends[1]) / (2 * eps), rel=1e-4)
+    for t in range(len(data.learning_rates)):
+        ends = []
+        for sign in (1, -1):
+            rates = data.learning_rates.clone()
+            rates[t] += sign * eps
+            ends.append(loss(replace(data, learning_rates=rates)))
+        assert float(found.learning_rates[t]) == pytest.approx((ends[0] - ends[1]) / (2 * eps), rel=1e-4, abs=1e-8)
