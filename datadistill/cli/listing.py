@@ -3,9 +3,6 @@
 import argparse
 from collections.abc import Iterable
 
-from rich.console import Console
-from rich.table import Table
-
 from datadistill.baselines import BASELINES
 from datadistill.cli.parsing import Parser, one_of
 from datadistill.data import DATASETS
@@ -42,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
         "protocols": PROTOCOLS,
         "baselines": BASELINES,
     }
-    table = Table.grid(padding=(0, 2))
-    for record in tables[arguments.what]:
-        table.add_row(record.name, record.line)
-    Console(highlight=False).print(table)
+    records = list(tables[arguments.what])
+    width = max(len(record.name) for record in records)
+    for record in records:
+        print(f"{record.name:<{width}}  {record.line}")

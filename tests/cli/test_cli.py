@@ -1,0 +1,272 @@
+"""The command line: what it prints, and that a wrong request is one sentence and an exit code."""
+
+import json
+import shutil
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import datadistill as dd
+from datadistill.cli.main import COMMANDS, main
+from datadistill.descent import Outer
+from datadistill.methods import DD, METHODS
+from datadistill.models import MODELS
+from datadistill.recipes import recipes
+from datadistill.runs import RunFolder
+from datadistill.weights import KINDS
+
+QUICK = ["--dataset", "digits", "--model", "mlp", "--iterations", "40", "--outer-look-every", "20", "--batch", "64"]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datadistill.cli.main.keep_freed_memory", lambda: True)
+
+
+@pytest.fixture
+def done(capsys: pytest.CaptureFixture[str]) -> Path:
+    assert main(["distill", *QUICK, "--out", "run"]) == 0
+    return Path("run")
+
+
+def test_distill_leaves_a_whole_run_folder(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {path.name for path in done.iterdir()} - {".lock"}
+    assert names == {
+        *("config.json", "metrics.jsonl", "checkpoint", "distilled.safetensors", "sheet.png", "curve.png"),
+        "README.md",
+    }
+    out = capsys.readouterr().out
+    assert "untrained network" in out
+    assert "after step 3" in out
+    assert "Wang" not in out
+    assert "evaluate run" in out
+    card = (done / "README.md").read_text()
+    score = dd.load_distilled(done).provenance.scores[-1]
+    assert score["split"] == "test"
+    assert f"**{100 * score['accuracy']['mean']:.2f} %**" in card
+    assert "--outer-look-every 20" in card
+
+
+def test_default_folders_are_numbered() -> None:
+    for _ in range(2):
+        assert main(["distill", *QUICK]) == 0
+    assert sorted(p.name for p in Path("runs").iterdir()) == ["digits-dd-fixed-init-1", "digits-dd-fixed-init-1-2"]
+
+
+def test_resume_needs_no_other_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["distill", *QUICK]) == 0
+    first = dd.load_distilled("runs/digits-dd-fixed-init-1")
+    assert main(["distill", "--resume"]) == 0
+    assert "resuming runs/digits-dd-fixed-init-1 at step 40" in capsys.readouterr().err
+    assert torch.equal(first.images, dd.load_distilled("runs/digits-dd-fixed-init-1").images)
+
+
+def test_the_recorded_command_makes_the_same(done: Path) -> None:
+    data = dd.load_distilled(done)
+    words = data.provenance.recipe.split()
+    assert words[0] == "datadistill"
+    assert main([*words[1:], "--out", "again"]) == 0
+    assert torch.equal(data.images, dd.load_distilled("again").images)
+
+
+def test_evaluate_json(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["evaluate", "run", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert {"path", "dataset", "protocol", "results", "chance", "versions"} <= document.keys()
+    (result,) = document["results"]
+    assert {"model", "weights", "nets", "accuracy", "seconds"} <= result.keys()
+    assert result["nets"] == 1
+    assert result["accuracy"] == dd.load_distilled(done).provenance.scores[-1]["accuracy"]
+    low, high = result["accuracy"]["ci95"]
+    assert low < result["accuracy"]["mean"] < high
+    assert document["chance"] == 0.1
+
+
+def test_evaluate_several(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(done / "distilled.safetensors", "other.safetensors")
+    capsys.readouterr()
+    arguments = ["--models", "mlp,ConvNetD1W4", "--nets", "2", "--weights", "random-init", "--json"]
+    assert main(["evaluate", "run", "other.safetensors", *arguments]) == 0
+    documents = json.loads(capsys.readouterr().out)
+    assert [len(document["results"]) for document in documents] == [2, 2]
+    assert documents[0]["results"][0]["accuracy"] == documents[1]["results"][0]["accuracy"]
+    assert main(["evaluate", "run", "other.safetensors"]) == 0
+    assert "95 % interval" in capsys.readouterr().out
+
+
+def test_baseline(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--dataset", "digits", "--model", "mlp", "--steps", "2", "--nets", "2", "--out", "base"]
+    assert main(["baseline", *arguments]) == 0
+    assert "tuned on held-out data" in capsys.readouterr().out
+    data = dd.load_distilled("base")
+    assert data.provenance.method["name"] == "random"
+    assert len(data.labels) == 20
+
+
+def test_show(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "run", "--out", "some/where.png"]) == 0
+    assert capsys.readouterr().out.endswith("some/where.png\n")
+    with Image.open("some/where.png") as picture:
+        assert picture.width > picture.height
+
+
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("methods", METHODS.names()),
+        ("models", MODELS.names()),
+        ("recipes", recipes().names()),
+        ("WEIGHTS", KINDS.names()),
+        ("datasets", ["mnist", "digits"]),
+    ],
+)
+def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", what]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split()[0] for line in lines] == names
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_defaults_and_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main([command, "--help"])
+    assert exit_info.value.code == 0
+    out = capsys.readouterr().out
+    assert "example" in out
+    assert f"datadistill {command}" in out
+
+
+def test_no_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "COMMAND" in capsys.readouterr().out
+
+
+def test_every_recipe_is_well_formed() -> None:
+    for recipe in recipes():
+        options = dict(recipe.method)
+        assert options.pop("name") in METHODS.names()
+        DD(**options)
+        Outer(**(recipe.outer | {"betas": tuple(recipe.outer["betas"])}))
+        assert recipe.run["weights"] in KINDS.names()
+
+
+WRONG = {
+    "an unknown command": (["distil"], "did you mean distill"),
+    "a mistyped flag": (["distill", "--stesp", "3"], "did you mean --steps"),
+    "a flag that does not exist": (["evaluate", "x", "--zzz"], "--help lists them"),
+    "a word too many": (["list", "models", "now"], "does not know what to do with 'now'"),
+    "an unknown dataset": (["distill", "--dataset", "mnits"], "did you mean mnist"),
+    "an unknown model": (["distill", "--model", "lenett"], "did you mean lenet"),
+    "an unknown scheme": (["distill", "--scheme", "xavir"], "did you mean xavier"),
+    "an unknown kind of weights": (["distill", "--weights", "fixed"], "did you mean fixed-init"),
+    "an unknown method": (["distill", "--method", "ddd"], "did you mean dd"),
+    "an unknown recipe": (["distill", "--recipe", "mnist-fixed"], "did you mean mnist-fixed-10"),
+    "an unknown choice": (["distill", "--images", "nosie"], "did you mean noise"),
+    "an unknown device": (["distill", "--device", "tpu"], "unknown device 'tpu'"),
+    "a device that is not there": (["distill", "--device", "mps"], "not available here"),
+    "an unknown list": (["list", "modles"], "did you mean models"),
+    "an ipc larger than the class": (["distill", *QUICK, "--ipc", "1000"], "at most"),
+    "an ipc of zero": (["distill", "--ipc", "0"], "at least 1"),
+    "a negative rate": (["distill", *QUICK, "--learning-rate", "-1"], "must be positive"),
+    "a negative outer rate": (["distill", *QUICK, "--outer-rate", "-1"], "must be positive"),
+    "a rate that is no number": (["distill", "--learning-rate", "fast"], "'fast' is not a number"),
+    "a count that is no number": (["distill", "--iterations", "many"], "whole number"),
+    "no budget": (["distill", "--budget", "soon"], "no duration"),
+    "iterations and a budget": (["distill", "--budget", "5m", "--iterations", "5"], "not both"),
+    "images of the wrong size": (["distill", "--dataset", "digits"], "use --model convnet or mlp"),
+    "nothing to evaluate": (["evaluate", "nowhere"], "no distilled data at nowhere"),
+    "nothing to show": (["show", "nowhere"], "no distilled data at nowhere"),
+    "nothing to resume": (["distill", "--resume"], "no run to resume"),
+    "no path": (["evaluate"], "required: PATH"),
+    "no value": (["distill", "--seed"], "expected one argument"),
+    "no networks": (["evaluate", "x", "--nets", "0"], "at least 1"),
+}
+
+
+def one_sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("datadistill: ")
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_request_is_one_sentence(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if name == "a device that is not there" and torch.backends.mps.is_available():
+        pytest.skip("this machine has mps")
+    arguments, sentence = WRONG[name]
+    assert main(arguments) == 2
+    assert sentence in one_sentence(capsys)
+    assert not Path("runs").exists(), "nothing is left behind"
+
+
+def test_a_damaged_file_is_one_sentence(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = done / "distilled.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    capsys.readouterr()
+    for command in ("evaluate", "show"):
+        assert main([command, "run"]) == 1
+        assert "damaged" in one_sentence(capsys)
+
+
+def test_an_altered_dataset_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(str(resources.files("datadistill") / "data" / "mnist"), "data/mnist")
+    target = Path("data/mnist/train-labels-idx1-ubyte.gz")
+    target.write_bytes(target.read_bytes()[:-1])
+    assert main(["distill", "--data-root", "data"]) == 1
+    assert "SHA-256" in one_sentence(capsys)
+
+
+def test_the_data_root_can_come_from_the_environment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("data/mnist").mkdir(parents=True)
+    monkeypatch.setenv("DATADISTILL_DATA", "data")
+    assert main(["distill"]) == 1
+    assert "No such file" in one_sentence(capsys)
+
+
+def test_a_place_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").write_text("")
+    assert main(["distill", *QUICK, "--out", "file/run"]) == 1
+    assert "could not write to file/run" in one_sentence(capsys)
+
+
+def test_a_full_disk_loses_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk fills up after the first look; with room again the run goes on to the same bits."""
+    assert main(["distill", *QUICK, "--out", "whole"]) == 0
+    capsys.readouterr()
+    save, saved = RunFolder.save, []
+
+    def fills_up(folder: RunFolder, step: int, checkpoint: object) -> None:
+        if saved:
+            raise dd.DatadistillError("could not write: No space left on device")
+        saved.append(step)
+        save(folder, step, checkpoint)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "save", fills_up)
+        assert main(["distill", *QUICK, "--out", "run"]) == 1
+    assert "No space left" in capsys.readouterr().err
+    dd.load_distilled("run")
+    assert main(["distill", "--resume", "--out", "run"]) == 0
+    assert torch.equal(dd.load_distilled("whole").images, dd.load_distilled("run").images)
+
+
+def test_ctrl_c_exits_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from datadistill.progress import Progress, Status
+    from datadistill.signals import StopRequest
+
+    monkeypatch.setattr(StopRequest, "requested", True, raising=False)
+    monkeypatch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", None))
+    monkeypatch.setattr(Progress, "update", lambda self, status: isinstance(status, Status))
+    assert main(["distill", *QUICK, "--out", "run"]) == 130
+    assert "go on with: datadistill distill --resume --out run" in capsys.readouterr().err
+    monkeypatch.undo()

@@ -1,0 +1,125 @@
+"""Run folders: settings, locks, damaged checkpoints."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import datadistill as dd
+from datadistill.errors import DamagedFileError, RequestError
+from datadistill.runs import RunFolder
+
+OUTER = dd.Outer(rate=0.03, look_every=10)
+
+
+def run(real: dd.RealData, out: Path, **options: Any) -> dd.Run:
+    options = {"iterations": 40, "outer": OUTER, "device": "cpu"} | options
+    return dd.distill(real, dd.methods.DD(images="mean", batch=64), model="mlp", out=out, **options)
+
+
+def test_a_run_is_not_overwritten(digits: dd.RealData, tmp_path: Path) -> None:
+    run(digits, tmp_path)
+    with pytest.raises(RequestError, match="holds a run already"):
+        run(digits, tmp_path)
+
+
+def test_two_checkpoints_are_kept(digits: dd.RealData, tmp_path: Path) -> None:
+    run(digits, tmp_path)
+    assert sorted(p.name for p in (tmp_path / "checkpoint").iterdir()) == [
+        "step-000000030.safetensors",
+        "step-000000040.safetensors",
+    ]
+    assert [entry["step"] for entry in RunFolder(tmp_path).metrics()] == [10, 20, 30, 40]
+
+
+def test_a_finished_run_resumes_to_itself(digits: dd.RealData, tmp_path: Path) -> None:
+    first = run(digits, tmp_path)
+    again = run(digits, tmp_path, resume=True)
+    assert again.steps == 40
+    assert torch.equal(first.distilled.images, again.distilled.images)
+
+
+def test_resuming_with_other_settings_is_refused(digits: dd.RealData, tmp_path: Path) -> None:
+    run(digits, tmp_path)
+    with pytest.raises(RequestError, match=r"seed is 0 there and 1 here"):
+        run(digits, tmp_path, resume=True, seed=1)
+    with pytest.raises(RequestError, match=r"'rate': 0\.03"):
+        run(digits, tmp_path, resume=True, outer=replace(OUTER, rate=0.1))
+
+
+def test_a_damaged_checkpoint_is_passed_over(digits: dd.RealData, tmp_path: Path) -> None:
+    whole = run(digits, tmp_path / "whole")
+    run(digits, tmp_path / "cut")
+    newest = tmp_path / "cut" / "checkpoint" / "step-000000040.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-50])
+    said: list[str] = []
+
+    class Heard:
+        def update(self, status: Any) -> None:
+            pass
+
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    resumed = run(digits, tmp_path / "cut", resume=True, reporter=Heard())
+    assert "passed over" in said[0]
+    assert "at step 30" in said[1]
+    assert torch.equal(whole.distilled.images, resumed.distilled.images)
+
+
+def test_damaged_settings(digits: dd.RealData, tmp_path: Path) -> None:
+    run(digits, tmp_path)
+    for text in ("{", "[]", "{}", '{"format": 1, "extra": 2}', '{"format": 9}'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(DamagedFileError, match=r"config\.json is damaged"):
+            run(digits, tmp_path, resume=True)
+
+
+def test_one_process_at_a_time(digits: dd.RealData, tmp_path: Path) -> None:
+    with RunFolder(tmp_path).locked(), pytest.raises(RequestError, match="another process"):
+        run(digits, tmp_path)
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "datadistill", "distill", "--dataset", "digits", "--model", "mlp", "--batch", "64"),
+        *("--iterations", "400", "--outer-look-every", "20", "--out", str(folder), "--device", "cpu", *more),
+    ]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
+    """SIGKILL at many moments: every file can be read each time, and the end is the same to the bit."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tmp_path / "whole"), check=True, env=environment, capture_output=True)
+    whole = dd.load_distilled(tmp_path / "whole")
+    folder, kills = tmp_path / "cut", 0
+    for wait in (0.0, 0.11, 0.23, 0.02, 0.05, 0.17):
+        looks = len(RunFolder(folder).metrics())
+        with subprocess.Popen(command(folder, "--resume"), env=environment, stderr=subprocess.DEVNULL) as process:
+            deadline = time.monotonic() + 60
+            while process.poll() is None and len(RunFolder(folder).metrics()) <= looks:
+                time.sleep(0.002)
+                assert time.monotonic() < deadline
+            time.sleep(wait)
+            kills += process.poll() is None
+            process.kill()
+        if RunFolder(folder).exists():
+            RunFolder(folder).settings()
+            RunFolder(folder).metrics()
+            assert RunFolder(folder).latest()[1] == []
+        if (folder / "distilled.safetensors").exists():
+            dd.load_distilled(folder)
+    assert kills >= 3
+    subprocess.run(command(folder, "--resume"), check=True, env=environment, capture_output=True)
+    resumed = dd.load_distilled(folder)
+    assert torch.equal(whole.images, resumed.images)
+    assert whole.learning_rates is not None
+    assert resumed.learning_rates is not None
+    assert torch.equal(whole.learning_rates, resumed.learning_rates)
