@@ -20,6 +20,7 @@ from datadistill.methods import make_problem
 from datadistill.runtime import resolve_device, versions
 from datadistill.weights import KINDS
 
+USAGE = ""
 DESCRIPTION = """\
 Choose real images instead of optimising synthetic ones, with a learning rate
 tuned on held-out training data, and judge them as any distilled data.

@@ -32,6 +32,7 @@ from datadistill.report.sheet import SHEET_NAME
 from datadistill.runs import RunFolder
 from datadistill.weights import KINDS
 
+USAGE = ""
 DESCRIPTION = """\
 Distil a dataset. With no flags: MNIST into ten images for a LeNet with one fixed
 initialisation, in some minutes on two cores.
@@ -64,7 +65,10 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--scheme", metavar="NAME", help="how initial weights are drawn: datadistill list schemes")
     parser.add_argument("--ipc", type=positive_int, metavar="N", help="images per class (default: one for each step)")
     parser.add_argument(
-        "--iterations", type=positive_int, metavar="N", help="outer steps; the same seed gives the same bits"
+        "--iterations",
+        type=positive_int,
+        metavar="N",
+        help="outer steps; the same seed gives the same bits (default: the recipe's)",
     )
     parser.add_argument("--budget", metavar="TIME", help="wall clock instead of iterations, such as 90s or 5m")
     add_run_flags(parser)
@@ -72,8 +76,11 @@ def add_flags(parser: Parser) -> None:
         "--resume", action="store_true", help="go on with the run in --out, or with the newest one in runs/"
     )
     add_nets_flag(parser)
-    add_fields(parser.add_argument_group("method dd"), DD)
-    add_fields(parser.add_argument_group("outer loop"), Outer, "outer_")
+    bases = {kind: recipes().get(name) for kind, name in _RECIPE_FOR.items()}
+    add_fields(parser.add_argument_group("method dd"), DD, {kind: base.method for kind, base in bases.items()})
+    add_fields(
+        parser.add_argument_group("outer loop"), Outer, {kind: base.outer for kind, base in bases.items()}, "outer_"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from datadistill.distilled import load_distilled
 from datadistill.evaluation import PROTOCOLS, Score, evaluate, percent
 from datadistill.runtime import resolve_device, versions
 
+USAGE = "PATH..."
 DESCRIPTION = """\
 Train networks on distilled data and test them on the real test split.
 

@@ -13,6 +13,7 @@ from datadistill.recipes import recipes
 from datadistill.registry import Info
 from datadistill.weights import KINDS
 
+USAGE = "WHAT"
 DESCRIPTION = """\
 List what there is to choose from, one line each.
 

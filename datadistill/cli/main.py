@@ -35,8 +35,9 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     by_name = {}
     for name, module in COMMANDS.items():
-        line = (module.__doc__ or "").splitlines()[0].partition(": ")[2]
-        by_name[name] = commands.add_parser(name, help=line, description=module.DESCRIPTION)
+        line = (module.__doc__ or "").splitlines()[0].partition(": ")[2].rstrip(".")
+        usage = f"datadistill {name} {module.USAGE} [FLAGS]".replace("  ", " ")
+        by_name[name] = commands.add_parser(name, help=line, description=module.DESCRIPTION, usage=usage)
         module.add_flags(by_name[name])
     return parser, by_name
 

@@ -6,8 +6,8 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from datadistill.errors import RequestError, suggestion, unknown_name
@@ -74,12 +74,15 @@ def documented(cls: type[Any]) -> dict[str, str]:
     return {name: " ".join(line.split()) for name, line in entries}
 
 
-def add_fields(parser: argparse._ActionsContainer, cls: type[Any], prefix: str = "") -> None:
+def add_fields(
+    parser: argparse._ActionsContainer, cls: type[Any], bases: Mapping[str, Mapping[str, Any]], prefix: str = ""
+) -> None:
     """Add a flag for every field of a dataclass, explained by its docstring; no flag has a default.
 
     Args:
         parser: takes the flags.
         cls: a dataclass with an `Attributes:` section.
+        bases: what is taken without a flag, by the name of the case; where it is silent, the dataclass says.
         prefix: put before each flag's name.
     """
     hints, lines = get_type_hints(cls), documented(cls)
@@ -97,14 +100,20 @@ def add_fields(parser: argparse._ActionsContainer, cls: type[Any], prefix: str =
             }
         if hint is int and entry.default == 0:
             options["type"] = int
-        if entry.default is not MISSING:
-            options["help"] += f" (the paper's: {_plain(entry.default)})"
-        options["help"] = options["help"].replace("%", "%%")
+        default = _defaults({case: base.get(entry.name, entry.default) for case, base in bases.items()})
+        options["help"] = f"{lines[entry.name].rstrip('.')} (default: {default})".replace("%", "%%")
         parser.add_argument("--" + (prefix + entry.name).replace("_", "-"), **options)
 
 
-def _plain(value: Any) -> str:
-    return " ".join(str(part) for part in value) if isinstance(value, tuple) else str(value)
+def _defaults(by_case: dict[str, Any]) -> str:
+    """`256`, or `1024 with fixed-init, 256 with random-init`."""
+    texts = {
+        case: " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+        for case, value in by_case.items()
+    }
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return ", ".join(f"{text} with {case}" for case, text in texts.items())
 
 
 def given_fields(arguments: argparse.Namespace, cls: type[Any], prefix: str = "") -> dict[str, Any]:

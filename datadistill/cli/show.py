@@ -7,6 +7,7 @@ from datadistill.cli.parsing import Parser
 from datadistill.distilled import load_distilled
 from datadistill.report.sheet import SHEET_NAME, save_sheet
 
+USAGE = "PATH"
 DESCRIPTION = """\
 Write a PNG sheet of all images, with the class names.
 
