@@ -17,11 +17,13 @@ from datadistill.distilled import DistilledData, load_distilled
 from datadistill.errors import DatadistillError, RequestError
 from datadistill.evaluation import Score, evaluate
 from datadistill.outer import Run, distill
+from datadistill.progress import Progress
 
 __all__ = [
     "DatadistillError",
     "DistilledData",
     "Outer",
+    "Progress",
     "RealData",
     "RequestError",
     "Run",

@@ -27,7 +27,7 @@ class Outer:
         rate_of_rates: learning rate of Adam for the logarithms of the learning rates; 0 takes `rate`.
         betas: of Adam.
         schedule: how the rate falls: `halving` (in ten equal parts, each at half the rate of the one before, as
-            the authors do), `cosine` or `linear` (to zero), or `constant`.
+            the authors do), `cosine`, `linear` or `quadratic` (to zero), or `constant`.
         warmup: share of the run over which the rate first rises linearly from zero.
         clip: longest image gradient allowed, in multiples of its running mean length; a longer one is shrunk, and
             that of the rates with it. 0 allows any.
@@ -38,7 +38,7 @@ class Outer:
     rate: float = 0.01
     rate_of_rates: float = 0.0
     betas: tuple[float, float] = (0.5, 0.999)
-    schedule: Literal["halving", "cosine", "linear", "constant"] = "halving"
+    schedule: Literal["halving", "cosine", "linear", "quadratic", "constant"] = "halving"
     warmup: float = 0.0
     clip: float = 0.0
     average: float = 0.0
@@ -66,6 +66,7 @@ class Outer:
             "halving": 0.5 ** math.floor(10 * min(progress, 0.999)),
             "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
             "linear": 1 - progress,
+            "quadratic": (1 - progress) ** 2,
             "constant": 1.0,
         }[self.schedule]
         return self.rate * warm * fall

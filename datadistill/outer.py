@@ -115,7 +115,7 @@ def distill(
         out: a folder for the run; without one nothing is written.
         resume: go on from the last checkpoint in `out`, which must hold a run with these settings.
         command: what to record as the command that made the result.
-        reporter: is told how the run is doing.
+        reporter: is told how the run is doing; `with Progress() as bar: distill(..., reporter=bar)` shows a bar.
 
     Raises:
         RequestError: the request was wrong.

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from datadistill.inner.functional import Network, Weights, as_leaves
+from datadistill.inner.kinks import widened
 from datadistill.inner.optimizers import Optimizer
 from datadistill.inner.unroll import InnerStep, Position, take_step
 
@@ -62,6 +63,7 @@ def hypergradient(
     steps: Sequence[InnerStep],
     outer: OuterGradient,
     storage: str = "full",
+    kink_width: float = 0.0,
 ) -> Hypergradient:
     """Train on the steps, take the outer loss at the end, and differentiate it through all of it.
 
@@ -72,6 +74,8 @@ def hypergradient(
         steps: at least one step.
         outer: called with the final weights; returns the outer loss and its gradient with respect to them.
         storage: one of `STORAGES`; all give the same numbers.
+        kink_width: 0 for the exact derivative, which exists almost everywhere; more to count the jumps of ReLU's
+            derivative too, spread over this width (see `kinks`). The outer loss itself does not depend on it.
 
     Source: Wang et al. 2018, section 3.2 and algorithm 1; their code keeps all graphs, as `full` does.
     """
@@ -80,7 +84,8 @@ def hypergradient(
     position = Position(weights, optimizer.init(weights))
     kept: list[_Graph | Position] = []
     for index, step in enumerate(steps):
-        graph = _build(network, optimizer, position, step, index, differentiable=storage == "full")
+        with widened(kink_width if storage == "full" else 0.0):
+            graph = _build(network, optimizer, position, step, index, differentiable=storage == "full")
         kept.append(graph if storage == "full" else position)
         position = _detached(graph.end)
     loss, v_weights = outer(position.weights)
@@ -91,7 +96,8 @@ def hypergradient(
     for index in reversed(range(len(steps))):
         entry = kept.pop()
         if not isinstance(entry, _Graph):
-            entry = _build(network, optimizer, entry, steps[index], index, differentiable=True)
+            with widened(kink_width):
+                entry = _build(network, optimizer, entry, steps[index], index, differentiable=True)
         v, d_images, d_rate = _pull_back(entry, v)
         images.append(d_images)
         rates.append(d_rate)

@@ -40,6 +40,8 @@ class DD:
         networks: networks per outer step with random initial weights; fixed ones need one.
         storage: what the engine keeps between its two walks: `auto`, `full` or `recompute`.
         chunk: real images that are differentiated at a time.
+        kink_width: width over which the jumps of ReLU's derivative count in the hypergradient; 0 leaves them out, as
+            the authors do (`docs/method-dd.md` says why that hurts).
     """
 
     steps: int = 1
@@ -51,6 +53,7 @@ class DD:
     networks: int = 4
     storage: Literal["auto", "full", "recompute"] = "auto"
     chunk: int = 1024
+    kink_width: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "epochs", "batch", "networks", "chunk"):
@@ -58,6 +61,8 @@ class DD:
                 raise RequestError(f"{name} is {getattr(self, name)}, but must be at least 1")
         if not 0 < self.learning_rate < float("inf"):
             raise RequestError(f"the learning rate is {self.learning_rate}, but must be positive")
+        if not 0 <= self.kink_width < float("inf"):
+            raise RequestError(f"kink_width is {self.kink_width}, but must not be negative")
         if self.batch_last < 0:
             raise RequestError(f"batch_last is {self.batch_last}, but must not be negative")
 
@@ -109,7 +114,7 @@ class DD:
             return batch_gradient(problem.network, weights, real.images, real.labels, self.chunk)
 
         results = [
-            hypergradient(problem.network, SGD(), weights, steps, outer, storage)
+            hypergradient(problem.network, SGD(), weights, steps, outer, storage, self.kink_width)
             for weights in problem.starts.sample(count, generator)
         ]
         return Outcome(

@@ -1,0 +1,84 @@
+"""The hypergradient's blind spot: networks whose gradient jumps.
+
+A step of training moves the weights by the gradient, and through ReLU that gradient contains the step function
+1[z > 0]. As the distilled images change, z crosses zero and the gradient jumps, and with it the weights and the outer
+loss. Automatic differentiation takes the derivative almost everywhere, where a step function is flat, so it never sees
+those jumps: it is the exact derivative of each smooth piece but not of the trend across pieces, and where a few large
+gradient steps do all the training, the jumps are much of the trend.
+
+Here the step function keeps its value and gets a derivative all the same: its distributional derivative, Dirac's
+delta at z = 0, spread over a triangle of area 1 and half-width `width`. Losses, gradients and trained weights stay
+exactly what they were; only the derivative of the gradient with respect to z gains a term. For width -> 0 that term
+vanishes almost everywhere. Spiking networks are trained by the same device, there for the first derivative (Neftci,
+Mostafa and Zenke, "Surrogate Gradient Learning in Spiking Neural Networks", 2019).
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class _Step(torch.autograd.Function):
+    """1[z > 0], whose derivative is a triangle of area 1 around zero."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, width: float) -> Tensor:
+        ctx.save_for_backward(z)
+        ctx.width = width
+        return (z > 0).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (z,) = ctx.saved_tensors
+        triangle = (1 - z.abs() / ctx.width).clamp_min(0) / ctx.width
+        return gradients[0] * triangle, None
+
+
+class _ReLU(torch.autograd.Function):
+    """max(z, 0), whose derivative is `_Step`."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, width: float) -> Tensor:
+        ctx.save_for_backward(z)
+        ctx.width = width
+        return z.clamp_min(0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (z,) = ctx.saved_tensors
+        return gradients[0] * _Step.apply(z, ctx.width), None  # type: ignore[no-untyped-call]
+
+
+_RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
+
+
+class _Widened(TorchFunctionMode):
+    """While entered, every ReLU of PyTorch is one whose derivative can be differentiated."""
+
+    def __init__(self, width: float) -> None:
+        super().__init__()
+        self._width = width
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in _RELUS:
+            return _ReLU.apply(args[0], self._width)  # type: ignore[no-untyped-call]
+        return func(*args, **(kwargs or {}))
+
+
+def widened(width: float) -> AbstractContextManager[Any]:
+    """A context in which ReLU's jump in slope counts over `width` on either side; 0 changes nothing.
+
+    Only `relu` is known, called in any way; leaky ReLU and max pooling keep the derivative almost everywhere.
+    """
+    return _Widened(width) if width > 0 else nullcontext()
