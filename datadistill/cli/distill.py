@@ -167,8 +167,8 @@ def _print(done: Run, score: Score, recipe: Recipe | None) -> None:
     rows = [["untrained network", percent(score.before), _published(paper, "before")]]
     for t, summary in enumerate(score.by_step[:-1], start=1):
         rows.append([f"after step {t}", percent(summary), ""])
-    last = len(score.by_step) or "the last"
-    rows.append([f"after step {last}", percent(score.accuracy), _published(paper, "after")])
+    last = f"after step {len(score.by_step)}" if score.by_step else "after the last step"
+    rows.append([last, percent(score.accuracy), _published(paper, "after")])
     columns = ["test accuracy", "these images"]
     if paper:
         columns.append(paper["source"])

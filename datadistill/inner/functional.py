@@ -1,5 +1,6 @@
 """A network as a pure function of its weights."""
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -28,6 +29,10 @@ class Network:
     def couples_images(self) -> bool:
         """Whether an image's output depends on the others of its batch, as with batch normalisation."""
         return any(isinstance(layer, _BatchNorm) for layer in self.module.modules())
+
+    def twin(self) -> "Network":
+        """The same architecture in a module of its own."""
+        return Network(copy.deepcopy(self.module))
 
     def logits(self, weights: Weights, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """Class scores."""

@@ -23,6 +23,7 @@ from datadistill.errors import RequestError
 from datadistill.inner.functional import Weights, batch_gradient
 from datadistill.inner.hypergradient import Hypergradient, hypergradient
 from datadistill.inner.optimizers import SGD
+from datadistill.inner.parallel import map_on_cores
 from datadistill.methods.base import Gradients, MethodState, Outcome, Problem, options_of
 
 
@@ -110,13 +111,16 @@ class DD:
             # Short walks are fastest with their graphs kept; long ones must not need memory for them.
             storage = "full" if len(steps) <= 30 else "recompute"
 
-        def outer(weights: Weights) -> tuple[Float[Tensor, ""], Weights]:
-            return batch_gradient(problem.network, weights, real.images, real.labels, self.chunk)
+        def through(weights: Weights) -> Hypergradient:
+            # A functional call lends the module its weights for a moment, so no two threads may share one.
+            network = problem.network.twin()
 
-        results = [
-            hypergradient(problem.network, SGD(), weights, steps, outer, storage, self.kink_width)
-            for weights in problem.starts.sample(count, generator)
-        ]
+            def outer(last: Weights) -> tuple[Float[Tensor, ""], Weights]:
+                return batch_gradient(network, last, real.images, real.labels, self.chunk)
+
+            return hypergradient(network, SGD(), weights, steps, outer, storage, self.kink_width)
+
+        results = map_on_cores(through, problem.starts.sample(count, generator), problem.device)
         return Outcome(
             loss=torch.stack([result.loss for result in results]).mean(),
             gradients=_collect(distilled, results),

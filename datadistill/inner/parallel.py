@@ -1,0 +1,30 @@
+"""Several networks on several cores: each whole on one core, which beats each on all of them in turn."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+def map_on_cores(function: Callable[[Item], Answer], items: Sequence[Item], device: torch.device) -> list[Answer]:
+    """`[function(item) for item in items]`, with one core for each item where there are enough of them.
+
+    On a CPU with n threads and at least n items, n Python threads each run their items on a single core: PyTorch
+    gives up the interpreter lock inside its operations, and small tensors gain little from being shared out among
+    cores. Each item is computed alone, so the answers do not depend on the order in which they are ready. The
+    function must not use one module in two calls (see `Network.twin`).
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1 or len(items) < threads:
+        return [function(item) for item in items]
+    # New threads take the number of threads that holds when they first compute.
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(function, items))
+    finally:
+        torch.set_num_threads(threads)
