@@ -1,0 +1,66 @@
+"""What is shipped does what its card says."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import datadistill as dd
+from datadistill.cli.main import main
+from datadistill.evaluation import percent
+
+SETS = sorted((ROOT / "gallery").iterdir())
+
+# Another processor or number of threads rounds differently, and a network can then see a few test images otherwise.
+TOLERANCE = 0.003
+
+
+def test_there_is_a_gallery() -> None:
+    assert "mnist-fixed-10" in [path.name for path in SETS]
+
+
+@pytest.mark.parametrize("folder", SETS, ids=lambda path: path.name)
+def test_a_shipped_set_is_small_and_whole(folder: Path) -> None:
+    assert all(path.stat().st_size < 1 << 20 for path in folder.rglob("*"))
+    assert {"distilled.safetensors", "README.md", "sheet.png"} <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("folder", SETS, ids=lambda path: path.name)
+def test_evaluate_prints_the_accuracy_of_the_card(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datadistill.cli.main.keep_freed_memory", lambda: True)
+    data = dd.load_distilled(folder)
+    said = [score["accuracy"]["mean"] for score in data.provenance.scores if score["split"] == "test"]
+    printed = re.search(r"test accuracy \| \*\*([\d.]+)(?: ± [\d.]+)? %\*\*", (folder / "README.md").read_text())
+    assert printed is not None
+    assert float(printed[1]) == pytest.approx(100 * said[0], abs=0.06)
+    assert main(["evaluate", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["results"][0]["accuracy"]["mean"]
+    assert found == pytest.approx(said[0], abs=TOLERANCE)
+
+
+def test_the_main_result_beats_the_paper(mnist: dd.RealData) -> None:
+    """Ten images, one step, three epochs, hard labels, LeNet, one fixed initialisation: 93.8 % in the paper."""
+    data = dd.load_distilled(ROOT / "gallery" / "mnist-fixed-10")
+    assert len(data.images) == 10
+    assert data.labels.tolist() == list(range(10))
+    assert data.soft_labels is None
+    inner = {"optimizer": "sgd", "steps": 1, "epochs": 3, "augment": None, "loss": "cross-entropy"}
+    assert (data.provenance.model, data.provenance.inner) == ("lenet", inner)
+    score = dd.evaluate(data, mnist)
+    assert score.nets == 1
+    assert score.accuracy.mean >= 0.95, percent(score.accuracy)
+
+
+@pytest.mark.slow
+def test_its_recipe_begins_as_recorded(tmp_path: Path) -> None:
+    """The recorded command, stopped after its first looks, learns as fast as the card's run did."""
+    folder = ROOT / "gallery" / "mnist-fixed-10"
+    words = dd.load_distilled(folder).provenance.recipe.split()[1:]
+    more = ["--iterations", "300", "--outer-look-every", "100", "--out", str(tmp_path / "run")]
+    assert main([*words, *more]) == 0
+    looks = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert looks[-1]["held_out_accuracy"] > 0.75
