@@ -2,10 +2,13 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, runtime_checkable
 
+import rich.progress
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -81,6 +84,30 @@ def describe(status: Status) -> str:
         f"step {status.step:6d}  loss {status.loss:.4f}  held-out {held_out}  rate {status.rate:.5f}  "
         f"{clock(status.left)} left  {status.memory / 2**30:.2f} GiB"
     )
+
+
+@contextmanager
+def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on standard error for `total` equal pieces of work; gives the function that counts one."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with rich.progress.Progress(console=console, transient=True) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda: bar.advance(task)
+        return
+    began = last = time.monotonic()
+    done = 0
+
+    def count() -> None:
+        nonlocal done, last
+        done += 1
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            left = clock((now - began) / done * (total - done))
+            print(f"{title}: {done} of {total}, {left} left", file=sys.stderr, flush=True)
+
+    yield count
 
 
 class Progress:

@@ -17,7 +17,7 @@ RATES = tuple(round(0.001 * 10 ** (k / 4), 5) for k in range(13))
 _TUNING_NETWORKS = 8
 
 
-def random_real(problem: Problem, steps: int, epochs: int) -> DistilledData:
+def random_real(problem: Problem, steps: int, epochs: int, count: Callable[[], None] = lambda: None) -> DistilledData:
     """Random real images of every class, one constant rate for all steps.
 
     The rate is the one of `RATES` with the best mean accuracy on the held-out slice, over networks that are
@@ -27,12 +27,14 @@ def random_real(problem: Problem, steps: int, epochs: int) -> DistilledData:
         problem: dataset, network, initial weights, images per class, seed.
         steps: batches the images are cut into.
         epochs: how often they are walked.
+        count: called after each of the `RATES` is tried.
     """
     method = DD(steps=steps, epochs=epochs, images="real")
     chosen = method.start(problem, stream(problem.seed, "random-real"))
     best, best_rate = -1.0, RATES[0]
     for rate in RATES:
         accuracy = _held_out_accuracy(_with_rate(chosen, rate), problem)
+        count()
         if accuracy > best:
             best, best_rate = accuracy, rate
     data = _with_rate(chosen, best_rate)
@@ -65,14 +67,16 @@ class BaselineInfo:
     Attributes:
         name: what people type.
         line: one line of explanation.
-        choose: from a problem, steps and epochs.
+        choose: from a problem, steps, epochs and a function to call `pieces` times on the way.
+        pieces: of about equal work.
     """
 
     name: str
     line: str
-    choose: Callable[[Problem, int, int], DistilledData]
+    choose: Callable[[Problem, int, int, Callable[[], None]], DistilledData]
+    pieces: int
 
 
 BASELINES = Registry(
-    "baseline", (BaselineInfo("random", "random real images, rate tuned on held-out data", random_real),)
+    "baseline", (BaselineInfo("random", "random real images, rate tuned on held-out data", random_real, len(RATES)),)
 )

@@ -17,6 +17,7 @@ from datadistill.cli.parsing import Parser, command_line, one_of, positive_int
 from datadistill.distilled import FILE_NAME
 from datadistill.evaluation import evaluate, percent
 from datadistill.methods import make_problem
+from datadistill.progress import counting
 from datadistill.runtime import resolve_device, versions
 from datadistill.weights import KINDS
 
@@ -65,8 +66,11 @@ def run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed or 0,
         device=resolve_device(arguments.device or "auto"),
     )
-    data = BASELINES.get(arguments.how).choose(problem, arguments.steps, arguments.epochs)
-    score = evaluate(data, problem.real, nets=arguments.nets)
+    info = BASELINES.get(arguments.how)
+    with counting("choosing", info.pieces) as count:
+        data = info.choose(problem, arguments.steps, arguments.epochs, count)
+    with counting("evaluating", arguments.nets) as count:
+        score = evaluate(data, problem.real, nets=arguments.nets, count=count)
     recipe = f"datadistill baseline --how {arguments.how} --dataset {real.name} --model {problem.model} "
     recipe += f"--weights {problem.kind} --scheme {problem.scheme} --ipc {problem.ipc} "
     recipe += f"--steps {arguments.steps} --epochs {arguments.epochs} --seed {problem.seed}"

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from typing import Any
 
 from datadistill.cli.common import add_data_flags, add_nets_flag, load_data, print_table
@@ -10,6 +9,7 @@ from datadistill.cli.parsing import Parser, one_of
 from datadistill.data import RealData
 from datadistill.distilled import load_distilled
 from datadistill.evaluation import PROTOCOLS, Score, evaluate, percent
+from datadistill.progress import counting
 from datadistill.runtime import resolve_device, versions
 
 USAGE = "PATH..."
@@ -61,17 +61,17 @@ def run(arguments: argparse.Namespace) -> None:
             loaded[name] = load_data(name, arguments).to(device)
         scores = []
         for model in models:
-            if sys.stderr.isatty():
-                print(f"evaluating {path} ...", file=sys.stderr)
-            score = evaluate(
-                distilled,
-                loaded[name],
-                model=model,
-                weights=arguments.weights,
-                nets=arguments.nets,
-                protocol=arguments.protocol,
-                seed=arguments.seed,
-            )
+            with counting(f"evaluating {path}", arguments.nets) as count:
+                score = evaluate(
+                    distilled,
+                    loaded[name],
+                    model=model,
+                    weights=arguments.weights,
+                    nets=arguments.nets,
+                    protocol=arguments.protocol,
+                    seed=arguments.seed,
+                    count=count,
+                )
             scores.append(score)
             rows.append(_row(path, score))
         documents.append(_document(path, loaded[name], arguments.protocol, scores))

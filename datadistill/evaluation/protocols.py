@@ -1,6 +1,7 @@
 """Protocols: how networks are trained on distilled data before they are tested."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,6 +48,7 @@ def evaluate(
     protocol: str = "own",
     split: Literal["test", "held_out"] = "test",
     seed: int = 0,
+    count: Callable[[], None] = lambda: None,
 ) -> Score:
     """Train networks on distilled data and test them on real images.
 
@@ -62,6 +64,7 @@ def evaluate(
         protocol: one of `PROTOCOLS`.
         split: `test`, or `held_out` for choosing between sets.
         seed: of the fresh draws.
+        count: called after each network.
 
     Raises:
         RequestError: the data does not fit the dataset or the network.
@@ -77,21 +80,22 @@ def evaluate(
     distilled = distilled.to(device)
     network = Network(create_model(model or distilled.provenance.model, real).to(device))
     starts = _starts(distilled, network, weights, other_model=model is not None)
-    count = 1 if starts.fixed is not None else nets
+    nets = 1 if starts.fixed is not None else nets
     judged_on = real.test if split == "test" else real.held_out
     steps = distilled.inner_steps()
     every = len(steps) <= _BY_STEP_AT_MOST
     paths = []
-    for net in range(count):
+    for net in range(nets):
         (start,) = starts.sample(1, stream(seed, "evaluation", net))
         path = accuracy_along(network, start, steps, judged_on, every)
         paths.append([accuracy.correct for accuracy in path])
+        count()
     by_step = tuple(summarize(list(step), len(judged_on)) for step in zip(*paths, strict=True))
     return Score(
         model=model_name(model or distilled.provenance.model),
         weights=_describe(distilled, starts),
         protocol=protocol,
-        nets=count,
+        nets=nets,
         split=split,
         images=len(judged_on),
         accuracy=by_step[-1],

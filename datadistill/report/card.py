@@ -10,6 +10,7 @@ from datadistill.errors import DatadistillError
 from datadistill.evaluation import Score, evaluate, percent
 from datadistill.files import write_atomically
 from datadistill.outer import Run
+from datadistill.progress import counting
 from datadistill.report.curve import save_curve
 from datadistill.report.sheet import SHEET_NAME, save_sheet
 from datadistill.runs import RunFolder
@@ -28,7 +29,8 @@ def conclude(run: Run, real: RealData, nets: int = 20) -> tuple[DistilledData, S
     Returns:
         The distilled data with its score in the provenance, and the score.
     """
-    score = evaluate(run.distilled, real, nets=nets)
+    with counting("evaluating", nets) as count:
+        score = evaluate(run.distilled, real, nets=nets, count=count)
     mine = run.distilled.provenance
     held_out = [entry for entry in mine.scores if entry.get("split") == "held_out"]
     distilled = replace(run.distilled, provenance=replace(mine, scores=[*held_out, score.as_json()]))
