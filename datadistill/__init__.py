@@ -14,14 +14,16 @@ from datadistill import methods
 from datadistill.data import RealData, load
 from datadistill.descent import Outer
 from datadistill.distilled import DistilledData, load_distilled
-from datadistill.errors import DatadistillError, RequestError
+from datadistill.errors import DamagedFileError, DatadistillError, Interrupted, RequestError
 from datadistill.evaluation import Score, evaluate
 from datadistill.outer import Run, distill
 from datadistill.progress import Progress
 
 __all__ = [
+    "DamagedFileError",
     "DatadistillError",
     "DistilledData",
+    "Interrupted",
     "Outer",
     "Progress",
     "RealData",

@@ -46,16 +46,15 @@ class Outer:
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < math.inf:
-            raise RequestError(f"the outer rate is {self.rate}, but must be positive")
-        for name, value in (("betas", min(self.betas)), ("warmup", self.warmup), ("average", self.average)):
+            raise RequestError(f"the outer rate is {self.rate}, but must be positive and finite")
+        shares = {"first beta": self.betas[0], "second beta": self.betas[1]}
+        for name, value in (shares | {"warmup": self.warmup, "average": self.average}).items():
             if not 0 <= value < 1:
                 raise RequestError(f"{name} is {value}, but must be at least 0 and less than 1")
         if not 0 <= self.rate_of_rates < math.inf:
-            raise RequestError(f"rate_of_rates is {self.rate_of_rates}, but must not be negative")
-        if not 0 <= max(self.betas) < 1:
-            raise RequestError(f"betas are {self.betas}, but must be less than 1")
+            raise RequestError(f"rate_of_rates is {self.rate_of_rates}, but must be finite and not negative")
         if not 0 <= self.clip < math.inf:
-            raise RequestError(f"clip is {self.clip}, but must not be negative")
+            raise RequestError(f"clip is {self.clip}, but must be finite and not negative")
         if self.look_every < 1:
             raise RequestError(f"look_every is {self.look_every}, but must be at least 1")
 
@@ -97,6 +96,10 @@ class Variables:
         if distilled.learning_rates is not None:
             values["log_rates"] = distilled.learning_rates.log()
         return cls(values, Adam(outer.betas).init(values), values)
+
+    def are_sound(self) -> bool:
+        """Whether all values are finite."""
+        return all(bool(value.isfinite().all()) for value in self.values.values())
 
     def put(self, template: DistilledData) -> DistilledData:
         """The present values as distilled data."""

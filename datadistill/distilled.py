@@ -1,6 +1,7 @@
 """DistilledData: what distilling makes, and the one thing that everything after it takes."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,11 @@ def _parse(tensors: dict[str, Tensor], metadata: dict[str, str]) -> DistilledDat
     provenance = _parse_provenance(header)
     for name in ("images", "labels", "batches"):
         _require(name in tensors, f"the tensor '{name}' is missing")
+    known = ("images", "labels", "batches", "learning_rates", "soft_labels")
     for name, tensor in tensors.items():
+        _require(name in known or name.startswith(_WEIGHT_PREFIX), f"the tensor '{name}' is unknown")
+        _require(tensor.dtype in (torch.float32, torch.int64), f"'{name}' is {tensor.dtype}")
+        _require(tensor.is_floating_point() or not name.startswith(_WEIGHT_PREFIX), f"'{name}' is {tensor.dtype}")
         _require(not tensor.is_floating_point() or bool(tensor.isfinite().all()), f"'{name}' is not finite")
     data = DistilledData(
         images=_typed(tensors, "images", torch.float32, 4),
@@ -213,6 +218,7 @@ def _check(data: DistilledData) -> None:
     channels = len(data.provenance.normalization.mean)
     _require(channels == data.images.shape[1], f"{channels} normalisation channels for {data.images.shape[1]}")
     if data.learning_rates is not None:
+        _require(len(data.learning_rates) > 0, "it has no learning rates")
         _require(len(data.learning_rates) % len(data.batches) == 0, "its learning rates are not whole epochs")
         _require(bool((data.learning_rates > 0).all()), "a learning rate is not positive")
     if data.soft_labels is not None:
@@ -244,7 +250,10 @@ def _parse_provenance(header: dict[str, Any]) -> Provenance:
     _require(len(values["classes"]) > 0, "it has no classes")
     values["classes"] = tuple(values["classes"])
     mean, std = (tuple(float(x) for x in values["normalization"][key]) for key in ("mean", "std"))
-    _require(len(mean) == len(std) and all(s > 0 for s in std), "its normalisation is malformed")
+    _require(
+        len(mean) == len(std) and all(map(math.isfinite, mean + std)) and all(s > 0 for s in std),
+        "its normalisation is malformed",
+    )
     values["normalization"] = Normalization(mean, std)
     return Provenance(**values)
 

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class DatadistillError(Exception):
@@ -21,9 +22,17 @@ class DamagedFileError(DatadistillError):
 
 
 class Interrupted(DatadistillError):
-    """The run was interrupted and saved (exit code 130)."""
+    """The run was interrupted and saved (exit code 130).
+
+    Attributes:
+        folder: where the run lies.
+    """
 
     exit_code = 130
+
+    def __init__(self, what: str, folder: Path) -> None:
+        super().__init__(f"{what} in {folder}")
+        self.folder = folder
 
 
 def suggestion(given: str, known: Iterable[str]) -> str:
@@ -42,5 +51,6 @@ def unknown_name(kind: str, given: str, known: Iterable[str]) -> RequestError:
 def explain_os_error(error: OSError, doing: str) -> DatadistillError:
     """An operating system's refusal as one sentence, for instance a full disk while saving."""
     reason = error.strerror or str(error)
-    where = f" ({error.filename})" if error.filename else ""
+    file = str(error.filename or "")
+    where = f" ({file})" if file and file not in doing and not file.endswith(".part") else ""
     return DatadistillError(f"could not {doing}: {reason}{where}")

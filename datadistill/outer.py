@@ -11,7 +11,6 @@ of threads, and with `iterations`; a `budget` follows the clock and cannot).
 
 import math
 import re
-import shlex
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -22,15 +21,16 @@ import torch
 from datadistill.data.real import RealData
 from datadistill.descent import Outer, Variables, improve
 from datadistill.distilled import FILE_NAME, DistilledData
-from datadistill.errors import Interrupted, RequestError
+from datadistill.errors import DatadistillError, Interrupted, RequestError
 from datadistill.evaluation.accuracy import Accuracy, accuracy_along
 from datadistill.methods import DD, method_name
 from datadistill.methods.base import Method, Outcome, Problem, make_problem, options_of
 from datadistill.models import ModelFactory
 from datadistill.moments import Best, Moment, pack, unpack
 from datadistill.progress import Reporter, Silent, Status
-from datadistill.runs import RunFolder, Settings
+from datadistill.runs import RunFolder
 from datadistill.runtime import peak_memory, resolve_device, stream, versions
+from datadistill.settings import Settings
 from datadistill.signals import StopRequest
 
 ROLLBACKS = 3
@@ -147,9 +147,13 @@ def distill(
         budget=length.budget,
         device=problem.device.type,
         versions=versions(),
+        threads=torch.get_num_threads(),
+        recipe=command,
     )
-    template = replace(template, provenance=replace(template.provenance, recipe=command, versions=versions()))
     folder = None if out is None else RunFolder(Path(out))
+    if folder is not None and resume and folder.exists():
+        command = folder.settings().recipe
+    template = replace(template, provenance=replace(template.provenance, recipe=command, versions=versions()))
     loop = _Loop(problem, method, outer, length, template, reporter, folder)
     with StopRequest() as stop, folder.locked() if folder else nullcontext():
         moment = loop.first() if folder is None else _open(folder, settings, loop, resume)
@@ -163,9 +167,15 @@ def _open(folder: RunFolder, settings: Settings, loop: "_Loop", resume: bool) ->
         if resume:
             loop.reporter.say(f"{folder.path} holds no run yet: starting from the beginning.")
         return loop.first()
-    difference = folder.settings().difference(settings)
+    before = folder.settings()
+    difference = before.difference(settings)
     if difference:
         raise RequestError(f"the run in {folder.path} has other settings: {difference}")
+    if (before.threads, before.versions.get("torch")) != (settings.threads, settings.versions.get("torch")):
+        loop.reporter.say(
+            f"the run was started with {before.threads} threads and torch {before.versions.get('torch')}, which "
+            f"differ from {settings.threads} and {settings.versions.get('torch')}: its last bits will differ too."
+        )
     checkpoint, complaints = folder.latest()
     for complaint in complaints:
         loop.reporter.say(complaint)
@@ -207,7 +217,11 @@ class _Loop:
                 if self._has_diverged(moment):
                     moment = good = self._roll_back(good, moment, f"the outer loss rose to {moment.loss:.3g}")
                     continue
-                moment = good = self._look(moment)
+                looked = self._look(moment)
+                if looked is None:
+                    moment = good = self._roll_back(good, moment, "the held-out loss is not finite")
+                    continue
+                moment = good = looked
             if stop.requested and not moment.finished:
                 self._interrupt(moment, good)
         return moment
@@ -247,10 +261,14 @@ class _Loop:
         self.reporter.update(Status(moment.step, done, seconds, moment.loss, moment.accuracy, rate, memory))
         return moment
 
-    def _look(self, moment: Moment) -> Moment:
-        """Measure the data on the held-out slice, remember the best, and save."""
+    def _look(self, moment: Moment) -> Moment | None:
+        """Measure the data on the held-out slice, remember the best, and save; None where it gives no finite loss."""
         distilled = moment.variables.put_average(self.template)
+        if not (moment.variables.are_sound() and _is_sound(distilled)):
+            return None
         seen = _held_out(self.problem, distilled)
+        if not math.isfinite(seen.loss):
+            return None
         best = moment.best
         better = best is None or (seen.correct, -seen.loss) > (best.correct, -best.loss)
         if best is None or better:
@@ -297,8 +315,10 @@ class _Loop:
         """The last good moment with half the outer rate; after three times, the end."""
         if good.rollbacks == ROLLBACKS:
             remark = f"step {moment.step}: {trouble}, for the {ROLLBACKS + 1}th time; stopped with the best so far."
-            good = good if good.best is not None else self._look(good)
-            ended = replace(good, finished=True)
+            looked = good if good.best is not None else self._look(good)
+            if looked is None:
+                raise DatadistillError("the loss is not finite even at the start: give a lower --learning-rate")
+            ended = replace(looked, finished=True)
         else:
             rate = self.outer.rate * 0.5 ** (good.rollbacks + 1)
             remark = f"step {moment.step}: {trouble}; back to step {good.step}, outer rate halved to {rate:g}."
@@ -318,10 +338,7 @@ class _Loop:
         if self.folder is None:
             raise KeyboardInterrupt
         self.folder.save(moment.step, pack(moment if good is moment else replace(moment, good=good)))
-        raise Interrupted(
-            f"interrupted at step {moment.step} and saved; go on with: "
-            f"datadistill distill --resume --out {shlex.quote(str(self.folder.path))}"
-        )
+        raise Interrupted(f"interrupted at step {moment.step} and saved", self.folder.path)
 
     def _say(self, text: str) -> None:
         self.reporter.say(text)
@@ -341,6 +358,13 @@ class _Loop:
         held_out = {"split": "held_out", "accuracy": best.correct, "outer_step": best.step}
         provenance = replace(distilled.provenance, cost=cost, scores=[held_out])
         return replace(distilled, provenance=provenance)
+
+
+def _is_sound(distilled: DistilledData) -> bool:
+    """Whether the data could be saved and read: finite images, finite positive rates."""
+    rates = distilled.learning_rates
+    positive = rates is None or bool((rates.isfinite() & (rates > 0)).all())
+    return positive and bool(distilled.images.isfinite().all())
 
 
 def _is_finite(outcome: Outcome) -> bool:

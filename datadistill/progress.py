@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, runtime_checkable
@@ -77,12 +77,18 @@ def clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def _print(text: str) -> None:
+    """A line on standard error; a run does not end because nobody can read how it is doing."""
+    with suppress(OSError, ValueError, AttributeError):
+        print(text, file=sys.stderr, flush=True)
+
+
 def describe(status: Status) -> str:
     """One line of text."""
-    held_out = "  -  " if status.accuracy is None else f"{100 * status.accuracy:5.2f}%"
+    held_out = "-" if status.accuracy is None else f"{100 * status.accuracy:.2f}%"
     return (
-        f"step {status.step:6d}  loss {status.loss:.4f}  held-out {held_out}  rate {status.rate:.5f}  "
-        f"{clock(status.left)} left  {status.memory / 2**30:.2f} GiB"
+        f"step {status.step}  loss {status.loss:.3f}  held-out {held_out}  rate {status.rate:.2g}  "
+        f"{clock(status.left)} left  {status.memory / 2**30:.1f} GiB"
     )
 
 
@@ -105,7 +111,7 @@ def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
         if now - last >= SECONDS_BETWEEN_LINES:
             last = now
             left = clock((now - began) / done * (total - done))
-            print(f"{title}: {done} of {total}, {left} left", file=sys.stderr, flush=True)
+            _print(f"{title}: {done} of {total}, {left} left")
 
     yield count
 
@@ -134,11 +140,14 @@ class Progress:
     def update(self, status: Status) -> None:
         if self._live is not None:
             line = Table.grid(padding=(0, 1))
-            line.add_row(ProgressBar(total=1.0, completed=status.fraction, width=20), describe(status))
+            line.add_row(ProgressBar(total=1.0, completed=status.fraction, width=10), describe(status))
             self._live.update(line)
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES or status.fraction >= 1:
             self._last_line = time.monotonic()
-            print(f"{100 * status.fraction:3.0f}%  {describe(status)}", file=sys.stderr, flush=True)
+            _print(f"{100 * status.fraction:3.0f}%  {describe(status)}")
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        if self._live is not None:
+            self._console.print(text, markup=False)
+        else:
+            _print(text)

@@ -1,71 +1,27 @@
 """Run folders: settings, metrics, checkpoints. Everything written can be read at any moment."""
 
+import errno
+import hashlib
 import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from datadistill.errors import DamagedFileError, RequestError, explain_os_error
 from datadistill.files import read_json, read_tensors, write_atomically, write_json, write_tensors
+from datadistill.settings import Settings, parse_settings
 
 if sys.platform != "win32":
     import fcntl
 
-FORMAT = 1
 KEPT_CHECKPOINTS = 2
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything needed to run again.
-
-    Attributes:
-        dataset: the dataset's name.
-        model: the network's name.
-        weights: the kind of initial weights.
-        scheme: how they are drawn.
-        ipc: images per class.
-        seed: of all randomness.
-        method: name and hyper-parameters.
-        outer: the outer loop's hyper-parameters.
-        iterations: outer steps, or None.
-        budget: seconds, or None.
-        device: cpu, cuda or mps.
-        versions: of the software that started the run; not compared on resuming.
-    """
-
-    dataset: str
-    model: str
-    weights: str
-    scheme: str
-    ipc: int
-    seed: int
-    method: dict[str, Any]
-    outer: dict[str, Any]
-    iterations: int | None
-    budget: float | None
-    device: str
-    versions: dict[str, str] = field(default_factory=dict)
-
-    def difference(self, other: "Settings") -> str | None:
-        """The first setting in which two runs differ, in words, or None."""
-        mine, theirs = (json.loads(json.dumps(asdict(s) | {"versions": {}})) for s in (self, other))
-        for name in mine:
-            if mine[name] != theirs[name]:
-                return f"{name} is {_brief(mine[name], theirs[name])} there and {_brief(theirs[name], mine[name])} here"
-        return None
-
-
-def _brief(value: Any, other: Any) -> Any:
-    if isinstance(value, dict) and isinstance(other, dict):
-        return {key: value[key] for key in value if value[key] != other.get(key)}
-    return value
 
 
 @dataclass(frozen=True)
@@ -74,6 +30,15 @@ class Checkpoint:
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
+
+    def digest(self) -> str:
+        """SHA-256 of all of it."""
+        found = hashlib.sha256(json.dumps(self.facts).encode())
+        for name, tensor in sorted(self.tensors.items()):
+            plain = tensor.detach().cpu().contiguous()
+            found.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
+            found.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -102,16 +67,26 @@ class RunFolder:
         """Whether a run was started here."""
         return self._config.is_file()
 
+    def check_free(self) -> None:
+        """Refuse a folder that holds something: nothing of a user's is ever overwritten.
+
+        Raises:
+            RequestError: it holds a run or other files.
+        """
+        if self.exists():
+            raise RequestError(f"{self.path} holds a run already: add --resume to go on with it, or give another --out")
+        if self.path.is_dir() and any(not _is_leftover(entry.name) for entry in self.path.iterdir()):
+            raise RequestError(f"{self.path} is not empty: give a new folder with --out")
+
     def begin(self, settings: Settings) -> None:
         """Start a run in a new or empty folder.
 
         Raises:
-            RequestError: a run is there already.
+            RequestError: the folder is not empty.
             DatadistillError: the folder cannot be written.
         """
-        if self.exists():
-            raise RequestError(f"{self.path} holds a run already: add --resume to go on with it, or give another --out")
-        write_json(self._config, {"format": FORMAT, **asdict(settings)})
+        self.check_free()
+        write_json(self._config, settings.as_json())
 
     def settings(self) -> Settings:
         """The settings the run was started with.
@@ -122,54 +97,54 @@ class RunFolder:
         """
         if not self.exists():
             raise RequestError(f"there is no run to resume in {self.path}")
-        document = read_json(self._config)
         try:
-            if document.pop("format") != FORMAT:
-                raise ValueError("another format")
-            return Settings(**document)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            return parse_settings(read_json(self._config))
+        except DamagedFileError as error:
             raise DamagedFileError(f"{self._config} is damaged: {error}") from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder, so that no second process writes the same run; freed when the process ends."""
+        """Hold the folder, so that no second process writes the same run; freed when the process ends.
+
+        Raises:
+            RequestError: another process holds it, or it holds something else than a run.
+            DatadistillError: it cannot be written.
+        """
+        if not self.exists():
+            self.check_free()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise explain_os_error(error, f"write to {self.path}") from error
         try:
-            if sys.platform != "win32":
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(handle)
-            raise RequestError(
-                f"another process is running in {self.path}: wait for it, or give another --out"
-            ) from error
-        try:
+            if not _lock(handle):
+                raise RequestError(f"another process is running in {self.path}: wait for it, or give another --out")
+            for left in self.path.rglob(".*.part"):
+                left.unlink(missing_ok=True)
             yield
         finally:
             os.close(handle)
 
     def save(self, step: int, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, then delete all but the last two."""
-        write_tensors(
-            self._checkpoints / f"step-{step:09d}.safetensors",
-            checkpoint.tensors,
-            {"checkpoint": json.dumps(checkpoint.facts)},
-        )
+        metadata = {"checkpoint": json.dumps(checkpoint.facts), "sha256": checkpoint.digest()}
+        write_tensors(self._checkpoints / f"step-{step:09d}.safetensors", checkpoint.tensors, metadata)
         for old in self._saved()[:-KEPT_CHECKPOINTS]:
             old.unlink(missing_ok=True)
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that can be read, and a sentence for each newer one that cannot."""
+        """The newest checkpoint that is whole, and a sentence for each newer one that is not."""
         complaints: list[str] = []
         for path in reversed(self._saved()):
             try:
                 tensors, metadata = read_tensors(path)
-                return Checkpoint(tensors, json.loads(metadata["checkpoint"])), complaints
-            except (DamagedFileError, KeyError, ValueError) as error:
-                complaints.append(f"{path.name} cannot be read and is passed over: {error}")
+                checkpoint = Checkpoint(tensors, json.loads(metadata.get("checkpoint", "null")))
+                if checkpoint.digest() != metadata.get("sha256"):
+                    raise DamagedFileError("its checksum differs")
+                return checkpoint, complaints
+            except (DamagedFileError, ValueError) as error:
+                complaints.append(f"{path.name} is damaged and passed over: {error}")
         return None, complaints
 
     def _saved(self) -> list[Path]:
@@ -180,10 +155,16 @@ class RunFolder:
         self._append(self._metrics, json.dumps(metrics, allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of `metrics.jsonl`."""
+        """All lines of `metrics.jsonl` that can be read; nothing but the curve depends on them."""
         if not self._metrics.is_file():
             return []
-        return [json.loads(line) for line in self._metrics.read_text().splitlines()]
+        entries = []
+        for line in self._metrics.read_text(errors="replace").splitlines():
+            with suppress(ValueError):
+                entry = json.loads(line)
+                if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+                    entries.append(entry)
+        return entries
 
     def rewind(self, step: int) -> None:
         """Forget metrics after a step, which a resumed run is about to make again."""
@@ -195,12 +176,33 @@ class RunFolder:
         self._append(self.path / "log.txt", text + "\n")
 
     def _append(self, path: Path, text: str) -> None:
-        # One write call for the whole line: a kill comes before it or after it, so no half line is left.
+        # One write call for the whole line: a kill comes before it or after it. A full disk may take a part of it,
+        # which is taken back.
         try:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             try:
-                os.write(handle, text.encode())
+                size, line = os.fstat(handle).st_size, text.encode()
+                if os.write(handle, line) != len(line):
+                    os.ftruncate(handle, size)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(handle)
         except OSError as error:
             raise explain_os_error(error, f"write {path}") from error
+
+
+def _lock(handle: int) -> bool:
+    """Whether the file could be locked, or its file system knows no locks."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+    return True
+
+
+def _is_leftover(name: str) -> bool:
+    """Whether a file is one that a run killed before its first word leaves behind."""
+    return name == ".lock" or (name.startswith(".") and name.endswith(".part"))

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import torch
 
-from datadistill.errors import RequestError
+from datadistill.errors import RequestError, unknown_name
 
 if sys.platform != "win32":
     import resource
@@ -46,8 +46,9 @@ def resolve_device(name: str) -> torch.device:
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
+    name = name.lower()
     if name not in available:
-        raise RequestError(f"unknown device '{name}': there are {', '.join(available)}")
+        raise unknown_name("device", name, available)
     if not available[name]:
         raise RequestError(f"device '{name}' is not available here: use --device cpu")
     if name == "auto":
@@ -81,7 +82,8 @@ def stream(seed: int, *path: str | int) -> torch.Generator:
     """A CPU generator for one purpose, such as `stream(seed, "batch", 17)`.
 
     Every draw's generator is made afresh from the seed and the purpose, so no generator state has to be
-    stored, a resumed run draws what an uninterrupted one draws, and adding a draw shifts no other.
+    stored, a resumed run draws what an uninterrupted one draws, and adding a draw shifts no other. Two purposes share a
+    generator with probability 2^-32 (PyTorch's CPU generator takes 32 bits of its seed).
     """
     text = "/".join(str(part) for part in (seed, *path))
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()

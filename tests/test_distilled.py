@@ -152,6 +152,11 @@ TENSOR_DAMAGE: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "rates of another shape": lambda t: t.update(learning_rates=t["learning_rates"][None]),
     "half an epoch of rates": lambda t: t.update(learning_rates=t["learning_rates"][:3].clone()),
     "a negative rate": lambda t: t["learning_rates"].neg_(),
+    "no rates": lambda t: t.update(learning_rates=t["learning_rates"][:0]),
+    "weights of another type": lambda t: t.update({"initial_weights.fc.bias": torch.zeros(3, dtype=torch.float64)}),
+    "weights that are whole numbers": lambda t: t.update({"initial_weights.fc.bias": torch.zeros(3).long()}),
+    "a float8 tensor": lambda t: t.update(images=t["images"].to(torch.float8_e4m3fn)),
+    "a tensor nobody knows": lambda t: t.update({"transform.zca": torch.eye(3)}),
     "soft labels of another shape": lambda t: t.update(soft_labels=torch.zeros(6, 2)),
 }
 HEADER_DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -164,6 +169,7 @@ HEADER_DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a seed that is text": lambda h: h.update(seed="3"),
     "a normalisation without mean": lambda h: h["normalization"].pop("mean"),
     "a normalisation of text": lambda h: h.update(normalization={"mean": ["x"], "std": [1.0]}),
+    "a mean that is no number": lambda h: h.update(normalization={"mean": [float("nan")], "std": [1.0]}),
     "a deviation of zero": lambda h: h.update(normalization={"mean": [0.0], "std": [0.0]}),
     "too many channels": lambda h: h.update(normalization={"mean": [0.0] * 3, "std": [1.0] * 3}),
     "a list": lambda h: [1, 2],

@@ -24,6 +24,7 @@ ORDER = [
     "methods",
     "evaluation",
     "baselines",
+    "settings",
     "runs",
     "descent",
     "moments",

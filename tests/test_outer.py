@@ -113,6 +113,34 @@ def test_a_diverging_loss_rolls_back(digits: dd.RealData) -> None:
     assert "the outer loss rose to 10" in result.remarks[0]
 
 
+@pytest.mark.parametrize(
+    ("method", "outer"),
+    [
+        (SMALL, replace(QUICK, rate=1e38, look_every=1)),
+        (SMALL, replace(QUICK, rate_of_rates=1e5, look_every=1)),
+        (replace(SMALL, learning_rate=1e-29), replace(QUICK, rate_of_rates=30.0)),
+    ],
+)
+def test_whatever_the_rates_the_result_can_be_saved(
+    digits: dd.RealData, tmp_path: Path, method: DD, outer: dd.Outer
+) -> None:
+    run(digits, method, outer=outer, out=tmp_path / "run")
+    assert dd.load_distilled(tmp_path / "run").images.isfinite().all()
+
+
+def test_a_start_that_gives_no_finite_loss_is_one_sentence(digits: dd.RealData) -> None:
+    with pytest.raises(dd.DatadistillError, match="not finite even at the start"):
+        run(digits, replace(SMALL, learning_rate=1e20))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_same_bits_with_networks_on_several_cores(digits: dd.RealData, threads: int) -> None:
+    torch.set_num_threads(threads)
+    method = replace(SMALL, networks=4)
+    found = [run(digits, method, weights="random-init", iterations=8).distilled.images for _ in range(4)]
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
 def test_a_rate_far_too_high_ends_well(digits: dd.RealData) -> None:
     result = run(digits, outer=replace(QUICK, rate=1e6))
     assert result.remarks
@@ -128,7 +156,7 @@ def test_ctrl_c_saves_and_resumes_to_the_same_bits(digits: dd.RealData, tmp_path
                 os.kill(os.getpid(), signal.SIGINT)
 
     whole = run(digits, out=tmp_path / "whole")
-    with pytest.raises(Interrupted, match=r"step 17 and saved; go on with: datadistill distill --resume --out"):
+    with pytest.raises(Interrupted, match=r"step 17 and saved in"):
         run(digits, out=tmp_path / "cut", reporter=Press())
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     resumed = run(digits, out=tmp_path / "cut", resume=True)
@@ -192,6 +220,7 @@ def test_lengths(iterations: int | None, budget: float | None) -> None:
         {"rate": float("nan")},
         {"betas": (0.5, 1.0)},
         {"betas": (-0.1, 0.9)},
+        {"betas": (0.5, float("nan"))},
         {"average": 1.0},
         {"warmup": -0.1},
         {"clip": -1.0},
@@ -206,7 +235,17 @@ def test_outer_refuses(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"steps": 0}, {"epochs": -1}, {"batch": 0}, {"learning_rate": -0.1}, {"learning_rate": 0.0}, {"batch_last": -1}],
+    [
+        {"steps": 0},
+        {"epochs": -1},
+        {"batch": 0},
+        {"learning_rate": -0.1},
+        {"learning_rate": 0.0},
+        {"batch_last": -1},
+        {"kink_width": -1.0},
+        {"learning_rate": 1e39},
+        {"steps": 10**6},
+    ],
 )
 def test_dd_refuses(options: dict[str, Any]) -> None:
     with pytest.raises(RequestError):

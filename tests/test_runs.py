@@ -1,5 +1,6 @@
 """Run folders: settings, locks, damaged checkpoints."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 
 import datadistill as dd
 from datadistill.errors import DamagedFileError, RequestError
+from datadistill.files import read_tensors, write_tensors
 from datadistill.runs import RunFolder
 
 OUTER = dd.Outer(rate=0.03, look_every=10)
@@ -75,10 +77,60 @@ def test_a_damaged_checkpoint_is_passed_over(digits: dd.RealData, tmp_path: Path
 
 def test_damaged_settings(digits: dd.RealData, tmp_path: Path) -> None:
     run(digits, tmp_path)
-    for text in ("{", "[]", "{}", '{"format": 1, "extra": 2}', '{"format": 9}'):
+    whole = json.loads((tmp_path / "config.json").read_text())
+    altered = ({"seed": "0"}, {"model": 7}, {"method": {}}, {"more": 1}, {"format": 9}, {"ipc": None})
+    for text in ("{", "[]", "{}", *(json.dumps(whole | change) for change in altered)):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(DamagedFileError, match=r"config\.json is damaged"):
             run(digits, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("name", ["config", "variables.values:images"])
+def test_an_altered_checkpoint_is_passed_over(digits: dd.RealData, tmp_path: Path, name: str) -> None:
+    run(digits, tmp_path)
+    newest = tmp_path / "checkpoint" / "step-000000040.safetensors"
+    tensors, metadata = read_tensors(newest)
+    if name == "config":
+        metadata["checkpoint"] = metadata["checkpoint"].replace('"rollbacks": 0', '"rollbacks": 1')
+    else:
+        tensors[name] += 1
+    write_tensors(newest, tensors, metadata)
+    checkpoint, complaints = RunFolder(tmp_path).latest()
+    assert checkpoint is not None
+    assert checkpoint.facts["step"] == 30
+    assert "its checksum differs" in complaints[0]
+
+
+def test_a_folder_with_something_else_in_it_is_refused(digits: dd.RealData, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("my project")
+    with pytest.raises(RequestError, match="is not empty"):
+        run(digits, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    assert (tmp_path / "README.md").read_text() == "my project"
+
+
+def test_damaged_metrics_do_not_matter(digits: dd.RealData, tmp_path: Path) -> None:
+    whole = run(digits, tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10, "sec\n[1]\n7\n')
+    again = run(digits, tmp_path, resume=True)
+    assert torch.equal(whole.distilled.images, again.distilled.images)
+
+
+def test_a_line_that_does_not_fit_on_the_disk_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, write = RunFolder(tmp_path), os.write
+    folder.record({"step": 1})
+    with monkeypatch.context() as patched:
+        patched.setattr("os.write", lambda handle, line: write(handle, line[:5]))
+        with pytest.raises(dd.DatadistillError, match="No space left"):
+            folder.record({"step": 2})
+    folder.record({"step": 3})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 3}\n'
+
+
+def test_the_recorded_command_survives_a_resume(digits: dd.RealData, tmp_path: Path) -> None:
+    run(digits, tmp_path, command="datadistill distill --dataset digits")
+    again = run(digits, tmp_path, resume=True, command="datadistill distill --resume")
+    assert again.distilled.provenance.recipe == "datadistill distill --dataset digits"
 
 
 def test_one_process_at_a_time(digits: dd.RealData, tmp_path: Path) -> None:

@@ -40,7 +40,11 @@ def random_real(problem: Problem, steps: int, epochs: int, count: Callable[[], N
     data = _with_rate(chosen, best_rate)
     provenance = replace(
         data.provenance,
-        method={"name": "random", "rates_tried": list(RATES), "networks": _TUNING_NETWORKS},
+        method={
+            "name": "random",
+            "rates_tried": list(RATES),
+            "networks": 1 if problem.starts.fixed is not None else _TUNING_NETWORKS,
+        },
         scores=[{"split": "held_out", "accuracy": best}],
     )
     return replace(data, provenance=provenance)

@@ -18,6 +18,7 @@ from datadistill.distilled import FILE_NAME
 from datadistill.evaluation import evaluate, percent
 from datadistill.methods import make_problem
 from datadistill.progress import counting
+from datadistill.runs import RunFolder
 from datadistill.runtime import resolve_device, versions
 from datadistill.weights import KINDS
 
@@ -56,6 +57,9 @@ def add_flags(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    folder = None if arguments.out is None else RunFolder(Path(arguments.out))
+    if folder is not None:
+        folder.check_free()
     real = load_data(arguments.dataset or "mnist", arguments)
     problem = make_problem(
         real,
@@ -81,13 +85,14 @@ def run(arguments: argparse.Namespace) -> None:
         recipe=recipe,
     )
     data = replace(data, provenance=provenance)
-    folder = new_folder(f"{real.name}-{arguments.how}-{problem.ipc}") if arguments.out is None else Path(arguments.out)
-    data.save(folder / FILE_NAME)
+    place = new_folder(f"{real.name}-{arguments.how}-{problem.ipc}") if folder is None else folder.path
+    with RunFolder(place).locked():
+        data.save(place / FILE_NAME)
     assert data.learning_rates is not None
     print_table(
         f"{len(data.labels)} real images, rate {float(data.learning_rates[0]):g} tuned on held-out data",
         ["test accuracy", "these images"],
         [["untrained", percent(score.before)], [f"{score.nets} networks trained", percent(score.accuracy)]],
     )
-    print(f"folder    {folder}")
-    print(f"evaluate  {command_line('evaluate', str(folder))}")
+    print(f"folder    {place}")
+    print(f"evaluate  {command_line('evaluate', str(place))}")

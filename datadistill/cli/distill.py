@@ -1,6 +1,7 @@
 """distill: a dataset becomes distilled data."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from datadistill.cli.parsing import (
     positive_int,
 )
 from datadistill.descent import Outer
-from datadistill.errors import RequestError
+from datadistill.errors import DamagedFileError, Interrupted, RequestError
 from datadistill.evaluation import Score, percent
 from datadistill.methods import DD, METHODS
 from datadistill.outer import Run, distill
@@ -30,6 +31,7 @@ from datadistill.recipes import Recipe, recipes
 from datadistill.report.card import conclude
 from datadistill.report.sheet import SHEET_NAME
 from datadistill.runs import RunFolder
+from datadistill.runtime import resolve_device
 from datadistill.weights import KINDS
 
 USAGE = ""
@@ -86,8 +88,11 @@ def add_flags(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     folder = _folder(arguments)
     recipe, settings = _settings(arguments, folder)
-    method = DD(**settings["method"])
-    outer = Outer(**settings["outer"])
+    try:
+        method = METHODS.get(settings["method"].pop("name")).make(**settings["method"])
+        outer = Outer(**settings["outer"])
+    except TypeError as error:
+        raise DamagedFileError(f"the run's config.json is damaged: {error}") from error
     chosen = settings["run"]
     real = load_data(chosen["dataset"], arguments)
     if folder is None:
@@ -105,7 +110,10 @@ def run(arguments: argparse.Namespace) -> None:
             command=_repeat(arguments),
             reporter=progress,
         )
-    _, score = conclude(done, real, arguments.nets)
+    try:
+        _, score = conclude(done, real.to(resolve_device(chosen["device"])), arguments.nets)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted while judging; the run itself is done", folder) from None
     _print(done, score, recipe)
 
 
@@ -130,6 +138,8 @@ def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recip
     defaults = {"ipc": None, "seed": 0, "device": "auto", "iterations": None, "budget": None}
     recipe = None
     if arguments.resume and folder is not None and RunFolder(folder).exists():
+        if arguments.recipe:
+            raise RequestError("--resume goes on with the run's own settings: leave --recipe out")
         kept = RunFolder(folder).settings()
         run = {name: getattr(kept, name) for name in (*_RUN_SETTINGS, "iterations", "budget")}
         method, outer = dict(kept.method), dict(kept.outer)
@@ -137,7 +147,8 @@ def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recip
         name = arguments.recipe or _RECIPE_FOR[arguments.weights or "fixed-init"]
         recipe = recipes().get(name)
         run, method, outer = {**defaults, **recipe.run}, dict(recipe.method), dict(recipe.outer)
-    method.pop("name")
+    if arguments.method:
+        method["name"] = arguments.method
     given_run = {n: getattr(arguments, n) for n in _RUN_SETTINGS if getattr(arguments, n) is not None}
     given_method, given_outer = given_fields(arguments, DD), given_fields(arguments, Outer, "outer_")
     if arguments.iterations is not None and arguments.budget is not None:
@@ -159,7 +170,7 @@ def _repeat(arguments: argparse.Namespace) -> str:
         if value is not None and name not in skipped:
             values = value if isinstance(value, list) else [value]
             words += ["--" + name.replace("_", "-"), *map(str, values)]
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def _print(done: Run, score: Score, recipe: Recipe | None) -> None:

@@ -51,7 +51,7 @@ def add_flags(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     device = resolve_device(arguments.device)
-    models = arguments.models.split(",") if arguments.models else [None]
+    models: list[str | None] = [name.strip() for name in (arguments.models or "").split(",") if name.strip()] or [None]
     loaded: dict[str, RealData] = {}
     documents, rows = [], []
     for path in arguments.paths:

@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from datadistill import __version__
 from datadistill.cli import baseline, distill, evaluate, listing, show
-from datadistill.cli.parsing import Parser
-from datadistill.errors import DatadistillError, explain_os_error, unknown_name
+from datadistill.cli.parsing import Parser, command_line
+from datadistill.errors import DatadistillError, Interrupted, explain_os_error, unknown_name
 from datadistill.runtime import keep_freed_memory
 
 COMMANDS = {
@@ -55,11 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not given:
             parser.print_help()
             return 0
+        given[0] = given[0].lower() if given[0].lower() in commands else given[0]
         if not given[0].startswith("-") and given[0] not in commands:
             raise unknown_name("command", given[0], commands)
         parsed, rest = parser.parse_known_args(given)
         (commands[parsed.command] if parsed.command else parser).refuse(rest)
         COMMANDS[parsed.command].run(parsed)
+    except Interrupted as error:
+        hint = command_line("distill", "--resume", "--out", str(error.folder))
+        return _fail(f"{error}; go on with: {hint}", error.exit_code)
     except DatadistillError as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:
@@ -67,7 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         return _fail(str(explain_os_error(error, "go on")), 1)
-    except MemoryError:
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        if (
+            isinstance(error, RuntimeError)
+            and "allocate memory" not in str(error)
+            and "out of memory" not in str(error)
+        ):
+            raise
         return _fail("not enough memory: try fewer images, a smaller --batch or --storage recompute", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
@@ -75,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    print(f"datadistill: {text}", file=sys.stderr)
+    with suppress(OSError, ValueError, AttributeError):
+        print(f"datadistill: {' '.join(text.split())}", file=sys.stderr)
     return code
 
 

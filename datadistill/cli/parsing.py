@@ -54,8 +54,8 @@ def one_of(kind: str, names: Iterable[str]) -> Callable[[str], str]:
 
 def positive_int(text: str) -> int:
     """A parser for a whole number of at least 1."""
-    if not re.fullmatch(r"\d+", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    if not re.fullmatch(r"\d{1,9}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1 and less than a billion")
     return int(text)
 
 

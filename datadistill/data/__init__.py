@@ -8,6 +8,7 @@ from pathlib import Path
 from datadistill.data.bundled import digits, mnist
 from datadistill.data.real import RealData, Split
 from datadistill.data.transforms import Normalization
+from datadistill.errors import RequestError
 from datadistill.registry import Registry
 
 __all__ = ["DATASETS", "DatasetInfo", "Normalization", "RealData", "Split", "load"]
@@ -49,4 +50,7 @@ def load(name: str, data_root: str | Path | None = None) -> RealData:
         DamagedFileError: a file does not match its checksum.
     """
     root = data_root if data_root is not None else os.environ.get("DATADISTILL_DATA")
-    return DATASETS.get(name).read(Path(root) if root else None)
+    info = DATASETS.get(name)
+    if root and not Path(root).is_dir():
+        raise RequestError(f"there is no folder {root} to read datasets from")
+    return info.read(Path(root) if root else None)

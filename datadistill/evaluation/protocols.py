@@ -7,7 +7,7 @@ from typing import Literal
 
 from datadistill.data.real import RealData
 from datadistill.distilled import DistilledData
-from datadistill.errors import RequestError
+from datadistill.errors import RequestError, unknown_name
 from datadistill.evaluation.accuracy import accuracy_along
 from datadistill.evaluation.scores import Score, summarize
 from datadistill.inner.functional import Network
@@ -70,16 +70,21 @@ def evaluate(
         RequestError: the data does not fit the dataset or the network.
     """
     PROTOCOLS.get(protocol)
+    for kind, given, known in (("split", split, ("test", "held_out")), ("weights", weights, ("own", "random-init"))):
+        if given not in known:
+            raise unknown_name(kind, given, known)
     if nets < 1:
         raise RequestError(f"nets is {nets}, but must be at least 1")
     distilled.check_matches(real)
-    if distilled.provenance.inner.get("optimizer") != "sgd":
-        raise RequestError("protocol own walks plain gradient descent, but this data was made for another optimiser")
+    _check_protocol(distilled)
     began = time.perf_counter()
     device = real.test.images.device
     distilled = distilled.to(device)
-    network = Network(create_model(model or distilled.provenance.model, real).to(device))
-    starts = _starts(distilled, network, weights, other_model=model is not None)
+    own = distilled.provenance.model
+    if model is None and ":" in own:
+        raise RequestError(f"this data was made for a network of your own, {own}: pass it as model")
+    network = Network(create_model(model or own, real).to(device))
+    starts = _starts(distilled, network, weights, other_model=model is not None and model_name(model) != own)
     nets = 1 if starts.fixed is not None else nets
     judged_on = real.test if split == "test" else real.held_out
     steps = distilled.inner_steps()
@@ -104,6 +109,17 @@ def evaluate(
         seconds=time.perf_counter() - began,
         device=str(device),
     )
+
+
+def _check_protocol(distilled: DistilledData) -> None:
+    """Refuse data that asks for more than protocol own knows, instead of judging it as something else."""
+    inner = distilled.provenance.inner
+    known = {"optimizer": "sgd", "loss": "cross-entropy", "augment": None}
+    for name, value in known.items():
+        if inner.get(name) != value:
+            raise RequestError(f"protocol own needs {name} {value}, but this data was made with {inner.get(name)!r}")
+    if distilled.soft_labels is not None:
+        raise RequestError("protocol own knows hard labels only, but this data has soft ones")
 
 
 def _starts(distilled: DistilledData, network: Network, weights: str, other_model: bool) -> InitialWeights:

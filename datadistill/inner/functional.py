@@ -11,6 +11,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from datadistill.errors import RequestError
 
 Weights: TypeAlias = dict[str, Tensor]
 
@@ -20,10 +23,23 @@ class Network:
     """A module called with weights from outside; its own parameters are never read.
 
     Attributes:
-        module: gives the architecture. It must keep no state from call to call (no running statistics).
+        module: gives the architecture. It must keep no state from call to call.
+
+    Raises:
+        RequestError: a layer keeps running statistics, or draws random numbers.
     """
 
     module: nn.Module
+
+    def __post_init__(self) -> None:
+        for name, layer in self.module.named_modules():
+            if getattr(layer, "track_running_stats", False):
+                raise RequestError(
+                    f"layer {name} keeps running statistics, which a step of training cannot hand on: "
+                    "make it with track_running_stats=False"
+                )
+            if isinstance(layer, _DropoutNd) and layer.p > 0:
+                raise RequestError(f"layer {name} is dropout, which would draw differently each time: set p to 0")
 
     @cached_property
     def couples_images(self) -> bool:

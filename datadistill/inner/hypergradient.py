@@ -77,7 +77,7 @@ def hypergradient(
         kink_width: 0 for the exact derivative, which exists almost everywhere; more to count the jumps of ReLU's
             derivative too, spread over this width (see `kinks`). The outer loss itself does not depend on it.
 
-    Source: Wang et al. 2018, section 3.2 and algorithm 1; their code keeps all graphs, as `full` does.
+    Source: Wang et al. 2018, section 3.1 and algorithm 1; their code keeps all graphs, as `full` does.
     """
     if storage not in STORAGES:
         raise ValueError(f"unknown storage '{storage}': there are {', '.join(STORAGES)}")

@@ -54,7 +54,8 @@ class _ReLU(torch.autograd.Function):
         return gradients[0] * _Step.apply(z, ctx.width), None  # type: ignore[no-untyped-call]
 
 
-_RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
+_IN_PLACE = (F.relu_, torch.relu_, Tensor.relu_)
+_RELUS = (F.relu, torch.relu, Tensor.relu, *_IN_PLACE)
 
 
 class _Widened(TorchFunctionMode):
@@ -71,9 +72,13 @@ class _Widened(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func in _RELUS:
-            return _ReLU.apply(args[0], self._width)  # type: ignore[no-untyped-call]
-        return func(*args, **(kwargs or {}))
+        named = kwargs or {}
+        if func not in _RELUS:
+            return func(*args, **named)
+        z = args[0] if args else named["input"]
+        in_place = func in _IN_PLACE or named.get("inplace", False) or args[1:2] == (True,)
+        value = _ReLU.apply(z.clone() if in_place else z, self._width)  # type: ignore[no-untyped-call]
+        return z.copy_(value) if in_place else value
 
 
 def widened(width: float) -> AbstractContextManager[Any]:

@@ -21,10 +21,8 @@ def map_on_cores(function: Callable[[Item], Answer], items: Sequence[Item], devi
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1 or len(items) < threads:
         return [function(item) for item in items]
-    # New threads take the number of threads that holds when they first compute.
-    torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(function, items))
     finally:
         torch.set_num_threads(threads)

@@ -1,7 +1,7 @@
 """Dataset Distillation: images and learning rates optimised through training.
 
-Wang, Zhu, Torralba and Efros, "Dataset Distillation", arXiv 1811.10959 (2018): equation 4 for the outer loss of one
-network, section 3.3 for random initial weights, section 3.4 for several steps and epochs, algorithm 1 for all of it.
+Wang, Zhu, Torralba and Efros, "Dataset Distillation", arXiv 1811.10959 (2018): section 3.1 for the outer loss of one
+network, section 3.2 for random initial weights, section 3.4 for several steps and epochs, algorithm 1 for all of it.
 
 Where this differs from the authors' code:
     - the learning rates are kept positive by learning their logarithm (theirs: the inverse of softplus), which gives a
@@ -25,6 +25,8 @@ from datadistill.inner.hypergradient import Hypergradient, hypergradient
 from datadistill.inner.optimizers import SGD
 from datadistill.inner.parallel import map_on_cores
 from datadistill.methods.base import Gradients, MethodState, Outcome, Problem, options_of
+
+MOST_STEPS = 100_000
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,12 @@ class DD:
         for name in ("steps", "epochs", "batch", "networks", "chunk"):
             if getattr(self, name) < 1:
                 raise RequestError(f"{name} is {getattr(self, name)}, but must be at least 1")
-        if not 0 < self.learning_rate < float("inf"):
-            raise RequestError(f"the learning rate is {self.learning_rate}, but must be positive")
+        if self.steps * self.epochs > MOST_STEPS:
+            raise RequestError(f"{self.steps} steps x {self.epochs} epochs are more than {MOST_STEPS:,} gradient steps")
+        if not 1e-30 < self.learning_rate < 1e30:
+            raise RequestError(f"the learning rate is {self.learning_rate}, but must be positive and finite")
         if not 0 <= self.kink_width < float("inf"):
-            raise RequestError(f"kink_width is {self.kink_width}, but must not be negative")
+            raise RequestError(f"kink_width is {self.kink_width}, but must be finite and not negative")
         if self.batch_last < 0:
             raise RequestError(f"batch_last is {self.batch_last}, but must not be negative")
 
@@ -101,7 +105,7 @@ class DD:
         generator: torch.Generator,
         progress: float,
     ) -> Outcome:
-        """Equation 4 on one real batch, averaged over networks (equation 5), differentiated exactly."""
+        """The outer loss on one real batch, averaged over networks, and its derivative through training."""
         train = problem.real.train
         real = train.take(train.draw(self._batch_size(progress), generator))
         count = 1 if problem.starts.fixed is not None else self.networks

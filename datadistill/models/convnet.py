@@ -49,9 +49,11 @@ class ConvNet(nn.Module):
         super().__init__()
         size = 32 if image_size == 28 else image_size
         pool = POOLINGS[pooling]
-        if min(depth, width) < 1 or (pool is not None and size >> depth < 1):
+        if min(depth, width) < 1:
+            raise RequestError(f"a ConvNet needs depth and width of at least 1, not {depth} and {width}")
+        if pool is not None and size >> depth < 1:
             raise RequestError(
-                f"a ConvNet of depth {depth} and width {width} does not fit images of {image_size}x{image_size} "
+                f"a ConvNet of depth {depth} does not fit images of {image_size}x{image_size} "
                 "pixels: each block halves them"
             )
         blocks: list[nn.Module] = []

@@ -1,5 +1,7 @@
 """Initialisation schemes: how the weights of a network are drawn before training."""
 
+import copy
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,14 +40,17 @@ SCHEMES = Registry(
 )
 
 
+_BORROWED = threading.Lock()
+
+
 def draw_weights(module: nn.Module, scheme: str, generator: torch.Generator) -> dict[str, Tensor]:
-    """Fresh weights for a network, which itself is left with them too.
+    """Fresh weights for a network.
 
     Biases start at zero and normalisation layers at the identity, except with `default`, which is whatever
     each layer's `reset_parameters` does.
 
     Args:
-        module: the network; used as the shape to fill.
+        module: the network, which on a CPU is left with the weights too.
         scheme: one of `SCHEMES`.
         generator: a CPU generator; one number is taken from it.
 
@@ -54,9 +59,12 @@ def draw_weights(module: nn.Module, scheme: str, generator: torch.Generator) -> 
     """
     fill = SCHEMES.get(scheme).fill
     seed = int(torch.randint(2**62, (), generator=generator))
+    device = next(module.parameters()).device
+    if device.type != "cpu":
+        module = copy.deepcopy(module).cpu()  # The same draw on every device.
     # Layers reset themselves from the global generator, so it is borrowed and given back as it was.
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+    with _BORROWED, torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.default_generator.manual_seed(seed)
         for layer in module.modules():
             own = dict(layer.named_parameters(recurse=False))
             if not own:
@@ -66,7 +74,7 @@ def draw_weights(module: nn.Module, scheme: str, generator: torch.Generator) -> 
                 reset()
             if fill is not None:
                 _refill(own, fill)
-    return {name: weight.detach().clone() for name, weight in module.named_parameters()}
+        return {name: weight.detach().clone().to(device) for name, weight in module.named_parameters()}
 
 
 def _refill(own: dict[str, nn.Parameter], fill: Callable[[Tensor], Tensor]) -> None:

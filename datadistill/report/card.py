@@ -1,5 +1,7 @@
 """The card beside a distilled set: what it is, how well it does, how to use it; and the end of a run."""
 
+import json
+import shlex
 from dataclasses import replace
 
 import jinja2
@@ -62,7 +64,8 @@ def make_card(distilled: DistilledData, score: Score, place: str) -> str:
     return environment.get_template("card.md.jinja").render(
         p=provenance,
         score=score,
-        place=place,
+        command=shlex.join(["datadistill", "evaluate", place]),
+        place=json.dumps(place, ensure_ascii=False),
         sheet=SHEET_NAME,
         count=len(distilled.labels),
         ipc=distilled.ipc,

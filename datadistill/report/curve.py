@@ -8,7 +8,9 @@ from datadistill.files import write_atomically
 
 
 def save_curve(metrics: list[dict[str, Any]], path: Path) -> None:
-    """Held-out accuracy and learned rates over outer steps, as a PNG, atomically."""
+    """Held-out accuracy and learned rates over outer steps, as a PNG; nothing where no look was recorded."""
+    if not metrics:
+        return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -16,9 +18,9 @@ def save_curve(metrics: list[dict[str, Any]], path: Path) -> None:
     canvas = FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     steps = [entry["step"] for entry in metrics]
-    left.plot(steps, [100 * entry["held_out_accuracy"] for entry in metrics], color="#1b6ca8")
+    left.plot(steps, [100 * entry.get("held_out_accuracy", float("nan")) for entry in metrics], color="#1b6ca8")
     left.set(xlabel="outer step", ylabel="held-out accuracy (%)")
-    rates = [entry["learning_rates"] for entry in metrics]
+    rates: list[list[float]] = [entry.get("learning_rates") or [] for entry in metrics]
     if all(rates):
         for index, series in enumerate(zip(*rates, strict=True)):
             right.plot(steps, series, label=f"step {index + 1}" if len(rates[0]) <= 6 else None)
@@ -27,7 +29,7 @@ def save_curve(metrics: list[dict[str, Any]], path: Path) -> None:
             right.legend(frameon=False, fontsize="small")
         right.set(xlabel="outer step", ylabel="learned rate")
     else:
-        right.plot(steps, [entry["outer_loss"] for entry in metrics], color="#1b6ca8")
+        right.plot(steps, [entry.get("outer_loss", float("nan")) for entry in metrics], color="#1b6ca8")
         right.set(xlabel="outer step", ylabel="outer loss")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

@@ -173,6 +173,12 @@ WRONG = {
     "an ipc larger than the class": (["distill", *QUICK, "--ipc", "1000"], "at most"),
     "an ipc of zero": (["distill", "--ipc", "0"], "at least 1"),
     "a negative rate": (["distill", *QUICK, "--learning-rate", "-1"], "must be positive"),
+    "a rate that is no float": (["distill", *QUICK, "--learning-rate", "1e39"], "must be positive"),
+    "a rate that is no number at all": (["distill", *QUICK, "--learning-rate", "nan"], "must be positive"),
+    "a beta that is no number": (["distill", *QUICK, "--outer-betas", "0.5", "nan"], "second beta"),
+    "a count beyond reason": (["distill", *QUICK, "--batch", "99999999999999"], "less than a billion"),
+    "steps beyond reason": (["distill", *QUICK, "--epochs", "1000000"], "gradient steps"),
+    "a data root that is not there": (["distill", "--data-root", "nowhere"], "no folder nowhere"),
     "a negative outer rate": (["distill", *QUICK, "--outer-rate", "-1"], "must be positive"),
     "a rate that is no number": (["distill", "--learning-rate", "fast"], "'fast' is not a number"),
     "a count that is no number": (["distill", "--iterations", "many"], "whole number"),
@@ -236,7 +242,27 @@ def test_the_data_root_can_come_from_the_environment(
 def test_a_place_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
     Path("file").write_text("")
     assert main(["distill", *QUICK, "--out", "file/run"]) == 1
-    assert "could not write to file/run" in one_sentence(capsys)
+    assert "file" in one_sentence(capsys)
+
+
+def test_nothing_of_a_users_is_overwritten(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (done / "distilled.safetensors").read_bytes()
+    Path("project").mkdir()
+    Path("project/README.md").write_text("mine")
+    capsys.readouterr()
+    for command in (["distill", *QUICK], ["baseline", "--dataset", "digits", "--model", "mlp"]):
+        for folder in ("run", "project"):
+            assert main([*command, "--out", folder]) == 2
+            one_sentence(capsys)
+    assert Path("project/README.md").read_text() == "mine"
+    assert (done / "distilled.safetensors").read_bytes() == before
+
+
+def test_its_own_model_by_name_keeps_its_own_weights(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["evaluate", "run", "--models", "MLP,", "--json"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)["results"]
+    assert result["weights"].startswith("fixed-init")
 
 
 def test_a_full_disk_loses_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,14 @@ def test_every_way_to_call_relu_is_known(relu: nn.Module) -> None:
     assert torch.autograd.grad(slope, z)[0].item() == 4
 
 
+def test_what_relu_does_in_place_is_seen_by_others() -> None:
+    z = torch.tensor([-1.0, 2.0])
+    with widened(0.25):
+        torch.relu_(z)
+        assert z.tolist() == [0, 2]
+        assert nn.functional.relu(input=torch.tensor([-3.0])).item() == 0
+
+
 def lenet_hypergradient(width: float, storage: str = "full") -> tuple[Tensor, Tensor, Tensor]:
     module = LeNet().double()
     network, draw = Network(module), stream(1)

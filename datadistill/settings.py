@@ -1,0 +1,93 @@
+"""The settings of a run: everything needed to run it again, as `config.json` holds it."""
+
+import json
+import types
+from dataclasses import asdict, dataclass, field
+from typing import Any, get_args, get_origin, get_type_hints
+
+from datadistill.errors import DamagedFileError
+
+FORMAT = 1
+_ONLY_CHANGES_BITS = ("versions", "threads", "recipe")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything needed to run again.
+
+    Attributes:
+        dataset: the dataset's name.
+        model: the network's name.
+        weights: the kind of initial weights.
+        scheme: how they are drawn.
+        ipc: images per class.
+        seed: of all randomness.
+        method: name and hyper-parameters.
+        outer: the outer loop's hyper-parameters.
+        iterations: outer steps, or None.
+        budget: seconds, or None.
+        device: cpu, cuda or mps.
+        versions: of the software that started the run.
+        threads: of the processor that it ran on.
+        recipe: the command that started it.
+    """
+
+    dataset: str
+    model: str
+    weights: str
+    scheme: str
+    ipc: int
+    seed: int
+    method: dict[str, Any]
+    outer: dict[str, Any]
+    iterations: int | None
+    budget: float | None
+    device: str
+    versions: dict[str, str] = field(default_factory=dict)
+    threads: int = 1
+    recipe: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"format": FORMAT, **asdict(self)}
+
+    def difference(self, other: "Settings") -> str | None:
+        """The first setting in which two runs differ, in words, or None; what only changes bits does not count."""
+        there, here = (json.loads(json.dumps(settings.as_json())) for settings in (self, other))
+        for name in there:
+            if name not in _ONLY_CHANGES_BITS and there[name] != here[name]:
+                return f"{name} is {_brief(there[name], here[name])} there and {_brief(here[name], there[name])} here"
+        return None
+
+
+def parse_settings(document: Any) -> Settings:
+    """Settings from JSON.
+
+    Raises:
+        DamagedFileError: something is missing, unknown or of the wrong type.
+    """
+    kinds = get_type_hints(Settings)
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise DamagedFileError(f"it has no format {FORMAT}")
+    values = {name: value for name, value in document.items() if name != "format"}
+    for name, kind in kinds.items():
+        if name not in values or not isinstance(values[name], _classes(kind)):
+            raise DamagedFileError(f"'{name}' is missing or of the wrong type")
+    if values.keys() - kinds:
+        raise DamagedFileError(f"'{min(values.keys() - kinds)}' is unknown")
+    if not isinstance(values["method"].get("name"), str):
+        raise DamagedFileError("the method has no name")
+    return Settings(**values)
+
+
+def _classes(hint: Any) -> tuple[type, ...]:
+    """The classes that a JSON value of this type may have."""
+    options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    classes = tuple(get_origin(option) or option for option in options)
+    return (*classes, int) if float in classes else classes
+
+
+def _brief(value: Any, other: Any) -> Any:
+    if isinstance(value, dict) and isinstance(other, dict):
+        return {key: value[key] for key in value if value[key] != other.get(key)}
+    return value
