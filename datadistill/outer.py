@@ -213,6 +213,7 @@ class _Loop:
                 moment = good = self._roll_back(good, moment, "the outer loss or its gradient is not finite")
                 continue
             moment = self._improve(moment, outcome, progress, time.perf_counter() - began)
+            loss = moment.loss
             if moment.step % self.outer.look_every == 0 or self._is_over(moment):
                 if self._has_diverged(moment):
                     moment = good = self._roll_back(good, moment, f"the outer loss rose to {moment.loss:.3g}")
@@ -222,6 +223,7 @@ class _Loop:
                     moment = good = self._roll_back(good, moment, "the held-out loss is not finite")
                     continue
                 moment = good = looked
+            self._report(moment, progress, loss)
             if stop.requested and not moment.finished:
                 self._interrupt(moment, good)
         return moment
@@ -246,7 +248,7 @@ class _Loop:
     def _improve(self, moment: Moment, outcome: Outcome, progress: float, seconds: float) -> Moment:
         rate = self._rate(moment, progress)
         loss = float(outcome.loss)
-        moment = replace(
+        return replace(
             moment,
             variables=improve(moment.variables, outcome.gradients, self.outer, rate),
             step=moment.step + 1,
@@ -256,10 +258,21 @@ class _Loop:
             loss_count=moment.loss_count + 1,
             first_loss=loss if moment.first_loss is None else moment.first_loss,
         )
-        done = self.length.progress(moment.step, seconds)
+
+    def _report(self, moment: Moment, progress: float, loss: float) -> None:
+        done = self.length.progress(moment.step, moment.seconds)
         memory = peak_memory(self.problem.device)
-        self.reporter.update(Status(moment.step, done, seconds, moment.loss, moment.accuracy, rate, memory))
-        return moment
+        self.reporter.update(
+            Status(
+                step=moment.step,
+                fraction=done,
+                seconds=moment.seconds,
+                loss=loss,
+                accuracy=moment.accuracy,
+                rate=self._rate(moment, progress),
+                memory=memory,
+            )
+        )
 
     def _look(self, moment: Moment) -> Moment | None:
         """Measure the data on the held-out slice, remember the best, and save; None where it gives no finite loss."""
