@@ -28,9 +28,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "Adam's usual betas": {"betas": (0.9, 0.999)},
     "half the rate": {"rate": 0.015},
     "twice the rate": {"rate": 0.06},
-    "cosine schedule": {"schedule": "cosine"},
+    "quadratic schedule": {"schedule": "quadratic"},
     "images from noise": {"images": "noise"},
-    "batch 1024": {"batch": 1024},
 }
 
 

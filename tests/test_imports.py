@@ -1,4 +1,4 @@
-"""Imports only point upwards in the list of docs/design.md, and the core never needs torchvision."""
+"""Imports only point upwards in the list of CONTRIBUTING.md, and the core never needs torchvision."""
 
 import ast
 from pathlib import Path
