@@ -155,11 +155,13 @@ def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recip
         raise RequestError("give either --iterations or --budget, not both")
     if arguments.iterations is not None or arguments.budget is not None:
         run |= {"iterations": arguments.iterations, "budget": arguments.budget}
-    if given_method or given_outer or set(given_run) - {"seed", "device"}:
+    settings = {"run": {**run, **given_run}, "method": {**method, **given_method}, "outer": {**outer, **given_outer}}
+    for part in (outer, settings["outer"]):
+        part["betas"] = tuple(part.get("betas", Outer.betas))
+    free = dict.fromkeys(("seed", "device", "iterations", "budget"))
+    if settings["run"] | free != run | free or settings["method"] != method or settings["outer"] != outer:
         recipe = None
-    outer = {**outer, **given_outer}
-    outer["betas"] = tuple(outer.get("betas", Outer.betas))
-    return recipe, {"run": {**run, **given_run}, "method": {**method, **given_method}, "outer": outer}
+    return recipe, settings
 
 
 def _repeat(arguments: argparse.Namespace) -> str:
@@ -198,4 +200,7 @@ def _print(done: Run, score: Score, recipe: Recipe | None) -> None:
 
 
 def _published(paper: dict[str, Any], which: str) -> str:
-    return f"{100 * paper[which]:.1f} %" if which in paper else ""
+    if which not in paper:
+        return ""
+    spread = f" ± {100 * paper[which + '_std']:.1f}" if which + "_std" in paper else ""
+    return f"{100 * paper[which]:.1f}{spread} %"

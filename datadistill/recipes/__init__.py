@@ -19,7 +19,7 @@ class Recipe:
         run: dataset, model, weights, scheme and iterations.
         method: name and hyper-parameters.
         outer: hyper-parameters of the outer loop.
-        paper: where a published figure comes from, and `before` and `after` as fractions; empty without one.
+        paper: the source of a published figure; `before`, `after` and their `_std` as fractions; empty without one.
     """
 
     name: str

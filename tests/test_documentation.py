@@ -1,0 +1,60 @@
+"""What the documentation shows runs."""
+
+import os
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import datadistill as dd
+from datadistill.cli.main import make_parser
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_examples_run(example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(example), run_name="__main__")
+    assert dd.load_distilled("ten-digits.safetensors").provenance.dataset == "digits"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_python_in_the_readme_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gallery").symlink_to(ROOT / "gallery")
+    monkeypatch.chdir(tmp_path)
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[number]
+    exec(compile(code.replace('budget="20s"', 'budget="1s"'), "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def commands(page: Path) -> list[list[str]]:
+    found = re.findall(r"(?:^    |`)datadistill ([a-z][^`\n#]*)", page.read_text(), re.MULTILINE)
+    return [words.split() for words in found if "COMMAND" not in words]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_are_understood(page: Path) -> None:
+    for words in commands(page):
+        parser, by_name = make_parser()
+        _, rest = parser.parse_known_args(words)
+        by_name[words[0]].refuse(rest)
+
+
+def test_the_readme_has_commands() -> None:
+    assert len(commands(ROOT / "README.md")) >= 8
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_the_readme_repeats_the_card() -> None:
+    accuracy = dd.load_distilled(ROOT / "gallery" / "mnist-fixed-10").provenance.scores[-1]["accuracy"]
+    assert f"**{100 * accuracy['mean']:.2f} %**" in (ROOT / "README.md").read_text()
