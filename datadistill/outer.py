@@ -10,7 +10,6 @@ of threads, and with `iterations`; a `budget` follows the clock and cannot).
 """
 
 import math
-import re
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,9 @@ from datadistill.data.real import RealData
 from datadistill.descent import Outer, Variables, improve
 from datadistill.distilled import FILE_NAME, DistilledData
 from datadistill.errors import DatadistillError, Interrupted, RequestError
-from datadistill.evaluation.accuracy import Accuracy, accuracy_along
+from datadistill.evaluation.accuracy import Accuracy
+from datadistill.length import Length, parse_duration
+from datadistill.looks import held_out, is_finite, is_sound
 from datadistill.methods import DD, method_name
 from datadistill.methods.base import Method, Outcome, Problem, make_problem, options_of
 from datadistill.models import ModelFactory
@@ -34,29 +35,7 @@ from datadistill.settings import Settings
 from datadistill.signals import StopRequest
 
 ROLLBACKS = 3
-LOOK_NETWORKS = 4
 DIVERGED = 2.0
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long a run is: a number of outer steps, or seconds by the clock; schedules follow it."""
-
-    iterations: int | None
-    budget: float | None
-
-    def __post_init__(self) -> None:
-        if (self.iterations is None) == (self.budget is None):
-            raise RequestError("give either iterations or a budget")
-        if self.iterations is not None and self.iterations < 1:
-            raise RequestError(f"iterations is {self.iterations}, but must be at least 1")
-        if self.budget is not None and not 0 < self.budget < math.inf:
-            raise RequestError(f"the budget is {self.budget} seconds, but must be positive")
-
-    def progress(self, step: int, seconds: float) -> float:
-        """The share of the run that is done, 0 to 1."""
-        done = step / self.iterations if self.iterations else seconds / (self.budget or 1.0)
-        return min(1.0, done)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +188,7 @@ class _Loop:
         while not moment.finished:
             progress = self.length.progress(moment.step, moment.seconds)
             outcome = self._ask(moment, progress)
-            if not _is_finite(outcome):
+            if not is_finite(outcome):
                 moment = good = self._roll_back(good, moment, "the outer loss or its gradient is not finite")
                 continue
             moment = self._improve(moment, outcome, progress, time.perf_counter() - began)
@@ -277,9 +256,9 @@ class _Loop:
     def _look(self, moment: Moment) -> Moment | None:
         """Measure the data on the held-out slice, remember the best, and save; None where it gives no finite loss."""
         distilled = moment.variables.put_average(self.template)
-        if not (moment.variables.are_sound() and _is_sound(distilled)):
+        if not (moment.variables.are_sound() and is_sound(distilled)):
             return None
-        seen = _held_out(self.problem, distilled)
+        seen = held_out(self.problem, distilled)
         if not math.isfinite(seen.loss):
             return None
         best = moment.best
@@ -371,41 +350,3 @@ class _Loop:
         held_out = {"split": "held_out", "accuracy": best.correct, "outer_step": best.step}
         provenance = replace(distilled.provenance, cost=cost, scores=[held_out])
         return replace(distilled, provenance=provenance)
-
-
-def _is_sound(distilled: DistilledData) -> bool:
-    """Whether the data could be saved and read: finite images, finite positive rates."""
-    rates = distilled.learning_rates
-    positive = rates is None or bool((rates.isfinite() & (rates > 0)).all())
-    return positive and bool(distilled.images.isfinite().all())
-
-
-def _is_finite(outcome: Outcome) -> bool:
-    rates = outcome.gradients.learning_rates
-    tensors = [outcome.loss, outcome.gradients.images, *([] if rates is None else [rates])]
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
-
-
-def _held_out(problem: Problem, distilled: DistilledData) -> Accuracy:
-    """Mean accuracy and loss of a few networks, the same ones at every look."""
-    count = 1 if problem.starts.fixed is not None else LOOK_NETWORKS
-    steps = distilled.inner_steps()
-    seen = [
-        accuracy_along(problem.network, weights, steps, problem.real.held_out)[-1]
-        for weights in problem.starts.sample(count, stream(problem.seed, "look"))
-    ]
-    return Accuracy(sum(s.correct for s in seen) / count, sum(s.loss for s in seen) / count)
-
-
-def parse_duration(given: float | str | None) -> float | None:
-    """Seconds of a number, or of text such as `90`, `90s`, `5m` or `1.5h`.
-
-    Raises:
-        RequestError: it is not a duration.
-    """
-    if given is None or isinstance(given, int | float):
-        return given
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([smh]?)", given.strip().lower())
-    if match is None:
-        raise RequestError(f"'{given}' is no duration: write seconds, or for instance 90s, 5m or 1.5h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]

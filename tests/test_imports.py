@@ -28,6 +28,8 @@ ORDER = [
     "runs",
     "descent",
     "moments",
+    "length",
+    "looks",
     "outer",
     "report",
     "recipes",

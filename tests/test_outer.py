@@ -13,8 +13,8 @@ import torch
 import datadistill as dd
 from datadistill.descent import Variables, improve
 from datadistill.errors import Interrupted, RequestError
+from datadistill.length import Length, parse_duration
 from datadistill.methods import DD, Gradients, Outcome
-from datadistill.outer import Length, parse_duration
 from datadistill.runs import RunFolder
 
 SMALL = DD(images="mean", batch=64)
