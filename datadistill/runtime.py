@@ -21,8 +21,8 @@ def keep_freed_memory() -> bool:
 
     By default every large tensor is mapped, faulted in page by page, and unmapped again, which costs
     more than the arithmetic of a small network. The setting holds for the whole process, so only
-    programs call it, before their first large tensor: our command line does. Peak memory of the
-    process grows by up to 1.4 times.
+    programs call it, before their first large tensor: our command line does. The process keeps more
+    memory at its peak.
 
     Returns:
         Whether the setting was made (glibc on Linux) or there was nothing to set.

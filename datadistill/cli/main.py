@@ -20,7 +20,7 @@ COMMANDS = {
 
 _DESCRIPTION = """\
 Dataset distillation: a labelled dataset becomes a handful of synthetic images
-that train a network about as well.
+that train a network in a few gradient steps.
 
 examples:
   datadistill distill                  MNIST into ten images, one per class

@@ -2,11 +2,10 @@
 
 from datadistill.inner.functional import Network, Weights
 from datadistill.inner.hypergradient import STORAGES, Hypergradient, hypergradient
-from datadistill.inner.optimizers import OPTIMIZERS, SGD, Adam, Optimizer, State
+from datadistill.inner.optimizers import SGD, Adam, Optimizer, State
 from datadistill.inner.unroll import InnerStep, walk
 
 __all__ = [
-    "OPTIMIZERS",
     "SGD",
     "STORAGES",
     "Adam",

@@ -87,6 +87,3 @@ def _root(values: Tensor) -> Tensor:
     """The square root, with derivative zero at zero: weights that never get a gradient stay there, not at NaN."""
     positive = values > 0
     return torch.where(positive, torch.where(positive, values, 1.0).sqrt(), 0.0)
-
-
-OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam}
