@@ -16,6 +16,7 @@ from datadistill.descent import Outer
 from datadistill.distilled import DistilledData, load_distilled
 from datadistill.errors import DamagedFileError, DatadistillError, Interrupted, RequestError
 from datadistill.evaluation import Score, evaluate
+from datadistill.inner import Engine
 from datadistill.outer import Run, distill
 from datadistill.progress import Progress
 
@@ -23,6 +24,7 @@ __all__ = [
     "DamagedFileError",
     "DatadistillError",
     "DistilledData",
+    "Engine",
     "Interrupted",
     "Outer",
     "Progress",

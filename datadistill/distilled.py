@@ -92,11 +92,9 @@ class DistilledData:
         """
         if self.learning_rates is None:
             raise RequestError("this distilled data has no learning rates of its own")
-        steps = []
-        for t, rate in enumerate(self.learning_rates):
-            chosen = self.batches[t % len(self.batches)]
-            steps.append(InnerStep(self.images[chosen], self.labels[chosen], rate))
-        return steps
+        batches = [(self.images[chosen], self.labels[chosen]) for chosen in self.batches]
+        numbers = [t % len(batches) for t in range(len(self.learning_rates))]
+        return [InnerStep(*batches[n], rate, n) for n, rate in zip(numbers, self.learning_rates, strict=True)]
 
     def to(self, device: torch.device) -> "DistilledData":
         """The same data on a device."""

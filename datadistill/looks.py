@@ -2,6 +2,7 @@
 
 from datadistill.distilled import DistilledData
 from datadistill.evaluation.accuracy import Accuracy, accuracy_along
+from datadistill.inner import with_noise
 from datadistill.methods.base import Outcome, Problem
 from datadistill.runtime import stream
 
@@ -26,6 +27,7 @@ def held_out(problem: Problem, distilled: DistilledData) -> Accuracy:
     """Mean accuracy and loss of a few networks, the same ones at every look."""
     count = 1 if problem.starts.fixed is not None else LOOK_NETWORKS
     steps = distilled.inner_steps()
+    steps = with_noise(problem.network, steps, stream(problem.seed, "look-noise"))
     seen = [
         accuracy_along(problem.network, weights, steps, problem.real.held_out)[-1]
         for weights in problem.starts.sample(count, stream(problem.seed, "look"))

@@ -22,6 +22,7 @@ from datadistill.descent import Outer, Variables, improve
 from datadistill.distilled import FILE_NAME, DistilledData
 from datadistill.errors import DatadistillError, Interrupted, RequestError
 from datadistill.evaluation.accuracy import Accuracy
+from datadistill.inner import Engine, native
 from datadistill.length import Length, parse_duration
 from datadistill.looks import held_out, is_finite, is_sound
 from datadistill.methods import DD, method_name
@@ -68,6 +69,8 @@ def distill(
     scheme: str = "xavier",
     ipc: int | None = None,
     outer: Outer | None = None,
+    engine: Engine | None = None,
+    batch_norm: str = "refused",
     iterations: int | None = None,
     budget: float | str | None = None,
     seed: int = 0,
@@ -87,6 +90,8 @@ def distill(
         scheme: how initial weights are drawn, one of `models.SCHEMES`.
         ipc: images per class; one for each of the method's steps without it.
         outer: hyper-parameters of the outer loop.
+        engine: how hypergradients are computed; whatever it leaves open is chosen by prediction.
+        batch_norm: what layers with running statistics do: `refused`, `batch` or `frozen` (see `inner.make_network`).
         iterations: outer steps.
         budget: wall clock instead of iterations, in seconds or as text such as `5m`.
         seed: of all randomness.
@@ -103,6 +108,8 @@ def distill(
     """
     method, outer, reporter = method or DD(), outer or Outer(), reporter or Silent()
     length = Length(iterations, parse_duration(budget))
+    on = resolve_device(device)
+    _prepare(on, reporter)
     problem = make_problem(
         real,
         model=model,
@@ -110,7 +117,9 @@ def distill(
         scheme=scheme,
         ipc=ipc if ipc is not None else int(getattr(method, "steps", 1)),
         seed=seed,
-        device=resolve_device(device),
+        device=on,
+        engine=engine,
+        batch_norm=batch_norm,
     )
     template = method.start(problem, stream(seed, "start"))
     settings = Settings(
@@ -122,6 +131,8 @@ def distill(
         seed=seed,
         method={"name": method_name(method), **options_of(method)},
         outer=asdict(outer),
+        engine=asdict(problem.engine),
+        batch_norm=batch_norm,
         iterations=length.iterations,
         budget=length.budget,
         device=problem.device.type,
@@ -137,6 +148,17 @@ def distill(
     with StopRequest() as stop, folder.locked() if folder else nullcontext():
         moment = loop.first() if folder is None else _open(folder, settings, loop, resume)
         return loop.finish(loop.run(moment, stop))
+
+
+def _prepare(device: torch.device, reporter: Reporter) -> None:
+    """Get the fast operations for a CPU ready."""
+    if device.type != "cpu":
+        return
+    if native.must_build():
+        reporter.say("building fast operations for this processor, once; this takes about 20 seconds.")
+    trouble = native.build()
+    if trouble:
+        reporter.say(f"going on without fast operations for this processor: {trouble}.")
 
 
 def _open(folder: RunFolder, settings: Settings, loop: "_Loop", resume: bool) -> Moment:
@@ -191,6 +213,8 @@ class _Loop:
             if not is_finite(outcome):
                 moment = good = self._roll_back(good, moment, "the outer loss or its gradient is not finite")
                 continue
+            for remark in outcome.remarks:
+                self._say(remark)
             moment = self._improve(moment, outcome, progress, time.perf_counter() - began)
             loss = moment.loss
             if moment.step % self.outer.look_every == 0 or self._is_over(moment):
@@ -233,6 +257,7 @@ class _Loop:
             step=moment.step + 1,
             seconds=seconds,
             method_state=outcome.state,
+            remarks=(*moment.remarks, *outcome.remarks),
             loss_sum=moment.loss_sum + loss,
             loss_count=moment.loss_count + 1,
             first_loss=loss if moment.first_loss is None else moment.first_loss,

@@ -66,6 +66,14 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is what PyTorch or Python raise when memory runs out."""
+    words = ("allocate memory", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
 def versions() -> dict[str, str]:
     """The versions a result depends on."""
     from datadistill import __version__

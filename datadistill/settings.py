@@ -8,6 +8,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from datadistill.errors import DamagedFileError
 
 FORMAT = 1
+_NEW = ("engine", "batch_norm")
+"""Settings that the first files of this format do not have."""
 _ONLY_CHANGES_BITS = ("versions", "threads", "recipe")
 
 
@@ -30,6 +32,8 @@ class Settings:
         versions: of the software that started the run.
         threads: of the processor that it ran on.
         recipe: the command that started it.
+        engine: how hypergradients are computed.
+        batch_norm: what layers with running statistics do.
     """
 
     dataset: str
@@ -46,6 +50,8 @@ class Settings:
     versions: dict[str, str] = field(default_factory=dict)
     threads: int = 1
     recipe: str = ""
+    engine: dict[str, Any] = field(default_factory=dict)
+    batch_norm: str = "refused"
 
     def as_json(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -71,6 +77,8 @@ def parse_settings(document: Any) -> Settings:
         raise DamagedFileError(f"it has no format {FORMAT}")
     values = {name: value for name, value in document.items() if name != "format"}
     for name, kind in kinds.items():
+        if name in _NEW and name not in values:
+            continue
         if name not in values or not isinstance(values[name], _classes(kind)):
             raise DamagedFileError(f"'{name}' is missing or of the wrong type")
     if values.keys() - kinds:

@@ -287,6 +287,6 @@ def test_loop_needs_no_folder(digits: dd.RealData, tmp_path: Path, monkeypatch: 
 
 
 def test_storage_does_not_change_the_problem(digits: dd.RealData) -> None:
-    full = run(digits, replace(SMALL, storage="full"), iterations=5).distilled
-    recomputed = run(digits, replace(SMALL, storage="recompute"), iterations=5).distilled
+    full = run(digits, SMALL, iterations=5, engine=dd.Engine(storage="full")).distilled
+    recomputed = run(digits, SMALL, iterations=5, engine=dd.Engine(storage="recompute")).distilled
     assert torch.allclose(full.images, recomputed.images, atol=1e-5)

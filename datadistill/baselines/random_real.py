@@ -7,6 +7,7 @@ import torch
 
 from datadistill.distilled import DistilledData
 from datadistill.evaluation.accuracy import accuracy_along
+from datadistill.inner import with_noise
 from datadistill.methods import DD, Problem
 from datadistill.registry import Registry
 from datadistill.runtime import stream
@@ -59,7 +60,8 @@ def _held_out_accuracy(data: DistilledData, problem: Problem) -> float:
     starts = problem.starts.sample(
         1 if problem.starts.fixed is not None else _TUNING_NETWORKS, stream(problem.seed, "tuning")
     )
-    steps, held_out = data.inner_steps(), problem.real.held_out
+    steps = with_noise(problem.network, data.inner_steps(), stream(problem.seed, "tuning-noise"))
+    held_out = problem.real.held_out
     found = [accuracy_along(problem.network, start, steps, held_out)[-1].correct for start in starts]
     return sum(found) / len(found)
 

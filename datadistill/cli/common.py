@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from datadistill.cli.parsing import positive_int
+from datadistill.cli.parsing import one_of, positive_int
 from datadistill.data import DATASETS, RealData, load
 
 
@@ -26,6 +26,16 @@ def add_run_flags(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="of all randomness (default: 0)")
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps (default: auto)")
     parser.add_argument("--out", metavar="DIR", help="where to write (default: a new folder in runs/)")
+
+
+def add_batch_norm_flag(parser: argparse._ActionsContainer) -> None:
+    """`--batch-norm`."""
+    parser.add_argument(
+        "--batch-norm",
+        type=one_of("batch norm policy", ("refused", "batch", "frozen")),
+        metavar="POLICY",
+        help="layers with running statistics: batch uses each batch's own, frozen those the network has (default: refused)",
+    )
 
 
 def add_nets_flag(parser: argparse._ActionsContainer) -> None:

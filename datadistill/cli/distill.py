@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datadistill.cli.common import (
+    add_batch_norm_flag,
     add_data_flags,
     add_nets_flag,
     add_run_flags,
@@ -24,6 +25,7 @@ from datadistill.cli.parsing import (
 from datadistill.descent import Outer
 from datadistill.errors import DamagedFileError, Interrupted, RequestError
 from datadistill.evaluation import Score, percent
+from datadistill.inner import Engine
 from datadistill.methods import DD, METHODS
 from datadistill.outer import Run, distill
 from datadistill.progress import Progress
@@ -78,11 +80,13 @@ def add_flags(parser: Parser) -> None:
         "--resume", action="store_true", help="go on with the run in --out, or with the newest one in runs/"
     )
     add_nets_flag(parser)
+    add_batch_norm_flag(parser)
     bases = {kind: recipes().get(name) for kind, name in _RECIPE_FOR.items()}
     add_fields(parser.add_argument_group("method dd"), DD, {kind: base.method for kind, base in bases.items()})
     add_fields(
         parser.add_argument_group("outer loop"), Outer, {kind: base.outer for kind, base in bases.items()}, "outer_"
     )
+    add_fields(parser.add_argument_group("engine"), Engine, {"": {}})
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -90,7 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
     recipe, settings = _settings(arguments, folder)
     try:
         method = METHODS.get(settings["method"].pop("name")).make(**settings["method"])
-        outer = Outer(**settings["outer"])
+        outer, engine = Outer(**settings["outer"]), Engine(**settings["engine"])
     except TypeError as error:
         raise DamagedFileError(f"the run's config.json is damaged: {error}") from error
     chosen = settings["run"]
@@ -103,6 +107,8 @@ def run(arguments: argparse.Namespace) -> None:
             method,
             **{name: chosen[name] for name in _RUN_SETTINGS if name != "dataset"},
             outer=outer,
+            engine=engine,
+            batch_norm=arguments.batch_norm or settings["run"]["batch_norm"],
             iterations=chosen["iterations"],
             budget=chosen["budget"],
             out=folder,
@@ -136,17 +142,19 @@ def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recip
         The recipe, if nothing but the seed, the device and the length differs from it; and the settings.
     """
     defaults = {"ipc": None, "seed": 0, "device": "auto", "iterations": None, "budget": None}
+    defaults["batch_norm"] = "refused"
     recipe = None
     if arguments.resume and folder is not None and RunFolder(folder).exists():
         if arguments.recipe:
             raise RequestError("--resume goes on with the run's own settings: leave --recipe out")
         kept = RunFolder(folder).settings()
-        run = {name: getattr(kept, name) for name in (*_RUN_SETTINGS, "iterations", "budget")}
-        method, outer = dict(kept.method), dict(kept.outer)
+        run = {name: getattr(kept, name) for name in (*_RUN_SETTINGS, "batch_norm", "iterations", "budget")}
+        method, outer, engine = dict(kept.method), dict(kept.outer), dict(kept.engine)
     else:
         name = arguments.recipe or _RECIPE_FOR[arguments.weights or "fixed-init"]
         recipe = recipes().get(name)
         run, method, outer = {**defaults, **recipe.run}, dict(recipe.method), dict(recipe.outer)
+        engine = {}
     if arguments.method:
         method["name"] = arguments.method
     given_run = {n: getattr(arguments, n) for n in _RUN_SETTINGS if getattr(arguments, n) is not None}
@@ -155,7 +163,12 @@ def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recip
         raise RequestError("give either --iterations or --budget, not both")
     if arguments.iterations is not None or arguments.budget is not None:
         run |= {"iterations": arguments.iterations, "budget": arguments.budget}
-    settings = {"run": {**run, **given_run}, "method": {**method, **given_method}, "outer": {**outer, **given_outer}}
+    settings = {
+        "run": {**run, **given_run},
+        "method": {**method, **given_method},
+        "outer": {**outer, **given_outer},
+        "engine": {**engine, **given_fields(arguments, Engine)},
+    }
     for part in (outer, settings["outer"]):
         part["betas"] = tuple(part.get("betas", Outer.betas))
     free = dict.fromkeys(("seed", "device", "iterations", "budget"))

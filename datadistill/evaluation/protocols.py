@@ -10,7 +10,8 @@ from datadistill.distilled import DistilledData
 from datadistill.errors import RequestError, unknown_name
 from datadistill.evaluation.accuracy import accuracy_along
 from datadistill.evaluation.scores import Score, summarize
-from datadistill.inner.functional import Network
+from datadistill.inner.functional import Network, make_network
+from datadistill.inner.unroll import with_noise
 from datadistill.models import ModelFactory, create_model, model_name
 from datadistill.registry import Registry
 from datadistill.runtime import stream
@@ -83,7 +84,8 @@ def evaluate(
     own = distilled.provenance.model
     if model is None and ":" in own:
         raise RequestError(f"this data was made for a network of your own, {own}: pass it as model")
-    network = Network(create_model(model or own, real).to(device))
+    policy = str(distilled.provenance.inner.get("batch_norm", "refused"))
+    network = make_network(create_model(model or own, real).to(device), policy)
     starts = _starts(distilled, network, weights, other_model=model is not None and model_name(model) != own)
     nets = 1 if starts.fixed is not None else nets
     judged_on = real.test if split == "test" else real.held_out
@@ -92,7 +94,8 @@ def evaluate(
     paths = []
     for net in range(nets):
         (start,) = starts.sample(1, stream(seed, "evaluation", net))
-        path = accuracy_along(network, start, steps, judged_on, every)
+        noisy = with_noise(network, steps, stream(seed, "evaluation-noise", net))
+        path = accuracy_along(network, start, noisy, judged_on, every)
         paths.append([accuracy.correct for accuracy in path])
         count()
     by_step = tuple(summarize(list(step), len(judged_on)) for step in zip(*paths, strict=True))

@@ -1,20 +1,31 @@
 """The engine: training on distilled data, and its exact derivative. Knows no method."""
 
-from datadistill.inner.functional import Network, Weights
-from datadistill.inner.hypergradient import STORAGES, Hypergradient, hypergradient
+from datadistill.inner.engine import EXECUTIONS, PRODUCTS, STORAGES, Engine
+from datadistill.inner.functional import Network, Weights, make_network
+from datadistill.inner.hypergradient import Hypergradient, hypergradient
 from datadistill.inner.optimizers import SGD, Adam, Optimizer, State
-from datadistill.inner.unroll import InnerStep, walk
+from datadistill.inner.plan import Demand, Prediction, predict, settle
+from datadistill.inner.unroll import InnerStep, walk, with_noise
 
 __all__ = [
+    "EXECUTIONS",
+    "PRODUCTS",
     "SGD",
     "STORAGES",
     "Adam",
+    "Demand",
+    "Engine",
     "Hypergradient",
     "InnerStep",
     "Network",
     "Optimizer",
+    "Prediction",
     "State",
     "Weights",
     "hypergradient",
+    "make_network",
+    "predict",
+    "settle",
     "walk",
+    "with_noise",
 ]

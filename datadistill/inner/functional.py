@@ -1,9 +1,10 @@
 """A network as a pure function of its weights."""
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -12,51 +13,86 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.overrides import TorchFunctionMode
 
 from datadistill.errors import RequestError
+from datadistill.inner import native
+from datadistill.inner.parallel import map_on_cores, shared_out
 
 Weights: TypeAlias = dict[str, Tensor]
+BatchNorm: TypeAlias = Literal["refused", "batch", "frozen"]
+
+_DROPOUTS: dict[Callable[..., Tensor], int | None] = {F.dropout: None, F.dropout1d: 2, F.dropout2d: 2, F.dropout3d: 2}
+"""Functions and how many leading dimensions share one draw with the rest; None: every element has its own."""
 
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A module called with weights from outside; its own parameters are never read.
+    """A module called with weights from outside; its own parameters are never read. Any number of threads may call it.
 
     Attributes:
         module: gives the architecture. It must keep no state from call to call.
+        native: whether `native`'s operations take the place of PyTorch's; they must have been built.
 
     Raises:
-        RequestError: a layer keeps running statistics, or draws random numbers.
+        RequestError: a layer keeps running statistics.
     """
 
     module: nn.Module
+    native: bool = False
+    _spare: list["_Body"] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, layer in self.module.named_modules():
-            if getattr(layer, "track_running_stats", False):
+            if getattr(layer, "track_running_stats", False) and layer.training:
                 raise RequestError(
-                    f"layer {name} keeps running statistics, which a step of training cannot hand on: "
-                    "make it with track_running_stats=False"
+                    f"layer {name} keeps running statistics, which a step of training cannot hand on: choose --batch-norm "
+                    "batch (every batch's own statistics) or frozen (those the module has)"
                 )
-            if isinstance(layer, _DropoutNd) and layer.p > 0:
-                raise RequestError(f"layer {name} is dropout, which would draw differently each time: set p to 0")
+            if type(layer).__name__ in ("AlphaDropout", "FeatureAlphaDropout") and layer.p > 0:
+                raise RequestError(
+                    f"layer {name} is {type(layer).__name__}, whose draws cannot be repeated: set p to 0"
+                )
 
     @cached_property
     def couples_images(self) -> bool:
         """Whether an image's output depends on the others of its batch, as with batch normalisation."""
-        return any(isinstance(layer, _BatchNorm) for layer in self.module.modules())
+        return any(isinstance(layer, _BatchNorm) and layer.training for layer in self.module.modules())
 
-    def twin(self) -> "Network":
-        """The same architecture in a module of its own."""
-        return Network(copy.deepcopy(self.module))
+    @cached_property
+    def draws(self) -> bool:
+        """Whether a call draws random numbers."""
+        return any(isinstance(layer, _DropoutNd) and layer.p > 0 for layer in self.module.modules())
 
-    def logits(self, weights: Weights, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
-        """Class scores."""
-        return functional_call(self.module, weights, (images,))  # type: ignore[no-any-return]
+    def logits(
+        self, weights: Weights, images: Float[Tensor, "n c h w"], noise: int | None = None
+    ) -> Float[Tensor, "n k"]:
+        """Class scores.
 
-    def loss(self, weights: Weights, images: Float[Tensor, "n c h w"], labels: Int64[Tensor, "n"]) -> Float[Tensor, ""]:
+        Args:
+            weights: by parameter name.
+            images: a batch.
+            noise: the seed of what dropout draws; None turns dropout off.
+        """
+        body = self._borrow()
+        try:
+            calls = self._calls(noise, images.device)
+            if calls is None:
+                return body(weights, images)
+            with calls:
+                return body(weights, images)
+        finally:
+            self._spare.append(body)
+
+    def loss(
+        self,
+        weights: Weights,
+        images: Float[Tensor, "n c h w"],
+        labels: Int64[Tensor, "n"],
+        noise: int | None = None,
+    ) -> Float[Tensor, ""]:
         """Mean cross-entropy."""
-        return F.cross_entropy(self.logits(weights, images), labels)
+        return F.cross_entropy(self.logits(weights, images, noise), labels)
 
     def gradient(
         self,
@@ -64,6 +100,7 @@ class Network:
         images: Float[Tensor, "n c h w"],
         labels: Int64[Tensor, "n"],
         create_graph: bool = False,
+        noise: int | None = None,
     ) -> tuple[Float[Tensor, ""], Weights]:
         """The mean loss and its gradient with respect to the weights, which must require gradients.
 
@@ -72,10 +109,118 @@ class Network:
             images: a batch.
             labels: class indices.
             create_graph: keep what is needed to differentiate the gradient again.
+            noise: as for `logits`.
         """
-        loss = self.loss(weights, images, labels)
+        loss = self.loss(weights, images, labels, noise)
         gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph)
         return loss, dict(zip(weights, gradients, strict=True))
+
+    def _borrow(self) -> "_Body":
+        """A copy of the module that no other thread has: a call lends it weights for a moment."""
+        try:
+            return self._spare.pop()
+        except IndexError:
+            tensors = [*self.module.parameters(), *self.module.buffers()]
+            twin = copy.deepcopy(self.module, {id(tensor): tensor for tensor in tensors})
+            return _Body(native.fitted(twin) if self.native else twin)
+
+    def _calls(self, noise: int | None, device: torch.device) -> TorchFunctionMode | None:
+        return _Replaced(_dropouts(noise, device)) if self.draws else None
+
+
+class _Body:
+    """A module that can be called with other weights, by one thread at a time.
+
+    The same as `torch.func.functional_call`, which looks for the module's parameters anew at every call; that takes
+    longer than the arithmetic of a small layer.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        # Tied weights have one name and several places.
+        self._places = [
+            (layer._parameters, key, names[id(parameter)])
+            for layer in module.modules()
+            for key, parameter in layer._parameters.items()
+            if parameter is not None
+        ]
+        self._plain = not any(isinstance(layer, nn.RNNBase) for layer in module.modules())
+
+    def __call__(self, weights: Weights, images: Tensor) -> Tensor:
+        if not self._plain:
+            return functional_call(self.module, weights, (images,))  # type: ignore[no-any-return]
+        own = [places[key] for places, key, _ in self._places]
+        try:
+            for places, key, name in self._places:
+                places[key] = weights[name]  # type: ignore[assignment]
+            return self.module(images)  # type: ignore[no-any-return]
+        finally:
+            for (places, key, _), parameter in zip(self._places, own, strict=True):
+                places[key] = parameter
+
+
+def make_network(module: nn.Module, batch_norm: str = "refused", use_native: bool = True) -> Network:
+    """A network from a module, which is copied if it has to be changed.
+
+    Args:
+        module: any module from images to class scores.
+        batch_norm: what layers with running statistics do. `batch`: use each batch's own statistics, in training and
+            in testing; `frozen`: use the running statistics they have, as constants; `refused`: there may be none.
+        use_native: call the fast operations of `native` where they have been built.
+
+    Raises:
+        RequestError: a layer keeps running statistics and nobody said what to do with them.
+    """
+    layers = [layer for layer in module.modules() if getattr(layer, "track_running_stats", False)]
+    if layers and batch_norm != "refused":
+        module = copy.deepcopy(module)
+        for layer in module.modules():
+            if getattr(layer, "track_running_stats", False) and isinstance(layer, nn.Module):
+                _settle(layer, batch_norm)
+    return Network(module, use_native and native.ready())
+
+
+def _settle(layer: Any, batch_norm: str) -> None:
+    if batch_norm == "frozen":
+        layer.eval()
+        return
+    layer.track_running_stats = False
+    layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+
+
+class _Replaced(TorchFunctionMode):
+    """While entered, some of PyTorch's functions are others."""
+
+    def __init__(self, table: dict[Callable[..., Any], Callable[..., Any]]) -> None:
+        super().__init__()
+        self._table = table
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return self._table.get(func, func)(*args, **(kwargs or {}))
+
+
+def _dropouts(noise: int | None, device: torch.device) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Dropout that draws from a generator of its own, or not at all."""
+    generator = None if noise is None else torch.Generator(device).manual_seed(noise)
+
+    def dropping(shared: int | None) -> Callable[..., Tensor]:
+        def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+            if generator is None or not training:
+                return input
+            shape = input.shape if shared is None else (*input.shape[:shared], *[1] * (input.dim() - shared))
+            kept = torch.rand(shape, generator=generator, device=input.device, dtype=input.dtype) >= p
+            return input * kept / (1 - p) if p < 1 else input * 0
+
+        return dropout
+
+    return {function: dropping(shared) for function, shared in _DROPOUTS.items()}
 
 
 def as_leaves(tensors: Weights) -> Weights:
@@ -89,26 +234,51 @@ def batch_gradient(
     images: Float[Tensor, "n c h w"],
     labels: Int64[Tensor, "n"],
     chunk: int,
+    noise: int | None = None,
 ) -> tuple[Float[Tensor, ""], Weights]:
-    """Mean loss over a large batch and its gradient, in chunks that bound the memory and fit the cache.
+    """Mean loss over a large batch and its gradient, in chunks that bound the memory, fit the cache and share the cores.
 
     Where a batch's images depend on each other the batch stays whole: chunks would be another function.
 
     Returns:
         The loss and the gradient by weight name, both without a graph.
     """
-    leaves = as_leaves(weights)
-    chunk = len(labels) if network.couples_images else chunk
-    total = torch.zeros((), dtype=images.dtype, device=images.device)
-    summed: Weights = {}
-    for first in range(0, len(labels), chunk):
-        part = slice(first, first + chunk)
-        loss, gradients = network.gradient(leaves, images[part], labels[part])
-        share = len(labels[part]) / len(labels)
-        total += loss.detach() * share
-        for name, gradient in gradients.items():
-            if name in summed:
-                summed[name].add_(gradient, alpha=share)
-            else:
-                summed[name] = gradient.mul_(share)
-    return total, summed
+
+    def part(pieces: list[slice]) -> tuple[Tensor, Weights]:
+        total, summed = torch.zeros((), dtype=images.dtype, device=images.device), Weights()
+        for piece in pieces:
+            share = (piece.stop - piece.start) / len(labels)
+            loss, gradients = network.gradient(
+                as_leaves(weights), images[piece], labels[piece], noise=mixed(noise, piece)
+            )
+            total += loss.detach() * share
+            add_to(summed, gradients, share)
+        return total, summed
+
+    parts = map_on_cores(part, shared_out(pieces_of(network, len(labels), chunk), images.device), images.device)
+    for _, gradients in parts[1:]:
+        add_to(parts[0][1], gradients, 1.0)
+    return torch.stack([loss for loss, _ in parts]).sum(), parts[0][1]
+
+
+def pieces_of(network: Network, count: int, chunk: int) -> list[slice]:
+    """Nearly equal pieces of a batch, of at most `chunk` images (0: as many as there are)."""
+    if network.couples_images or chunk == 0 or chunk >= count:
+        return [slice(0, count)]
+    pieces = -(-count // chunk)
+    edges = [round(count * i / pieces) for i in range(pieces + 1)]
+    return [slice(first, last) for first, last in zip(edges, edges[1:], strict=False)]
+
+
+def mixed(noise: int | None, piece: slice) -> int | None:
+    """A seed for each piece of a batch."""
+    return None if noise is None else (noise * 1_000_003 + piece.start) % 2**63
+
+
+def add_to(sums: Weights, terms: Weights, factor: float) -> None:
+    """`sums += factor * terms`, in place; `sums` may be empty, and terms may be overwritten."""
+    for name, term in terms.items():
+        if name in sums:
+            sums[name].add_(term, alpha=factor)
+        else:
+            sums[name] = term if factor == 1 else term.mul_(factor)

@@ -6,54 +6,56 @@ backwards with v = dOuter/dz, one vector-Jacobian product of each step gives
 
     dOuter/dimages_t, dOuter/drate_t  and the next  v <- v * dz_{t+1}/dz_t .
 
-For plain gradient descent this is the Hessian-vector product of the paper: d rate_t = -<v, g_t>,
-d images_t = -rate_t d<g_t, v>/d images_t, v <- v - rate_t d<g_t, v>/d weights. A step needs nothing from the others
-but its position, so what is stored is a free choice that does not change the result:
+A step is a gradient g_t and an update. Pulling v back through the update is cheap and gives, among others, the direction
+u = v * dz_{t+1}/dg_t; pulling u back through the gradient is a second derivative (see `products`). For plain gradient
+descent u = -rate_t v, and all of it is the paper's: d rate_t = -<v, g_t>, d images_t = -rate_t d<g_t, v>/d images_t,
+v <- v - rate_t d<g_t, v>/d weights. A step needs nothing from the others but its position, so what is stored is a free
+choice that does not change the result:
 
-    full       every step's graph is kept from the forward walk: fastest, memory grows with T graphs.
-    recompute  only the positions are kept and each graph is built again: one more gradient per step,
-               memory grows with T copies of the position alone.
+    full        every step's graph is kept from the forward walk: fastest, memory grows with T graphs.
+    recompute   only positions are kept and each graph is built again: one more gradient per step.
+    checkpoint  only every k-th position is kept, and each stretch between two of them walked again, keeping its graphs
+                if the batch is not cut into pieces: one more gradient per step, memory grows with T/k positions and k
+                graphs.
+    offload     as recompute, with the positions in host memory.
+    window      the first steps are walked and not differentiated, which drops their part of the derivative. Where it
+                begins and ends is the method's to draw.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datadistill.inner.functional import Network, Weights, as_leaves
+from datadistill.inner.engine import Engine
+from datadistill.inner.functional import Network, Weights, add_to, as_leaves, mixed, pieces_of
 from datadistill.inner.kinks import widened
-from datadistill.inner.optimizers import Optimizer
-from datadistill.inner.unroll import InnerStep, Position, take_step
-
-STORAGES = ("full", "recompute")
+from datadistill.inner.optimizers import Optimizer, UpdatePulledBack
+from datadistill.inner.parallel import map_on_cores, shared_out
+from datadistill.inner.products import PRODUCT_FUNCTIONS, Product, differentiate_again
+from datadistill.inner.unroll import InnerStep, Position, advance
 
 OuterGradient = Callable[[Weights], tuple[Float[Tensor, ""], Weights]]
 
 
 @dataclass(frozen=True, eq=False)
 class Hypergradient:
-    """The outer loss and its derivatives, one entry per inner step.
+    """The outer loss and its derivatives.
 
     Attributes:
         loss: the outer loss.
-        images: with respect to the step's images.
-        rates: with respect to the step's learning rate, shape [T].
+        images: with respect to the images of each batch, by number, all its steps together.
+        rates: with respect to each step's learning rate, shape [T].
     """
 
     loss: Float[Tensor, ""]
-    images: list[Float[Tensor, "b c h w"]]
+    images: dict[int, Float[Tensor, "b c h w"]]
     rates: Float[Tensor, "t"]
-
-
-class _Graph(NamedTuple):
-    """One step with its graph: the leaves it starts from and the position it ends at."""
-
-    position: Position
-    step: InnerStep
-    end: Position
 
 
 def hypergradient(
@@ -62,7 +64,7 @@ def hypergradient(
     weights: Weights,
     steps: Sequence[InnerStep],
     outer: OuterGradient,
-    storage: str = "full",
+    engine: Engine,
     kink_width: float = 0.0,
 ) -> Hypergradient:
     """Train on the steps, take the outer loss at the end, and differentiate it through all of it.
@@ -73,71 +75,226 @@ def hypergradient(
         weights: initial weights.
         steps: at least one step.
         outer: called with the final weights; returns the outer loss and its gradient with respect to them.
-        storage: one of `STORAGES`; all give the same numbers.
+        engine: how, with nothing left to be chosen. With storage `window` only the last steps are differentiated, and
+            the others get zeros.
         kink_width: 0 for the exact derivative, which exists almost everywhere; more to count the jumps of ReLU's
             derivative too, spread over this width (see `kinks`). The outer loss itself does not depend on it.
 
-    Source: Wang et al. 2018, section 3.1 and algorithm 1; their code keeps all graphs, as `full` does.
+    Source: Wang et al. 2018, section 3.1 and algorithm 1; their code keeps all graphs, as `full` does. Checkpoints:
+    Griewank and Walther 2000. Window: Feng et al. 2023, "Embarrassingly simple dataset distillation", section 3.
     """
-    if storage not in STORAGES:
-        raise ValueError(f"unknown storage '{storage}': there are {', '.join(STORAGES)}")
+    if not engine.is_settled:
+        raise ValueError(f"something is still to be chosen: {engine}")
+    forward = partial(_advance, network, optimizer, steps, engine.inner_chunk)
+    first = max(0, len(steps) - window_of(engine, len(steps))) if engine.storage == "window" else 0
     position = Position(weights, optimizer.init(weights))
-    kept: list[_Graph | Position] = []
-    for index, step in enumerate(steps):
-        with widened(kink_width if storage == "full" else 0.0):
-            graph = _build(network, optimizer, position, step, index, differentiable=storage == "full")
-        kept.append(graph if storage == "full" else position)
-        position = _detached(graph.end)
+    for index in range(first):
+        position = forward(position, index)
+    store = _STORES.get(engine.storage, _All)(network, optimizer, steps, engine, kink_width)
+    for index in range(first, len(steps)):
+        position = store.pass_by(position, index)
     loss, v_weights = outer(position.weights)
-    v = Position(v_weights, {name: torch.zeros_like(s) for name, s in position.state.items()})
+    v = Position(v_weights, {name: torch.zeros_like(tensor) for name, tensor in position.state.items()})
+    del position
 
-    images: list[Tensor] = []
-    rates: list[Tensor] = []
-    for index in reversed(range(len(steps))):
-        entry = kept.pop()
-        if not isinstance(entry, _Graph):
-            with widened(kink_width):
-                entry = _build(network, optimizer, entry, steps[index], index, differentiable=True)
-        v, d_images, d_rate = _pull_back(entry, v)
-        images.append(d_images)
-        rates.append(d_rate)
-    return Hypergradient(loss.detach(), images[::-1], torch.stack(rates[::-1]))
-
-
-def _build(
-    network: Network,
-    optimizer: Optimizer,
-    position: Position,
-    step: InnerStep,
-    index: int,
-    differentiable: bool,
-) -> _Graph:
-    """Take a step from fresh leaves, so that its graph ends at them and not at the step before."""
-    start = Position(as_leaves(position.weights), position.state)
-    if differentiable:
-        start = start._replace(state=as_leaves(position.state))
-        step = step._replace(images=step.images.detach().requires_grad_(), rate=step.rate.detach().requires_grad_())
-    return _Graph(start, step, take_step(network, optimizer, start, step, index, create_graph=differentiable))
+    images: dict[int, Tensor] = {}
+    rates = torch.zeros_like(torch.stack([step.rate.detach() for step in steps]))
+    for index in reversed(range(first, len(steps))):
+        v, d_images, rates[index] = store.pull_back(v, index)
+        batch = steps[index].batch
+        images[batch] = images[batch].add_(d_images) if batch in images else d_images
+    for step in steps[:first]:
+        images.setdefault(step.batch, torch.zeros_like(step.images))
+    return Hypergradient(loss.detach(), images, rates)
 
 
-def _pull_back(graph: _Graph, v: Position) -> tuple[Position, Tensor, Tensor]:
-    """The vector-Jacobian product of one step: v at its end becomes v at its start, and the step's own part.
-
-    Every leaf takes part in every step, so a leaf that autograd finds unused is an error and is raised,
-    never a silent zero.
-    """
-    ends = [*graph.end.weights.values(), *graph.end.state.values()]
-    vectors = [*(v.weights[n] for n in graph.end.weights), *(v.state[n] for n in graph.end.state)]
-    leaves = [*graph.position.weights.values(), *graph.position.state.values()]
-    *pulled, d_images, d_rate = torch.autograd.grad(ends, [*leaves, graph.step.images, graph.step.rate], vectors)
-    count = len(graph.position.weights)
-    weights = dict(zip(graph.position.weights, pulled[:count], strict=True))
-    state = dict(zip(graph.position.state, pulled[count:], strict=True))
-    return Position(weights, state), d_images, d_rate
+def window_of(engine: Engine, count: int) -> int:
+    """How many of `count` steps storage `window` differentiates."""
+    return min(count, engine.window or max(10, count // 10))
 
 
-def _detached(position: Position) -> Position:
-    return Position(
-        {name: tensor.detach() for name, tensor in position.weights.items()},
-        {name: tensor.detach() for name, tensor in position.state.items()},
-    )
+def spacing_of(engine: Engine, count: int) -> int:
+    """How many steps lie from one kept position of storage `checkpoint` to the next."""
+    return engine.every or max(1, math.isqrt(count))
+
+
+def _advance(
+    network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], chunk: int, position: Position, index: int
+) -> Position:
+    return advance(network, optimizer, position, steps[index], index, chunk)
+
+
+class _Store(Protocol):
+    """Remembers the walk forward for the walk back."""
+
+    def __init__(
+        self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, kink_width: float
+    ) -> None: ...
+
+    def pass_by(self, position: Position, index: int) -> Position:
+        """Take step `index` from here."""
+        ...
+
+    def pull_back(self, v: Position, index: int) -> tuple[Position, Tensor, Tensor]:
+        """V at the end of step `index` becomes v at its start, with the step's own derivatives: images and rate."""
+        ...
+
+
+class _All:
+    """Every position is kept."""
+
+    def __init__(
+        self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, kink_width: float
+    ) -> None:
+        self.network, self.optimizer, self.steps, self.engine = network, optimizer, steps, engine
+        self.kink_width = kink_width
+        self.kept: dict[int, Position] = {}
+
+    def pass_by(self, position: Position, index: int) -> Position:
+        self.keep(position, index)
+        return self.advance(position, index)
+
+    def pull_back(self, v: Position, index: int) -> tuple[Position, Tensor, Tensor]:
+        position, step = self.recall(index), self.steps[index]
+        rate = step.rate.detach()
+        along = self.optimizer.along(v.weights, v.state, rate)
+        if along is None:
+            # The direction depends on the gradient, which has to be known first.
+            nothing = {name: torch.zeros_like(weight) for name, weight in position.weights.items()}
+            gradient = self._product(position, step, nothing).gradient
+            update = self._through_update(v, position, gradient, index)
+            product = self._product(position, step, update.gradients)
+        else:
+            product = self._product(position, step, along)
+            update = self._through_update(v, position, product.gradient, index)
+        return _joined(update, product)
+
+    def keep(self, position: Position, index: int) -> None:
+        self.kept[index] = position
+
+    def recall(self, index: int) -> Position:
+        return self.kept.pop(index)
+
+    def advance(self, position: Position, index: int) -> Position:
+        return _advance(self.network, self.optimizer, self.steps, self.engine.inner_chunk, position, index)
+
+    def _through_update(self, v: Position, position: Position, gradient: Weights, index: int) -> UpdatePulledBack:
+        rate = self.steps[index].rate.detach()
+        return self.optimizer.pull_back(v.weights, v.state, position.weights, gradient, position.state, rate, index)
+
+    def _product(self, position: Position, step: InnerStep, along: Weights) -> Product:
+        """The product for the whole batch, in chunks: every part of it is a mean over images."""
+        function = PRODUCT_FUNCTIONS[self.engine.product]
+        count = len(step.labels)
+
+        def part(pieces: list[slice]) -> tuple[Weights, Weights, list[Tensor]]:
+            gradient, weights, images = Weights(), Weights(), []
+            for piece in pieces:
+                share = (piece.stop - piece.start) / count
+                found = function(
+                    self.network,
+                    position.weights,
+                    step.images[piece],
+                    step.labels[piece],
+                    mixed(step.noise, piece),
+                    along,
+                    self.kink_width,
+                )
+                add_to(gradient, found.gradient, share)
+                add_to(weights, found.weights, share)
+                images.append(found.images if share == 1 else found.images * share)
+            return gradient, weights, images
+
+        pieces = shared_out(pieces_of(self.network, count, self.engine.inner_chunk), step.images.device)
+        parts = map_on_cores(part, pieces, step.images.device)
+        for gradient, weights, _ in parts[1:]:
+            add_to(parts[0][0], gradient, 1.0)
+            add_to(parts[0][1], weights, 1.0)
+        images = [image for _, _, images in parts for image in images]
+        return Product(parts[0][0], parts[0][1], images[0] if len(images) == 1 else torch.cat(images))
+
+
+class _InHostMemory(_All):
+    """Every position is kept in the memory of the host."""
+
+    def keep(self, position: Position, index: int) -> None:
+        self.kept[index] = _moved(position, torch.device("cpu"))
+
+    def recall(self, index: int) -> Position:
+        return _moved(self.kept.pop(index), self.steps[index].images.device)
+
+
+class _Graph(NamedTuple):
+    """A step's gradient with its graph, and the leaves that it starts from."""
+
+    position: Position
+    pixels: Tensor
+    gradient: Weights
+
+
+class _Graphs:
+    """Every step's graph is kept."""
+
+    def __init__(
+        self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, kink_width: float
+    ) -> None:
+        self.network, self.optimizer, self.steps, self.kink_width = network, optimizer, steps, kink_width
+        self.kept: list[_Graph] = []
+
+    def pass_by(self, position: Position, index: int) -> Position:
+        step = self.steps[index]
+        leaves, pixels = as_leaves(position.weights), step.images.detach().requires_grad_()
+        noise = mixed(step.noise, slice(0, len(step.labels)))
+        with widened(self.kink_width), torch.enable_grad():
+            _, gradient = self.network.gradient(leaves, pixels, step.labels, create_graph=True, noise=noise)
+        self.kept.append(_Graph(Position(leaves, position.state), pixels, gradient))
+        found = {name: g.detach() for name, g in gradient.items()}
+        return Position(*self.optimizer.update(position.weights, found, position.state, step.rate.detach(), index))
+
+    def pull_back(self, v: Position, index: int) -> tuple[Position, Tensor, Tensor]:
+        position, pixels, gradient = self.kept.pop()
+        found = {name: g.detach() for name, g in gradient.items()}
+        start = {name: weight.detach() for name, weight in position.weights.items()}
+        rate = self.steps[index].rate.detach()
+        update = self.optimizer.pull_back(v.weights, v.state, start, found, position.state, rate, index)
+        return _joined(update, differentiate_again(position.weights, pixels, gradient, update.gradients))
+
+
+class _Some:
+    """Every k-th position is kept; a stretch between two of them is walked again, with a store of its own."""
+
+    def __init__(
+        self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, kink_width: float
+    ) -> None:
+        self.engine, self.count = engine, len(steps)
+        whole = engine.product == "reverse" and engine.inner_chunk in (0, *(len(step.labels) for step in steps[:1]))
+        self.stretch: _Store = (_Graphs if whole else _All)(network, optimizer, steps, engine, kink_width)
+        self.walk = partial(_advance, network, optimizer, steps, engine.inner_chunk)
+        self.kept: dict[int, Position] = {}
+        self.first = len(steps)
+
+    def pass_by(self, position: Position, index: int) -> Position:
+        if index % spacing_of(self.engine, self.count) == 0:
+            self.kept[index] = position
+        return self.walk(position, index)
+
+    def pull_back(self, v: Position, index: int) -> tuple[Position, Tensor, Tensor]:
+        if index < self.first:
+            self.first, position = self.kept.popitem()
+            for t in range(self.first, index + 1):
+                position = self.stretch.pass_by(position, t)
+        return self.stretch.pull_back(v, index)
+
+
+_STORES: dict[str, type[_Store]] = {"full": _Graphs, "checkpoint": _Some, "offload": _InHostMemory}
+
+
+def _joined(update: UpdatePulledBack, product: Product) -> tuple[Position, Tensor, Tensor]:
+    """What reaches the start of a step through its update and through its gradient."""
+    weights = {name: direct + product.weights[name] for name, direct in update.weights.items()}
+    return Position(weights, update.state), product.images, update.rate
+
+
+def _moved(position: Position, device: torch.device) -> Position:
+    weights, state = ({n: t.to(device) for n, t in part.items()} for part in position)
+    return Position(weights, state)

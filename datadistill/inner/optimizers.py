@@ -1,14 +1,31 @@
-"""Optimisers as pure functions of (weights, gradients, state, rate): differentiable, and nothing hidden."""
+"""Optimisers as pure functions of (weights, gradients, state, rate), with their derivatives. Nothing is hidden."""
 
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from datadistill.inner.functional import Weights
+from datadistill.inner.functional import Weights, as_leaves
 
 State: TypeAlias = dict[str, Tensor]
+
+
+class UpdatePulledBack(NamedTuple):
+    """Derivatives with respect to what an update starts from.
+
+    Attributes:
+        weights: before the update, with the gradients held fixed.
+        state: before the update.
+        gradients: of the inner loss.
+        rate: the learning rate.
+    """
+
+    weights: Weights
+    state: State
+    gradients: Weights
+    rate: Float[Tensor, ""]
 
 
 @runtime_checkable
@@ -23,6 +40,23 @@ class Optimizer(Protocol):
         self, weights: Weights, gradients: Weights, state: State, rate: Tensor | float, step: int
     ) -> tuple[Weights, State]:
         """New weights and new state; `step` counts from 0. Nothing is changed in place."""
+        ...
+
+    def along(self, v_weights: Weights, v_state: State, rate: Tensor) -> Weights | None:
+        """`pull_back(...).gradients` where it does not depend on the gradients; None where it does."""
+        ...
+
+    def pull_back(
+        self,
+        v_weights: Weights,
+        v_state: State,
+        weights: Weights,
+        gradients: Weights,
+        state: State,
+        rate: Tensor,
+        step: int,
+    ) -> UpdatePulledBack:
+        """The vector-Jacobian product of `update`: derivatives at its end become derivatives at its start."""
         ...
 
 
@@ -48,6 +82,33 @@ class SGD:
             return {name: weight - rate * gradients[name] for name, weight in weights.items()}, state
         moved = {f"momentum/{name}": self.momentum * state[f"momentum/{name}"] + gradients[name] for name in weights}
         return {name: weight - rate * moved[f"momentum/{name}"] for name, weight in weights.items()}, moved
+
+    def along(self, v_weights: Weights, v_state: State, rate: Tensor) -> Weights:
+        back = -rate
+        if self.momentum == 0:
+            return {name: back * v for name, v in v_weights.items()}
+        return {name: v_state[f"momentum/{name}"] + back * v for name, v in v_weights.items()}
+
+    def pull_back(
+        self,
+        v_weights: Weights,
+        v_state: State,
+        weights: Weights,
+        gradients: Weights,
+        state: State,
+        rate: Tensor,
+        step: int,
+    ) -> UpdatePulledBack:
+        moved = gradients
+        if self.momentum != 0:
+            moved = {name: self.momentum * state[f"momentum/{name}"] + g for name, g in gradients.items()}
+        along = self.along(v_weights, v_state, rate)
+        return UpdatePulledBack(
+            weights=v_weights,
+            state={key: self.momentum * along[key.removeprefix("momentum/")] for key in v_state},
+            gradients=along,
+            rate=-torch.stack([torch.dot(v.flatten(), moved[name].flatten()) for name, v in v_weights.items()]).sum(),
+        )
 
 
 @dataclass(frozen=True)
@@ -81,6 +142,31 @@ class Adam:
             new_weights[name] = weight - rate * direction / scale
             new_state |= {f"first/{name}": first, f"second/{name}": second}
         return new_weights, new_state
+
+    def along(self, v_weights: Weights, v_state: State, rate: Tensor) -> None:
+        return None
+
+    def pull_back(
+        self,
+        v_weights: Weights,
+        v_state: State,
+        weights: Weights,
+        gradients: Weights,
+        state: State,
+        rate: Tensor,
+        step: int,
+    ) -> UpdatePulledBack:
+        starts = [as_leaves(part) for part in (weights, state, gradients)]
+        leaf = rate.detach().requires_grad_()
+        with torch.enable_grad():
+            ends = self.update(starts[0], starts[2], starts[1], leaf, step)
+        leaves = [tensor for part in starts for tensor in part.values()]
+        tensors = [tensor for part in ends for tensor in part.values()]
+        vectors = [*(v_weights[name] for name in ends[0]), *(v_state[name] for name in ends[1])]
+        *found, d_rate = torch.autograd.grad(tensors, [*leaves, leaf], vectors)
+        values = iter(found)
+        pulled = [{name: next(values) for name in part} for part in starts]
+        return UpdatePulledBack(weights=pulled[0], state=pulled[1], gradients=pulled[2], rate=d_rate)
 
 
 def _root(values: Tensor) -> Tensor:

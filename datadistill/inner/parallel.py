@@ -6,6 +6,8 @@ from typing import TypeVar
 
 import torch
 
+from datadistill.inner.memory import counted
+
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
@@ -23,6 +25,13 @@ def map_on_cores(function: Callable[[Item], Answer], items: Sequence[Item], devi
         return [function(item) for item in items]
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(function, items))
+            return list(pool.map(counted(function), items))
     finally:
         torch.set_num_threads(threads)
+
+
+def shared_out(items: Sequence[Item], device: torch.device) -> list[list[Item]]:
+    """The items in order, in as many nearly equal groups as `map_on_cores` can work on at once."""
+    count = max(1, min(len(items), torch.get_num_threads() if device.type == "cpu" else 1))
+    edges = [round(len(items) * i / count) for i in range(count + 1)]
+    return [list(items[first:last]) for first, last in zip(edges, edges[1:], strict=False)]

@@ -1,12 +1,13 @@
 """The inner loop: training on distilled batches, step by step."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from datadistill.inner.functional import Network, Weights, as_leaves
+from datadistill.inner.functional import Network, Weights, batch_gradient
 from datadistill.inner.optimizers import Optimizer, State
 
 
@@ -17,11 +18,23 @@ class InnerStep(NamedTuple):
         images: the batch.
         labels: class indices.
         rate: the learning rate.
+        batch: the batch's number; a batch is walked once in each epoch, and what its steps say of it is added up.
+        noise: the seed of what dropout draws in this step.
     """
 
     images: Float[Tensor, "b c h w"]
     labels: Int64[Tensor, "b"]
     rate: Float[Tensor, ""]
+    batch: int
+    noise: int = 0
+
+
+def with_noise(network: Network, steps: Sequence[InnerStep], generator: torch.Generator) -> list[InnerStep]:
+    """The steps with seeds for what dropout draws; unchanged, and nothing drawn, where the network has none."""
+    if not network.draws:
+        return list(steps)
+    seeds = torch.randint(2**62, (len(steps),), generator=generator).tolist()
+    return [step._replace(noise=seed) for step, seed in zip(steps, seeds, strict=True)]
 
 
 class Position(NamedTuple):
@@ -31,20 +44,21 @@ class Position(NamedTuple):
     state: State
 
 
-def take_step(
-    network: Network,
-    optimizer: Optimizer,
-    position: Position,
-    step: InnerStep,
-    index: int,
-    create_graph: bool = False,
+def advance(
+    network: Network, optimizer: Optimizer, position: Position, step: InnerStep, index: int, chunk: int = 0
 ) -> Position:
-    """One step of training. The position's weights must be leaves that require gradients.
+    """One step of training, without a graph.
 
-    With `create_graph` the result can be differentiated with respect to the position, images and rate.
+    Args:
+        network: what is trained.
+        optimizer: how.
+        position: where from.
+        step: what on.
+        index: of the step, from 0.
+        chunk: images that are differentiated at a time; 0: all of them.
     """
-    _, gradients = network.gradient(position.weights, step.images, step.labels, create_graph)
-    return Position(*optimizer.update(position.weights, gradients, position.state, step.rate, index))
+    _, gradients = batch_gradient(network, position.weights, step.images, step.labels, chunk, step.noise)
+    return Position(*optimizer.update(position.weights, gradients, position.state, step.rate.detach(), index))
 
 
 def walk(network: Network, optimizer: Optimizer, weights: Weights, steps: Iterable[InnerStep]) -> Iterator[Weights]:
@@ -52,7 +66,5 @@ def walk(network: Network, optimizer: Optimizer, weights: Weights, steps: Iterab
     position = Position(weights, optimizer.init(weights))
     yield weights
     for index, step in enumerate(steps):
-        start = Position(as_leaves(position.weights), position.state)
-        moved = take_step(network, optimizer, start, step, index)
-        position = Position({name: weight.detach() for name, weight in moved.weights.items()}, moved.state)
+        position = advance(network, optimizer, position, step, index)
         yield position.weights

@@ -1,8 +1,8 @@
 """What a method is: hyper-parameters, a start, and a gradient."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -10,11 +10,17 @@ from torch import Tensor
 
 from datadistill.data.real import RealData
 from datadistill.distilled import DistilledData, Provenance
-from datadistill.inner.functional import Network
+from datadistill.inner.engine import Engine
+from datadistill.inner.functional import Network, make_network
+from datadistill.inner.plan import Demand, cheaper, settle
 from datadistill.models import SCHEMES, ModelFactory, create_model, model_name
+from datadistill.runtime import is_out_of_memory
 from datadistill.weights import KINDS, InitialWeights
 
 MethodState: TypeAlias = dict[str, Tensor]
+Answer = TypeVar("Answer")
+
+_CHEAPER = "engine.cheaper"
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +36,8 @@ class Problem:
         scheme: how initial weights are drawn, by name.
         ipc: images per class.
         seed: of the run.
+        batch_norm: what layers with running statistics do, as for `make_network`.
+        engine: how hypergradients are computed.
     """
 
     real: RealData
@@ -40,6 +48,15 @@ class Problem:
     scheme: str
     ipc: int
     seed: int
+    batch_norm: str = "refused"
+    engine: Engine = field(default_factory=Engine)
+    _settled: dict[Demand, Engine] = field(default_factory=dict, init=False, repr=False)
+
+    def settle(self, demand: Demand) -> Engine:
+        """The engine with every open choice made for this demand, by a prediction that is made once."""
+        if demand not in self._settled:
+            self._settled[demand] = settle(self.network, self.real.train.images[:1], demand, self.engine)
+        return self._settled[demand]
 
     @property
     def device(self) -> torch.device:
@@ -54,7 +71,7 @@ class Problem:
             normalization=self.real.normalization,
             model=self.model,
             weights={"kind": self.kind, "scheme": self.scheme},
-            inner=dict(inner),
+            inner=dict(inner) | ({} if self.batch_norm == "refused" else {"batch_norm": self.batch_norm}),
             method={"name": method, **options},
             seed=self.seed,
         )
@@ -69,9 +86,15 @@ def make_problem(
     ipc: int,
     seed: int,
     device: torch.device,
+    engine: Engine | None = None,
+    batch_norm: str = "refused",
 ) -> Problem:
-    """A problem from names, with the data and the network on the device."""
-    network = Network(create_model(model, real).to(device))
+    """A problem from names, with the data and the network on the device.
+
+    Raises:
+        RequestError: a name is unknown, or the network cannot be used.
+    """
+    network = make_network(create_model(model, real).to(device), batch_norm)
     kind = KINDS.get(weights)
     return Problem(
         real=real.to(device),
@@ -82,6 +105,8 @@ def make_problem(
         scheme=SCHEMES.get(scheme).name,
         ipc=ipc,
         seed=seed,
+        batch_norm=batch_norm,
+        engine=engine or Engine(),
     )
 
 
@@ -104,11 +129,13 @@ class Outcome(NamedTuple):
         loss: the outer loss.
         gradients: its derivatives.
         state: what the method wants to be given at the next step.
+        remarks: sentences for whoever watches the run.
     """
 
     loss: Float[Tensor, ""]
     gradients: Gradients
     state: MethodState
+    remarks: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -147,6 +174,39 @@ class Method(Protocol):
             progress: how far the run is, from 0 to 1, for schedules.
         """
         ...
+
+
+def within_memory(
+    problem: Problem, demand: Demand, state: MethodState, work: Callable[[Engine], Answer]
+) -> tuple[Answer, MethodState, tuple[str, ...]]:
+    """Do some work with the engine that fits the demand, and with cheaper ones if memory runs out all the same.
+
+    What was learned stays in the state, so that the next step begins where this one ended.
+
+    Args:
+        problem: what is distilled.
+        demand: what the work asks of the engine.
+        state: the method's.
+        work: called with an engine; once more with each cheaper one.
+
+    Returns:
+        What the work answers, the new state, and a sentence for each engine that was given up.
+    """
+    engine, level, remarks = problem.settle(demand), int(state.get(_CHEAPER, torch.tensor(0))), list[str]()
+    for _ in range(level):
+        engine = cheaper(engine, demand.images) or engine
+    while True:
+        try:
+            return work(engine), ({**state, _CHEAPER: torch.tensor(level)} if level else state), tuple(remarks)
+        except (MemoryError, RuntimeError) as error:
+            following = cheaper(engine, demand.images)
+            if not is_out_of_memory(error) or following is None:
+                raise
+        if problem.device.type == "cuda":
+            torch.cuda.empty_cache()
+        changes = [f"{n} {v}" for n, v in asdict(following).items() if v != getattr(engine, n)]
+        remarks.append(f"memory ran out with storage {engine.storage}; going on with {', '.join(changes)}.")
+        engine, level = following, level + 1
 
 
 def options_of(method: Method) -> dict[str, Any]:

@@ -20,11 +20,14 @@ from torch import Tensor
 
 from datadistill.distilled import DistilledData
 from datadistill.errors import RequestError
+from datadistill.inner.engine import Engine
 from datadistill.inner.functional import Weights, batch_gradient
-from datadistill.inner.hypergradient import Hypergradient, hypergradient
+from datadistill.inner.hypergradient import Hypergradient, hypergradient, window_of
 from datadistill.inner.optimizers import SGD
 from datadistill.inner.parallel import map_on_cores
-from datadistill.methods.base import Gradients, MethodState, Outcome, Problem, options_of
+from datadistill.inner.plan import Demand
+from datadistill.inner.unroll import InnerStep, with_noise
+from datadistill.methods.base import Gradients, MethodState, Outcome, Problem, options_of, within_memory
 
 MOST_STEPS = 100_000
 
@@ -41,8 +44,6 @@ class DD:
         batch: real images per outer step.
         batch_last: real images per outer step at the end; in between the size grows geometrically. 0: no growth.
         networks: networks per outer step with random initial weights; fixed ones need one.
-        storage: what the engine keeps between its two walks: `auto`, `full` or `recompute`.
-        chunk: real images that are differentiated at a time.
         kink_width: width over which the jumps of ReLU's derivative count in the hypergradient; 0 leaves them out, as
             the authors do (`docs/method-dd.md` says why that hurts).
     """
@@ -54,12 +55,10 @@ class DD:
     batch: int = 1024
     batch_last: int = 0
     networks: int = 4
-    storage: Literal["auto", "full", "recompute"] = "auto"
-    chunk: int = 1024
     kink_width: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "epochs", "batch", "networks", "chunk"):
+        for name in ("steps", "epochs", "batch", "networks"):
             if getattr(self, name) < 1:
                 raise RequestError(f"{name} is {getattr(self, name)}, but must be at least 1")
         if self.steps * self.epochs > MOST_STEPS:
@@ -108,27 +107,42 @@ class DD:
         """The outer loss on one real batch, averaged over networks, and its derivative through training."""
         train = problem.real.train
         real = train.take(train.draw(self._batch_size(progress), generator))
-        count = 1 if problem.starts.fixed is not None else self.networks
+        demand = self.demand(problem)
+        starts = problem.starts.sample(demand.networks, generator)
         steps = distilled.inner_steps()
-        storage = self.storage
-        if storage == "auto":
-            # Short walks are fastest with their graphs kept; long ones must not need memory for them.
-            storage = "full" if len(steps) <= 30 else "recompute"
+        if problem.engine.storage == "window":
+            # The outer loss is taken at a random step, so that every step is differentiated now and then.
+            shortest = window_of(problem.engine, len(steps))
+            steps = steps[: int(torch.randint(shortest, len(steps) + 1, (), generator=generator))]
+        noisy = [with_noise(problem.network, steps, generator) for _ in starts]
 
-        def through(weights: Weights) -> Hypergradient:
-            # A functional call lends the module its weights for a moment, so no two threads may share one.
-            network = problem.network.twin()
-
+        def work(engine: Engine) -> list[Hypergradient]:
             def outer(last: Weights) -> tuple[Float[Tensor, ""], Weights]:
-                return batch_gradient(network, last, real.images, real.labels, self.chunk)
+                return batch_gradient(problem.network, last, real.images, real.labels, engine.chunk)
 
-            return hypergradient(network, SGD(), weights, steps, outer, storage, self.kink_width)
+            def through(one: tuple[Weights, list[InnerStep]]) -> Hypergradient:
+                return hypergradient(problem.network, SGD(), *one, outer, engine, self.kink_width)
 
-        results = map_on_cores(through, problem.starts.sample(count, generator), problem.device)
+            return map_on_cores(through, list(zip(starts, noisy, strict=True)), problem.device)
+
+        results, state, remarks = within_memory(problem, demand, state, work)
         return Outcome(
             loss=torch.stack([result.loss for result in results]).mean(),
             gradients=_collect(distilled, results),
             state=state,
+            remarks=remarks,
+        )
+
+    def demand(self, problem: Problem) -> Demand:
+        """What an outer step asks of the engine."""
+        return Demand(
+            steps=self.steps * self.epochs,
+            images=problem.real.num_classes * problem.ipc // self.steps,
+            distilled=problem.real.num_classes * problem.ipc,
+            networks=1 if problem.starts.fixed is not None else self.networks,
+            real=max(self.batch, self.batch_last),
+            optimizer=SGD(),
+            kink_width=self.kink_width,
         )
 
     def _batch_size(self, progress: float) -> int:
@@ -156,9 +170,12 @@ def _first_images(kind: str, problem: Problem, labels: Tensor, generator: torch.
 
 def _collect(distilled: DistilledData, results: list[Hypergradient]) -> Gradients:
     """The mean over networks, with what several epochs say of one image added up."""
+    assert distilled.learning_rates is not None
     images = torch.zeros_like(distilled.images)
     for result in results:
-        for t, gradient in enumerate(result.images):
-            images.index_add_(0, distilled.batches[t % len(distilled.batches)], gradient)
-    rates = torch.stack([result.rates for result in results]).mean(0)
+        for batch, gradient in result.images.items():
+            images.index_add_(0, distilled.batches[batch], gradient)
+    rates = torch.zeros_like(distilled.learning_rates)
+    for result in results:
+        rates[: len(result.rates)] += result.rates / len(results)
     return Gradients(images / len(results), rates)

@@ -8,6 +8,7 @@ from torch import nn
 
 from datadistill.data.real import RealData
 from datadistill.errors import RequestError
+from datadistill.models.alexcifarnet import AlexCifarNet
 from datadistill.models.convnet import ConvNet, parse_convnet
 from datadistill.models.lenet import LeNet
 from datadistill.models.mlp import MLP
@@ -46,6 +47,12 @@ MODELS = Registry(
             "3 blocks of 128 channels; ConvNetD4, ConvNetW64, ConvNetBN, ... for others",
             ConvNet,
             "Gidaris and Komodakis 2018",
+        ),
+        ModelInfo(
+            "alexcifarnet",
+            "two 5x5 convolutions with local response norm, three linear layers; 32x32",
+            AlexCifarNet,
+            "Wang et al. 2018",
         ),
         ModelInfo("mlp", "two hidden layers of 128 units", MLP, "Zhao et al. 2021"),
     ),

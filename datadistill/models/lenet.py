@@ -28,14 +28,15 @@ class LeNet(nn.Module):
             )
         self.conv1 = nn.Conv2d(in_channels, 6, 5, padding=2 if image_size == 28 else 0)
         self.conv2 = nn.Conv2d(6, 16, 5)
+        self.pool = nn.MaxPool2d(2)
         self.fc1 = nn.Linear(16 * 5 * 5, 120)
         self.fc2 = nn.Linear(120, 84)
         self.fc3 = nn.Linear(84, num_classes)
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """Class scores (logits)."""
-        hidden = F.max_pool2d(F.relu(self.conv1(images)), 2)
-        hidden = F.max_pool2d(F.relu(self.conv2(hidden)), 2)
+        hidden = self.pool(F.relu(self.conv1(images)))
+        hidden = self.pool(F.relu(self.conv2(hidden)))
         hidden = F.relu(self.fc1(hidden.flatten(1)))
         hidden = F.relu(self.fc2(hidden))
         return self.fc3(hidden)  # type: ignore[no-any-return]

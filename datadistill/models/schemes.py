@@ -65,6 +65,7 @@ def draw_weights(module: nn.Module, scheme: str, generator: torch.Generator) -> 
     # Layers reset themselves from the global generator, so it is borrowed and given back as it was.
     with _BORROWED, torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(seed)
+        buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
         for layer in module.modules():
             own = dict(layer.named_parameters(recurse=False))
             if not own:
@@ -74,6 +75,8 @@ def draw_weights(module: nn.Module, scheme: str, generator: torch.Generator) -> 
                 reset()
             if fill is not None:
                 _refill(own, fill)
+        for buffer, before in buffers:  # running statistics are no weights, but are reset with them
+            buffer.copy_(before)
         return {name: weight.detach().clone().to(device) for name, weight in module.named_parameters()}
 
 

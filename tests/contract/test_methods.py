@@ -28,7 +28,7 @@ class Row:
 
 ROWS = [
     Row("dd", dd.methods.DD(steps=1, epochs=3, images="mean", batch=128), "fixed-init", 1, 150),
-    Row("dd", dd.methods.DD(steps=2, epochs=2, batch=128, networks=2, storage="recompute"), "random-init", 2, 150),
+    Row("dd", dd.methods.DD(steps=2, epochs=2, batch=128, networks=2), "random-init", 2, 150),
 ]
 OUTER = dd.Outer(rate=0.03, betas=(0.5, 0.99), schedule="cosine", clip=1.0, average=0.9, look_every=25)
 

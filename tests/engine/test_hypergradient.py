@@ -1,10 +1,24 @@
 """The hypergradient against finite differences in float64, with respect to every image and every rate."""
 
+import itertools
+from dataclasses import replace
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from datadistill.inner import SGD, STORAGES, Adam, InnerStep, Network, Optimizer, hypergradient, walk
+import datadistill as dd
+from datadistill.inner import (
+    SGD,
+    Adam,
+    Engine,
+    InnerStep,
+    Optimizer,
+    hypergradient,
+    make_network,
+    walk,
+    with_noise,
+)
 from datadistill.inner.functional import Weights, batch_gradient
 from datadistill.models import NORMS, draw_weights
 from datadistill.models.convnet import ConvNet
@@ -19,9 +33,15 @@ class Case:
     """A network, a distilled set of two batches walked twice, and a real batch, all in float64."""
 
     def __init__(
-        self, module: torch.nn.Module, size: int, optimizer: Optimizer, rate: float, shake: float = 0.1
+        self,
+        module: torch.nn.Module,
+        size: int,
+        optimizer: Optimizer,
+        rate: float,
+        shake: float = 0.1,
+        policy: str = "refused",
     ) -> None:
-        self.network = Network(module.double())
+        self.network = make_network(module.double(), policy)
         draw = stream(0, "case")
         drawn = draw_weights(module, "default", draw)
         # Norms start at the identity, where some of their derivatives vanish: move away from it.
@@ -33,7 +53,8 @@ class Case:
         self.labels = torch.randint(3, (7,), generator=draw)
 
     def steps(self, images: Tensor, rates: Tensor) -> list[InnerStep]:
-        return [InnerStep(images[t % 2], torch.arange(3), rates[t]) for t in range(4)]
+        steps = [InnerStep(images[t % 2], torch.arange(3), rates[t], t % 2) for t in range(4)]
+        return with_noise(self.network, steps, stream(3))
 
     def outer(self, weights: Weights) -> tuple[Tensor, Weights]:
         return batch_gradient(self.network, weights, self.real, self.labels, chunk=3)
@@ -42,12 +63,11 @@ class Case:
         *_, last = walk(self.network, self.optimizer, self.weights, self.steps(images, rates))
         return float(self.network.loss(last, self.real, self.labels))
 
-    def analytic(self, storage: str) -> tuple[Tensor, Tensor]:
-        found = hypergradient(
-            self.network, self.optimizer, self.weights, self.steps(self.images, self.rates), self.outer, storage
-        )
+    def analytic(self, engine: Engine) -> tuple[Tensor, Tensor]:
+        steps = self.steps(self.images, self.rates)
+        found = hypergradient(self.network, self.optimizer, self.weights, steps, self.outer, engine)
         assert float(found.loss) == pytest.approx(self.loss(self.images, self.rates), rel=1e-12)
-        return torch.stack([found.images[0] + found.images[2], found.images[1] + found.images[3]]), found.rates
+        return torch.stack([found.images[0], found.images[1]]), found.rates
 
     def numeric(self, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
         def central(values: Tensor, at: int, along_images: bool) -> float:
@@ -67,16 +87,31 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
+EXACT = [
+    Engine("full", "reverse", "eager"),
+    Engine("recompute", "reverse", "eager"),
+    Engine("recompute", "forward", "eager"),
+    Engine("checkpoint", "reverse", "eager", every=3),
+    Engine("checkpoint", "forward", "eager", every=3),
+    Engine("offload", "reverse", "eager"),
+]
+"""Every way that promises the exact derivative."""
+
+
+def name(engine: Engine) -> str:
+    return f"{engine.storage}-{engine.product}"
+
+
 def check(case: Case, tolerance: float) -> None:
     images, rates = case.numeric()
     assert images.norm() > 1e-6
-    results = {storage: case.analytic(storage) for storage in STORAGES}
-    for found_images, found_rates in results.values():
+    results = [case.analytic(engine) for engine in EXACT]
+    for found_images, found_rates in results:
         assert error(found_images, images) < tolerance
         for index in range(4):
             assert found_rates[index].item() == pytest.approx(rates[index].item(), rel=tolerance, abs=1e-8)
-    for full, recomputed in zip(results["full"], results["recompute"], strict=True):
-        assert torch.allclose(full, recomputed, rtol=1e-10, atol=1e-14)
+        assert torch.allclose(found_images, results[0][0], rtol=1e-9, atol=1e-13)
+        assert torch.allclose(found_rates, results[0][1], rtol=1e-9, atol=1e-13)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
@@ -97,7 +132,7 @@ def test_mlp() -> None:
 def test_lenet_along_random_pixels_and_every_rate() -> None:
     # ReLU and max pooling make the outer loss jump where a kink is crossed, so the step is small.
     case, eps = Case(LeNet(3), 28, SGD(), 0.1, shake=0), 1e-7
-    images, rates = case.analytic("full")
+    images, rates = case.analytic(EXACT[0])
     for values, gradient in ((case.images, images), (case.rates, rates)):
         count = values.numel()
         for at in torch.randperm(count, generator=stream(1))[:40].tolist():
@@ -114,7 +149,7 @@ def test_nothing_is_changed_in_place() -> None:
     case = Case(MLP(3, 1, 4, width=8), 4, Adam(), 0.01)
     before = {name: weight.clone() for name, weight in case.weights.items()}
     images, rates = case.images.clone(), case.rates.clone()
-    case.analytic("full")
+    case.analytic(EXACT[0])
     assert all(torch.equal(before[name], case.weights[name]) for name in before)
     assert torch.equal(images, case.images)
     assert torch.equal(rates, case.rates)
@@ -129,10 +164,100 @@ def test_chunks_do_not_change_the_outer_gradient() -> None:
     assert all(torch.allclose(whole[name], parts[name], rtol=1e-10, atol=1e-14) for name in whole)
 
 
-def test_unknown_storage() -> None:
+def test_nothing_may_be_left_to_choose() -> None:
     case = Case(MLP(3, 1, 4, width=8), 4, SGD(), 0.1)
-    with pytest.raises(ValueError, match="unknown storage"):
-        case.analytic("everything")
+    with pytest.raises(ValueError, match="still to be chosen"):
+        case.analytic(Engine())
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+@pytest.mark.parametrize("engine", [*EXACT[1:], Engine("recompute", "difference", "eager")], ids=name)
+def test_pieces_of_the_distilled_batch(engine: Engine, optimizer: Optimizer) -> None:
+    case = Case(ConvNet(3, 1, 4, depth=1, width=4, activation="swish"), 4, optimizer, 0.01)
+    whole, pieces = case.analytic(engine), case.analytic(replace(engine, inner_chunk=2))
+    tolerance = 1e-10 if engine.is_exact else 1e-5
+    assert error(pieces[0], whole[0]) < tolerance
+    assert error(pieces[1], whole[1]) < tolerance
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+def test_difference_is_near(optimizer: Optimizer) -> None:
+    case = Case(ConvNet(3, 1, 4, depth=1, width=4, activation="swish"), 4, optimizer, 0.01)
+    exact, near = case.analytic(EXACT[0]), case.analytic(Engine("recompute", "difference", "eager"))
+    assert 0 < error(near[0], exact[0]) < 1e-6
+    assert error(near[1], exact[1]) < 1e-6
+
+
+def test_a_window_differentiates_the_last_steps_alone() -> None:
+    case = Case(ConvNet(3, 1, 4, depth=1, width=4, activation="swish"), 4, SGD(), 0.1)
+    steps = case.steps(case.images, case.rates)
+    whole = hypergradient(case.network, SGD(), case.weights, steps, case.outer, EXACT[0])
+    engine = Engine("window", "reverse", "eager", window=2)
+    found = hypergradient(case.network, SGD(), case.weights, steps, case.outer, engine)
+    assert found.rates[:2].tolist() == [0, 0]
+    assert torch.allclose(found.rates[2:], whole.rates[2:], rtol=1e-10)
+    *_, middle = itertools.islice(walk(case.network, SGD(), case.weights, steps), 3)
+    rest = hypergradient(case.network, SGD(), middle, steps[2:], case.outer, EXACT[0])
+    assert error(found.images[1], rest.images[1]) < 1e-10
+    assert float(found.loss) == pytest.approx(float(whole.loss), rel=1e-12)
+
+
+def test_dropout_draws_the_same_when_a_step_is_computed_again() -> None:
+    body = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.SiLU(), nn.Dropout(0.4), nn.Linear(12, 3))
+    case = Case(body, 4, SGD(momentum=0.9), 0.1)
+    check(case, 1e-5)
+    noisy = case.network.logits(case.weights, case.real, noise=1)
+    assert torch.equal(noisy, case.network.logits(case.weights, case.real, noise=1))
+    assert not torch.equal(noisy, case.network.logits(case.weights, case.real, noise=2))
+    assert torch.equal(*(case.network.logits(case.weights, case.real) for _ in range(2)))
+
+
+def test_dropout_of_whole_planes() -> None:
+    network = make_network(nn.Sequential(nn.Dropout2d(0.5), nn.Flatten()))
+    kept = network.logits({}, torch.ones(6, 8, 2, 2), noise=0).view(6, 8, 4)
+    assert set(kept.unique().tolist()) == {0, 2}
+    assert torch.equal(kept.amax(2), kept.amin(2))
+
+
+class Normed(nn.Sequential):
+    """A network whose batch normalisation keeps running statistics, as everybody's does."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.SiLU(), nn.Flatten(), nn.Linear(16, 3))
+
+
+@pytest.mark.parametrize("policy", ["batch", "frozen"])
+def test_batch_norm_policies(policy: str) -> None:
+    module = Normed()
+    module[1].running_mean.uniform_(-0.3, 0.3)
+    module[1].running_var.uniform_(0.5, 2)
+    before = {name: buffer.double() for name, buffer in module.named_buffers()}
+    case = Case(module, 4, SGD(), 0.1, policy=policy)
+    check(case, 1e-5)
+    assert case.network.couples_images == (policy == "batch")
+    assert all(torch.equal(before[name], buffer.double()) for name, buffer in module.named_buffers())
+    alone = torch.cat([case.network.logits(case.weights, image[None]) for image in case.real])
+    together = case.network.logits(case.weights, case.real)
+    assert torch.allclose(alone, together) == (policy == "frozen")
+
+
+def test_running_statistics_are_never_used_silently() -> None:
+    with pytest.raises(dd.RequestError, match="layer 1 keeps running statistics"):
+        make_network(Normed())
+
+
+def test_tied_weights() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+            self.second.weight = self.first.weight
+            self.last = nn.Linear(16, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.last(torch.tanh(self.second(torch.tanh(self.first(images.flatten(1))))))
+
+    check(Case(Tied(), 4, SGD(), 0.1), 1e-5)
 
 
 def test_a_weight_the_loss_does_not_use_is_an_error() -> None:
@@ -143,4 +268,4 @@ def test_a_weight_the_loss_does_not_use_is_an_error() -> None:
 
     case = Case(Idle(), 4, SGD(), 0.1)
     with pytest.raises(RuntimeError, match="not have been used"):
-        case.analytic("full")
+        case.analytic(EXACT[0])

@@ -1,16 +1,19 @@
 """Counting the jumps of ReLU's derivative: what stays exact, and what the extra term is."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from datadistill.inner import SGD, InnerStep, Network, hypergradient
+from datadistill.inner import SGD, Engine, InnerStep, Network, hypergradient
 from datadistill.inner.functional import Weights
 from datadistill.inner.kinks import widened
 from datadistill.models import draw_weights
 from datadistill.models.lenet import LeNet
 from datadistill.runtime import stream
 
+ENGINE = Engine("full", "reverse", "eager")
 RELUS = [torch.relu, nn.functional.relu, nn.ReLU(), nn.ReLU(inplace=True), lambda z: z.relu()]
 
 
@@ -54,7 +57,7 @@ def test_what_relu_does_in_place_is_seen_by_others() -> None:
         assert nn.functional.relu(input=torch.tensor([-3.0])).item() == 0
 
 
-def lenet_hypergradient(width: float, storage: str = "full") -> tuple[Tensor, Tensor, Tensor]:
+def lenet_hypergradient(width: float, storage: Any = "full") -> tuple[Tensor, Tensor, Tensor]:
     module = LeNet().double()
     network, draw = Network(module), stream(1)
     weights = draw_weights(module, "xavier", draw)
@@ -64,8 +67,8 @@ def lenet_hypergradient(width: float, storage: str = "full") -> tuple[Tensor, Te
     def outer(final: Weights) -> tuple[Tensor, Weights]:
         return torch.stack([(final[name] * target[name]).sum() for name in final]).sum(), target
 
-    step = InnerStep(images, torch.arange(10), torch.tensor(0.5, dtype=torch.float64))
-    found = hypergradient(network, SGD(), weights, [step] * 2, outer, storage, width)
+    steps = [InnerStep(images, torch.arange(10), torch.tensor(0.5, dtype=torch.float64), t) for t in range(2)]
+    found = hypergradient(network, SGD(), weights, steps, outer, Engine(storage, "reverse", "eager"), width)
     return found.loss, found.images[0], found.rates
 
 
@@ -111,8 +114,8 @@ def test_it_follows_the_trend_across_jumps() -> None:
 
     def at(x: float, kink_width: float) -> tuple[float, float]:
         image = torch.full((1, 1, 1, 1), x, dtype=torch.float64)
-        step = InnerStep(image, torch.tensor([1]), torch.tensor(1.0, dtype=torch.float64))
-        found = hypergradient(network, SGD(), start, [step], outer, "full", kink_width)
+        step = InnerStep(image, torch.tensor([1]), torch.tensor(1.0, dtype=torch.float64), 0)
+        found = hypergradient(network, SGD(), start, [step], outer, ENGINE, kink_width)
         return float(found.loss), float(found.images[0].sum())
 
     trend = (at(1.1, 0.0)[0] - at(0.9, 0.0)[0]) / 0.2

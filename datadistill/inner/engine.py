@@ -1,0 +1,58 @@
+"""How a hypergradient is computed: choices that trade time for memory, and not the result unless they say so."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from datadistill.errors import RequestError
+
+STORAGES = ("full", "recompute", "checkpoint", "offload", "window")
+PRODUCTS = ("reverse", "forward", "difference")
+EXECUTIONS = ("eager", "compiled", "graph")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How hypergradients are computed; whatever is `auto` or 0 is chosen from a prediction of time and memory.
+
+    Attributes:
+        storage: what is kept between the walk forward and the walk back. `full`: every step's graph; `recompute`: every
+            step's weights; `checkpoint`: those of every k-th step; `offload`: every step's, in host memory; `window`:
+            a random stretch of steps is differentiated and the rest ignored, an approximation.
+        product: how a gradient is differentiated again. `reverse`: backwards twice; `forward`: forwards over backwards;
+            `difference`: two gradients a small step apart, an approximation.
+        execution: `eager`; `compiled` by PyTorch's compiler; or replayed as a captured `graph` (CUDA).
+        every: with storage checkpoint, steps from one kept position to the next; 0 takes the root of their number.
+        window: with storage window, steps that are differentiated; 0 takes a tenth, but at least 10.
+        inner_chunk: distilled images that are differentiated at a time.
+        chunk: real images that are differentiated at a time.
+        memory: gigabytes that may be used; 0 takes half of what the device has.
+    """
+
+    storage: Literal["auto", "full", "recompute", "checkpoint", "offload", "window"] = "auto"
+    product: Literal["auto", "reverse", "forward", "difference"] = "auto"
+    execution: Literal["auto", "eager", "compiled", "graph"] = "auto"
+    every: int = 0
+    window: int = 0
+    inner_chunk: int = 0
+    chunk: int = 0
+    memory: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("every", "window", "inner_chunk", "chunk", "memory"):
+            if getattr(self, name) < 0:
+                raise RequestError(f"{name} is {getattr(self, name)}, but must not be negative")
+        if self.storage == "full" and self.product in ("forward", "difference"):
+            raise RequestError(
+                f"storage full keeps the graphs of product reverse, but the product is {self.product}: "
+                "choose storage recompute or checkpoint"
+            )
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left to be chosen."""
+        return "auto" not in (self.storage, self.product, self.execution)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the derivative is exact up to rounding."""
+        return self.storage != "window" and self.product != "difference"

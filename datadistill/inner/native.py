@@ -1,0 +1,159 @@
+"""Fast convolution and pooling on a CPU for networks with few channels: built once from `native.cpp`, then loaded.
+
+Without a C++ compiler, or with `DATADISTILL_NATIVE=0` in the environment, PyTorch's own operations do the same work.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FLAGS = ("-O3", "-march=native", "-std=c++20", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+FEW_CHANNELS = 16
+"""Below so many channels, on either side of a convolution, the operations here beat PyTorch's."""
+
+
+@cache
+def build() -> str:
+    """Build the operations, unless they lie in the cache, and load them.
+
+    Returns:
+        Nothing, or why they cannot be had, in a few words.
+    """
+    if os.environ.get("DATADISTILL_NATIVE", "1") == "0":
+        return "DATADISTILL_NATIVE is 0"
+    compiler = _compiler()
+    if sys.platform not in ("linux", "darwin") or compiler is None:
+        return "there is no C++ compiler"
+    target = _target(compiler)
+    try:
+        if not target.exists():
+            _compile(compiler, target)
+        torch.ops.load_library(str(target))
+    except subprocess.CalledProcessError as error:
+        lines = (error.stderr or "").strip().splitlines() or ["no reason given"]
+        return f"the C++ compiler failed: {next((line for line in lines if 'error' in line), lines[-1])}"
+    except OSError as error:
+        return f"they could not be built or loaded: {error}"
+    return ""
+
+
+def must_build() -> bool:
+    """Whether `build` would take its quarter of a minute."""
+    compiler = _compiler()
+    return compiler is not None and not _target(compiler).exists() and os.environ.get("DATADISTILL_NATIVE", "1") != "0"
+
+
+def ready() -> bool:
+    """Whether the operations can be used without waiting for a compiler."""
+    return not must_build() and not build()
+
+
+def _compiler() -> str | None:
+    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+def _source() -> bytes:
+    return (resources.files("datadistill") / "inner" / "native.cpp").read_bytes()
+
+
+@cache
+def _target(compiler: str) -> Path:
+    """Where the library lies: a name for everything that it depends on."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    facts = [_source(), version, " ".join(FLAGS).encode(), str(torch.__version__).encode(), _processor().encode()]
+    digest = hashlib.blake2b(b"\0".join(facts), digest_size=8).hexdigest()
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "datadistill" / f"native-{digest}.so"
+
+
+def _processor() -> str:
+    """The processor, as far as machine code depends on it: a home folder may be shared between machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.platform() + platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+def _compile(compiler: str, target: Path) -> None:
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        source, built = Path(folder) / "native.cpp", Path(folder) / "native.so"
+        source.write_bytes(_source())
+        headers = [word for path in include_paths() for word in ("-isystem", path)]
+        libraries = [word for path in library_paths() for word in (f"-L{path}", f"-Wl,-rpath,{path}")]
+        names = ("-ltorch", "-ltorch_cpu", "-lc10")
+        command = [compiler, *FLAGS, *headers, str(source), *libraries, *names, "-o", str(built)]
+        subprocess.run(command, capture_output=True, text=True, check=True)
+        # Whoever builds at the same time builds the same, and the last one wins.
+        os.replace(built, target)
+
+
+def fitted(module: nn.Module) -> nn.Module:
+    """The same module, its convolutions and poolings changed in place to call the operations here where they apply."""
+    for layer in module.modules():
+        other = _LAYERS.get(type(layer))
+        if other is not None:
+            layer.__class__ = other
+    return module
+
+
+class _Conv2d(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        if (
+            isinstance(self.padding, str)
+            or self.padding_mode != "zeros"
+            or self.stride != (1, 1)
+            or self.dilation != (1, 1)
+            or self.groups != 1
+            or min(self.in_channels, self.out_channels) >= FEW_CHANNELS
+            or self.kernel_size == (1, 1)
+            or not _is_plain(input)
+            or self.weight.dtype != torch.float32
+            or any(n + 2 * p < k for n, p, k in zip(input.shape[2:], self.padding, self.kernel_size, strict=True))
+        ):
+            return super().forward(input)
+        return torch.ops.datadistill.conv2d.default(input, self.weight, self.bias, *self.padding)  # type: ignore[no-any-return]
+
+
+class _MaxPool2d(nn.MaxPool2d):
+    def forward(self, input: Tensor) -> Any:
+        kernel, stride, padding = _pair(self.kernel_size), _pair(self.stride), _pair(self.padding)
+        if (
+            not _is_plain(input)
+            or any(one != other for one, other in (kernel, stride, padding))
+            or _pair(self.dilation) != (1, 1)
+            or self.ceil_mode
+            or self.return_indices
+            or any(n + 2 * padding[0] < kernel[0] for n in input.shape[2:])
+        ):
+            return super().forward(input)
+        return torch.ops.datadistill.max_pool2d.default(input, kernel[0], stride[0], padding[0])
+
+
+_LAYERS: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: _Conv2d, nn.MaxPool2d: _MaxPool2d}
+
+
+def _is_plain(images: Tensor) -> bool:
+    """Four dimensions of float32 in a CPU's memory."""
+    return images.dtype == torch.float32 and images.is_cpu and images.dim() == 4 and images.numel() > 0
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])

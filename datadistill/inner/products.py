@@ -1,0 +1,144 @@
+"""The second derivative of a step: how its gradient changes along a direction.
+
+For the gradient g(w, x) of the inner loss and a direction u, every function here gives d<g, u>/dw and d<g, u>/dx, and g
+itself, which each of them meets on the way.
+
+    reverse     builds the graph of g and differentiates <g, u> through it, backwards a second time.
+    forward     pushes u through the computation of g (Pearlmutter 1994): d<g, u>/dw = d/dr g(w + r u, x), and by the
+                symmetry of second derivatives d<g, u>/dx = d/dr dL/dx (w + r u, x). It needs no second-order graph.
+    difference  takes that derivative along r as a central difference. Approximate: see `_step_size`.
+"""
+
+import importlib
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from datadistill.inner.functional import Network, Weights, as_leaves
+from datadistill.inner.kinks import widened
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+class Product(NamedTuple):
+    """What a step's second derivative says of a direction u.
+
+    Attributes:
+        gradient: g, the gradient of the inner loss.
+        weights: d<g, u>/dw.
+        images: d<g, u>/dx.
+    """
+
+    gradient: Weights
+    weights: Weights
+    images: Float[Tensor, "b c h w"]
+
+
+ProductFunction = Callable[[Network, Weights, Tensor, Tensor, int | None, Weights, float], Product]
+
+
+def reverse(
+    network: Network,
+    weights: Weights,
+    images: Float[Tensor, "b c h w"],
+    labels: Int64[Tensor, "b"],
+    noise: int | None,
+    along: Weights,
+    kink_width: float,
+) -> Product:
+    """Backwards over backwards."""
+    leaves, pixels = as_leaves(weights), images.detach().requires_grad_()
+    with widened(kink_width), torch.enable_grad():
+        _, gradient = network.gradient(leaves, pixels, labels, create_graph=True, noise=noise)
+    return differentiate_again(leaves, pixels, gradient, along)
+
+
+def differentiate_again(leaves: Weights, pixels: Tensor, gradient: Weights, along: Weights) -> Product:
+    """The product from a gradient that still has its graph.
+
+    Every leaf takes part in every step, so a leaf that autograd finds unused is an error and is raised, never a silent
+    zero.
+    """
+    *found, d_images = torch.autograd.grad(
+        list(gradient.values()), [*leaves.values(), pixels], [along[name] for name in gradient]
+    )
+    return Product({name: g.detach() for name, g in gradient.items()}, dict(zip(leaves, found, strict=True)), d_images)
+
+
+def forward(
+    network: Network,
+    weights: Weights,
+    images: Float[Tensor, "b c h w"],
+    labels: Int64[Tensor, "b"],
+    noise: int | None,
+    along: Weights,
+    kink_width: float,
+) -> Product:
+    """Forwards over backwards."""
+    plain = replace(network, native=False)
+
+    def gradient(at: Weights) -> tuple[Weights, Tensor]:
+        return torch.func.grad(lambda w, x: plain.loss(w, x, labels, noise), argnums=(0, 1))(at, images)  # type: ignore[no-any-return]
+
+    _load_rules()
+    # PyTorch counts its levels of forward derivatives for the whole process, not for each thread.
+    with _ONE_AT_A_TIME, widened(kink_width):
+        (found, _), (d_weights, d_images) = torch.func.jvp(gradient, (weights,), (along,))
+    return Product(found, d_weights, d_images)
+
+
+@cache
+def _load_rules() -> None:
+    """Load PyTorch's rules for forward derivatives, which warn of a deprecation of their own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
+
+
+def difference(
+    network: Network,
+    weights: Weights,
+    images: Float[Tensor, "b c h w"],
+    labels: Int64[Tensor, "b"],
+    noise: int | None,
+    along: Weights,
+    kink_width: float,
+) -> Product:
+    """A central difference of two gradients. What `kink_width` asks for is beyond it, and left out."""
+    size = _step_size(weights, along)
+
+    def gradient(sign: int) -> tuple[Weights, Tensor]:
+        leaves = as_leaves({name: weight + sign * size * along[name] for name, weight in weights.items()})
+        pixels = images.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = network.loss(leaves, pixels, labels, noise)
+        *found, d_images = torch.autograd.grad(loss, [*leaves.values(), pixels])
+        return dict(zip(leaves, found, strict=True)), d_images
+
+    (ahead, images_ahead), (behind, images_behind) = gradient(1), gradient(-1)
+    return Product(
+        {name: (ahead[name] + behind[name]) / 2 for name in ahead},
+        {name: (ahead[name] - behind[name]) / (2 * size) for name in ahead},
+        (images_ahead - images_behind) / (2 * size),
+    )
+
+
+def _step_size(weights: Weights, along: Weights) -> float:
+    """The step that makes the two errors of a central difference about equal.
+
+    With r relative to |w| / |u|, rounding costs eps / r and the third derivative r^2, so r = eps^(1/3). A direction of
+    length 0 may be walked any way.
+    """
+    squares = [float(sum(t.double().square().sum() for t in part.values())) for part in (weights, along)]
+    eps = max(torch.finfo(weight.dtype).eps for weight in weights.values())
+    return float(eps ** (1 / 3) * (squares[0] / squares[1]) ** 0.5) if squares[1] > 0 and squares[0] > 0 else 1.0
+
+
+PRODUCT_FUNCTIONS: dict[str, ProductFunction] = {"reverse": reverse, "forward": forward, "difference": difference}
