@@ -9,8 +9,9 @@ its own, as its users run it, the reference with the allocator's defaults and th
 hypergradients are compared, in float64 and in float32.
 
 Prints one JSON line for each case: `time_ratio` and `memory_ratio` are the engine's over the reference's, medians;
-`error` is the relative difference of the hypergradients in float32, and `error64` in float64; `limit_ratio` is the engine's time over
-that of the same number of plain gradients, three per inner step and one for the real batch.
+of live tensors and of the whole process (`process_ratio`); `error` is the relative difference of the hypergradients in
+float32, and `error64` in float64; `limit_ratio` is the engine's time over that of plain gradients, three per inner step
+and one for the real batch.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from torch.func import functional_call
 
 from datadistill.inner import SGD, Demand, Engine, InnerStep, hypergradient, make_network, native, settle, walk
 from datadistill.inner.functional import Weights, batch_gradient
+from datadistill.inner.memory import LiveBytes
 from datadistill.inner.parallel import map_on_cores
 from datadistill.models.alexcifarnet import AlexCifarNet
 from datadistill.models.convnet import ConvNet
@@ -62,7 +64,7 @@ class Case:
     epochs: int
     networks: int
     real: int = 1024
-    engine: Engine = Engine()
+    engine: Engine = field(default_factory=Engine)
     reference: Callable[[], nn.Module] | None = None
     rate: float = 0.02
     seed: int = 0
@@ -130,6 +132,10 @@ class Work:
             torch.randn((case.real, *shape), generator=draw).to(device, dtype),
             torch.randint(10, (case.real,), generator=draw).to(device),
         )
+
+
+def _moved(weights: Weights, device: torch.device, dtype: torch.dtype) -> Weights:
+    return {name: weight.to(device, dtype) for name, weight in weights.items()}
 
 
 class Reference:
@@ -252,7 +258,10 @@ def serve(side: str, name: str, device: torch.device) -> None:
         if order == "memory":
             memory = Memory(device)
             runner()
-            answer: Any = memory.peak()
+            whole = memory.peak()
+            with LiveBytes() as live:
+                runner()
+            answer: Any = [live.peak if device.type == "cpu" else whole, whole]
         elif order == "save":
             dtype, path = rest.split(" ", 1)
             chosen = runner if dtype == "float32" else make(Work.of(case, device, torch.float64))
@@ -321,12 +330,13 @@ def measure(case: Case, rounds: int, device: str, same: bool) -> dict[str, Any]:
     return {
         "case": case.name,
         "time_ratio": round(statistics.median(ratios), 3),
-        "memory_ratio": round(memory[1] / memory[0], 3),
+        "memory_ratio": round(memory[1][0] / memory[0][0], 3),
+        "process_ratio": round(memory[1][1] / memory[0][1], 3),
         "error": float(f"{errors['float32']:.1e}"),
         "error64": float(f"{errors['float64']:.1e}"),
         "limit_ratio": round(statistics.median(limits), 3),
         "ms": [round(1e3 * statistics.median(part), 1) for part in times],
-        "mb": [round(part / 2**20, 1) for part in memory],
+        "mb": [[round(part / 2**20, 1) for part in side] for side in memory],
         "allocator": "same" if same else "as shipped",
     }
 

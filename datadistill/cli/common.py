@@ -34,7 +34,8 @@ def add_batch_norm_flag(parser: argparse._ActionsContainer) -> None:
         "--batch-norm",
         type=one_of("batch norm policy", ("refused", "batch", "frozen")),
         metavar="POLICY",
-        help="layers with running statistics: batch uses each batch's own, frozen those the network has (default: refused)",
+        help="layers with running statistics: batch uses each batch's own, frozen what the network has "
+        "(default: refused)",
     )
 
 

@@ -1,6 +1,6 @@
 """The engine: training on distilled data, and its exact derivative. Knows no method."""
 
-from datadistill.inner.engine import EXECUTIONS, PRODUCTS, STORAGES, Engine
+from datadistill.inner.engine import Engine
 from datadistill.inner.functional import Network, Weights, make_network
 from datadistill.inner.hypergradient import Hypergradient, hypergradient
 from datadistill.inner.optimizers import SGD, Adam, Optimizer, State
@@ -8,10 +8,7 @@ from datadistill.inner.plan import Demand, Prediction, predict, settle
 from datadistill.inner.unroll import InnerStep, walk, with_noise
 
 __all__ = [
-    "EXECUTIONS",
-    "PRODUCTS",
     "SGD",
-    "STORAGES",
     "Adam",
     "Demand",
     "Engine",

@@ -1,13 +1,13 @@
 """How a hypergradient is computed: choices that trade time for memory, and not the result unless they say so."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from datadistill.errors import RequestError
 
-STORAGES = ("full", "recompute", "checkpoint", "offload", "window")
-PRODUCTS = ("reverse", "forward", "difference")
-EXECUTIONS = ("eager", "compiled", "graph")
+Storage: TypeAlias = Literal["auto", "full", "recompute", "checkpoint", "offload", "window"]
+Product: TypeAlias = Literal["auto", "reverse", "forward", "difference"]
+Execution: TypeAlias = Literal["auto", "eager", "compiled", "graph"]
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Engine:
         memory: gigabytes that may be used; 0 takes half of what the device has.
     """
 
-    storage: Literal["auto", "full", "recompute", "checkpoint", "offload", "window"] = "auto"
-    product: Literal["auto", "reverse", "forward", "difference"] = "auto"
-    execution: Literal["auto", "eager", "compiled", "graph"] = "auto"
+    storage: Storage = "auto"
+    product: Product = "auto"
+    execution: Execution = "auto"
     every: int = 0
     window: int = 0
     inner_chunk: int = 0

@@ -1,6 +1,7 @@
 """A network as a pure function of its weights."""
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -46,8 +47,8 @@ class Network:
         for name, layer in self.module.named_modules():
             if getattr(layer, "track_running_stats", False) and layer.training:
                 raise RequestError(
-                    f"layer {name} keeps running statistics, which a step of training cannot hand on: choose --batch-norm "
-                    "batch (every batch's own statistics) or frozen (those the module has)"
+                    f"layer {name} keeps running statistics, which a step of training cannot hand on: "
+                    "choose --batch-norm batch (every batch's own statistics) or frozen (those the module has)"
                 )
             if type(layer).__name__ in ("AlphaDropout", "FeatureAlphaDropout") and layer.p > 0:
                 raise RequestError(
@@ -236,7 +237,7 @@ def batch_gradient(
     chunk: int,
     noise: int | None = None,
 ) -> tuple[Float[Tensor, ""], Weights]:
-    """Mean loss over a large batch and its gradient, in chunks that bound the memory, fit the cache and share the cores.
+    """Mean loss over a batch and its gradient, in chunks that bound the memory, fit the cache and share the cores.
 
     Where a batch's images depend on each other the batch stays whole: chunks would be another function.
 
@@ -267,7 +268,7 @@ def pieces_of(network: Network, count: int, chunk: int) -> list[slice]:
         return [slice(0, count)]
     pieces = -(-count // chunk)
     edges = [round(count * i / pieces) for i in range(pieces + 1)]
-    return [slice(first, last) for first, last in zip(edges, edges[1:], strict=False)]
+    return [slice(first, last) for first, last in itertools.pairwise(edges)]
 
 
 def mixed(noise: int | None, piece: slice) -> int | None:

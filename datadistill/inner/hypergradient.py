@@ -6,11 +6,11 @@ backwards with v = dOuter/dz, one vector-Jacobian product of each step gives
 
     dOuter/dimages_t, dOuter/drate_t  and the next  v <- v * dz_{t+1}/dz_t .
 
-A step is a gradient g_t and an update. Pulling v back through the update is cheap and gives, among others, the direction
-u = v * dz_{t+1}/dg_t; pulling u back through the gradient is a second derivative (see `products`). For plain gradient
-descent u = -rate_t v, and all of it is the paper's: d rate_t = -<v, g_t>, d images_t = -rate_t d<g_t, v>/d images_t,
-v <- v - rate_t d<g_t, v>/d weights. A step needs nothing from the others but its position, so what is stored is a free
-choice that does not change the result:
+A step is a gradient g_t and an update. Pulling v back through the update is cheap and gives, among others, the
+direction u = v * dz_{t+1}/dg_t; pulling u back through the gradient is a second derivative (see `products`). For plain
+gradient descent u = -rate_t v, and all of it is the paper's: d rate_t = -<v, g_t>,
+d images_t = -rate_t d<g_t, v>/d images_t, v <- v - rate_t d<g_t, v>/d weights. A step needs nothing from the others
+but its position, so what is stored is a free choice that does not change the result:
 
     full        every step's graph is kept from the forward walk: fastest, memory grows with T graphs.
     recompute   only positions are kept and each graph is built again: one more gradient per step.

@@ -34,7 +34,7 @@ class LiveBytes:
 
     def __enter__(self) -> "LiveBytes":
         mode = _Mode(self)
-        mode.__enter__()
+        mode.__enter__()  # type: ignore[no-untyped-call]
         self._entered.append((mode, _counting.set(self)))
         return self
 
@@ -62,9 +62,9 @@ class LiveBytes:
 _counting: ContextVar[LiveBytes | None] = ContextVar("counting", default=None)
 
 
-class _Mode(TorchDispatchMode):
+class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, counter: LiveBytes) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._counter = counter
 
     def __torch_dispatch__(

@@ -39,7 +39,7 @@ def build() -> str:
     try:
         if not target.exists():
             _compile(compiler, target)
-        torch.ops.load_library(str(target))
+        torch.ops.load_library(str(target))  # type: ignore[no-untyped-call]
     except subprocess.CalledProcessError as error:
         lines = (error.stderr or "").strip().splitlines() or ["no reason given"]
         return f"the C++ compiler failed: {next((line for line in lines if 'error' in line), lines[-1])}"

@@ -1,5 +1,6 @@
 """Several networks on several cores: each whole on one core, which beats each on all of them in turn."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -34,4 +35,4 @@ def shared_out(items: Sequence[Item], device: torch.device) -> list[list[Item]]:
     """The items in order, in as many nearly equal groups as `map_on_cores` can work on at once."""
     count = max(1, min(len(items), torch.get_num_threads() if device.type == "cpu" else 1))
     edges = [round(len(items) * i / count) for i in range(count + 1)]
-    return [list(items[first:last]) for first, last in zip(edges, edges[1:], strict=False)]
+    return [list(items[first:last]) for first, last in itertools.pairwise(edges)]

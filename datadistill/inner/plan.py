@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datadistill.inner.engine import Engine
+from datadistill.inner.engine import Engine, Storage
 from datadistill.inner.functional import Network, Weights, as_leaves, batch_gradient, pieces_of
 from datadistill.inner.hypergradient import hypergradient, spacing_of, window_of
 from datadistill.inner.memory import LiveBytes
@@ -23,7 +23,7 @@ from datadistill.inner.optimizers import Optimizer
 from datadistill.inner.unroll import InnerStep
 
 PIECE_BYTES = 8 << 20
-"""How much memory a piece of the real batch may need on a CPU, if it has enough images: more no longer fits the cache."""
+"""Memory that a piece of the real batch may need on a CPU, if it has enough images: more no longer fits the cache."""
 
 ENOUGH_IMAGES = 32
 """Fewer images than this in a piece of the real batch cost more in overhead than the cache gives."""
@@ -142,23 +142,21 @@ def memory_limit(engine: Engine, device: torch.device) -> int:
 
 def cheaper(engine: Engine, images: int) -> Engine | None:
     """The next choice that needs less memory, or None when there is none left."""
-    following = {"full": "recompute", "recompute": "checkpoint", "offload": "checkpoint"}
-    if engine.storage in following:
-        return replace(engine, storage=following[engine.storage])
+    if engine.storage == "full":
+        return replace(engine, storage="recompute")
+    if engine.storage in ("recompute", "offload"):
+        return replace(engine, storage="checkpoint")
     pieces = [max(1, (chunk or images) // 2) for chunk in (engine.inner_chunk, engine.chunk)]
     smaller = replace(engine, inner_chunk=pieces[0], chunk=pieces[1])
     return smaller if smaller != engine else None
 
 
-def _storage(probe: "_Probe", engine: Engine, limit: int) -> Any:
+def _storage(probe: "_Probe", engine: Engine, limit: int) -> Storage:
     """The fastest storage that fits: graphs, positions, some of the positions."""
     whole = engine.inner_chunk == 0 or engine.inner_chunk >= probe.demand.images
     on_gpu = probe.image.device.type == "cuda"
-    candidates = [
-        *(["full"] if whole and engine.product == "reverse" else []),
-        "recompute",
-        *(["offload"] if on_gpu else []),
-    ]
+    candidates: list[Storage] = ["full"] if whole and engine.product == "reverse" else []
+    candidates += ["recompute", "offload"] if on_gpu else ["recompute"]
     for candidate in candidates:
         if probe.prediction(replace(engine, storage=candidate), timed=False).peak_bytes <= limit:
             return candidate

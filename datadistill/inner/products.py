@@ -90,7 +90,7 @@ def forward(
     _load_rules()
     # PyTorch counts its levels of forward derivatives for the whole process, not for each thread.
     with _ONE_AT_A_TIME, widened(kink_width):
-        (found, _), (d_weights, d_images) = torch.func.jvp(gradient, (weights,), (along,))
+        (found, _), (d_weights, d_images) = torch.func.jvp(gradient, (weights,), (along,))  # type: ignore[misc]
     return Product(found, d_weights, d_images)
 
 

@@ -34,7 +34,7 @@ class Case:
 
     def __init__(
         self,
-        module: torch.nn.Module,
+        module: nn.Module,
         size: int,
         optimizer: Optimizer,
         rate: float,
