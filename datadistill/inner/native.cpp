@@ -395,30 +395,39 @@ void whole_windows(const float* from, int w, int base, int count, float* best, i
 
 typedef int Places __attribute__((vector_size(kLanes * sizeof(int))));
 
-// Sixteen windows of 2x2 next to each other, a register for each corner. Reads 32 floats of both rows.
-inline void sixteen_windows(const float* top, const float* bottom, int w, int base, int count, float* best,
-                            int* place) {
+// Sixteen windows of K x K with stride 2 next to each other, a register for each tap.
+template <int K>
+inline void sixteen_windows(const float* from, int w, int base, int count, float* best, int* place) {
   Vector most{};
   Places at{};
   const Places lanes = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
-  for (int corner = 0; corner < 4; ++corner) {
-    const float* row = corner < 2 ? top : bottom;
-    const Vector a = load(row), b = load(row + kLanes);
-    const Vector value =
-        corner % 2 == 0
-            ? __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
-            : __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-    const Places here = lanes + (base + (corner < 2 ? 0 : w) + corner % 2);
-    const auto better = corner == 0 ? Places{} == Places{} : (value > most) | (value != value);
-    most = better ? value : most;
-    at = better ? here : at;
-  }
+  for (int i = 0; i < K; ++i)
+    for (int j = 0; j < K; ++j) {
+      const float* row = from + i * w + j;
+      const Vector value = __builtin_shufflevector(load(row), load(row + kLanes), 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20,
+                                                   22, 24, 26, 28, 30);
+      const auto better = i + j == 0 ? Places{} == Places{} : (value > most) | (value != value);
+      most = better ? value : most;
+      at = better ? lanes + (base + i * w + j) : at;
+    }
   float values[kLanes];
   int places[kLanes];
   store(values, most);
   std::memcpy(places, &at, sizeof(at));
   std::copy_n(values, count, best);
   std::copy_n(places, count, place);
+}
+
+// Vectors read 32 floats of a row, and past its end, but not past the tensor's; what is left is done one by one.
+template <int K>
+void row_of_windows(const float* from, const float* end, int w, int base, int count, float* best, int* place) {
+  for (int x = 0; x < count; x += kLanes) {
+    const int some = std::min<int>(kLanes, count - x);
+    if (end - (from + 2 * x) >= (K - 1) * (w + 1) + 2 * kLanes)
+      sixteen_windows<K>(from + 2 * x, w, base + 2 * x, some, best + x, place + x);
+    else
+      whole_windows<K, 2>(from + 2 * x, w, base + 2 * x, some, best + x, place + x);
+  }
 }
 
 void any_windows(const float* from, int w, int base, int count, const Window& s, float* best, int* place) {
@@ -439,16 +448,9 @@ void pool_plane(const float* plane, const float* end, const Window& s, float* be
     const int top = y * stride - padding, start = top * w + first * stride - padding;
     const bool whole = top >= 0 && top + k <= h;
     if (whole && k == 2 && stride == 2)
-      for (int x = 0; x < count; x += kLanes) {
-        const float* from = plane + start + 2 * x;
-        const int some = std::min<int>(kLanes, count - x);
-        if (from + w + 2 * kLanes <= end)
-          sixteen_windows(from, from + w, w, start + 2 * x, some, best + first + x, place + first + x);
-        else
-          whole_windows<2, 2>(from, w, start + 2 * x, some, best + first + x, place + first + x);
-      }
+      row_of_windows<2>(plane + start, end, w, start, count, best + first, place + first);
     else if (whole && k == 3 && stride == 2)
-      whole_windows<3, 2>(plane + start, w, start, count, best + first, place + first);
+      row_of_windows<3>(plane + start, end, w, start, count, best + first, place + first);
     else if (whole)
       any_windows(plane + start, w, start, count, s, best + first, place + first);
     for (int x = 0; x < ow; ++x) {

@@ -31,7 +31,8 @@ class LocalResponseNorm(nn.Module):
         summed = squares[:, :channels]
         for shift in range(1, self.n):
             summed = summed + squares[:, shift : shift + channels]
-        return images * torch.pow(1 + self.alpha / self.n * summed, -self.beta)
+        # exp and log are vectorised where pow is not.
+        return images * torch.exp(-self.beta * torch.log1p(self.alpha / self.n * summed))
 
 
 class AlexCifarNet(nn.Module):
