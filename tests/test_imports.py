@@ -22,6 +22,7 @@ ORDER = [
     "distilled",
     "weights",
     "methods",
+    "checking",
     "evaluation",
     "baselines",
     "settings",

@@ -51,7 +51,7 @@ examples:
   datadistill distill --resume --out runs/digits
 """
 
-_RECIPE_FOR = {"fixed-init": "mnist-fixed-10", "random-init": "mnist-random-100"}
+RECIPE_FOR = {"fixed-init": "mnist-fixed-10", "random-init": "mnist-random-100"}
 _RUN_SETTINGS = ("dataset", "model", "weights", "scheme", "ipc", "seed", "device")
 
 
@@ -81,7 +81,7 @@ def add_flags(parser: Parser) -> None:
     )
     add_nets_flag(parser)
     add_batch_norm_flag(parser)
-    bases = {kind: recipes().get(name) for kind, name in _RECIPE_FOR.items()}
+    bases = {kind: recipes().get(name) for kind, name in RECIPE_FOR.items()}
     add_fields(parser.add_argument_group("method dd"), DD, {kind: base.method for kind, base in bases.items()})
     add_fields(
         parser.add_argument_group("outer loop"), Outer, {kind: base.outer for kind, base in bases.items()}, "outer_"
@@ -151,7 +151,7 @@ def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recip
         run = {name: getattr(kept, name) for name in (*_RUN_SETTINGS, "batch_norm", "iterations", "budget")}
         method, outer, engine = dict(kept.method), dict(kept.outer), dict(kept.engine)
     else:
-        name = arguments.recipe or _RECIPE_FOR[arguments.weights or "fixed-init"]
+        name = arguments.recipe or RECIPE_FOR[arguments.weights or "fixed-init"]
         recipe = recipes().get(name)
         run, method, outer = {**defaults, **recipe.run}, dict(recipe.method), dict(recipe.outer)
         engine = {}

@@ -1,0 +1,170 @@
+"""check: a method's gradient on your network, against finite differences."""
+
+import argparse
+import json
+import math
+from typing import Any
+
+from datadistill.checking import STEPS, TOLERANCE, Check, Row, check_hypergradient, rows_of
+from datadistill.cli.common import add_batch_norm_flag, add_data_flags, load_data, print_table
+from datadistill.cli.distill import RECIPE_FOR
+from datadistill.cli.parsing import Parser, add_fields, given_fields, one_of, positive_int
+from datadistill.errors import DatadistillError
+from datadistill.inner import Engine
+from datadistill.inner.check import require_differentiable
+from datadistill.methods import DD, METHODS, Method, Problem, make_problem
+from datadistill.progress import counting
+from datadistill.recipes import recipes
+from datadistill.runtime import resolve_device, stream, versions
+from datadistill.weights import KINDS
+
+USAGE = ""
+DESCRIPTION = """\
+Check that the gradient of the distilled images and learning rates is right for a
+network: first that every layer can be differentiated twice, then, in float64,
+that the gradient agrees with finite differences of the outer loss.
+
+What is not given is as in a run: it comes from the recipe mnist-fixed-10 for fixed
+initial weights, mnist-random-100 for random ones; only real images and networks
+are fewer.
+
+examples:
+  datadistill check
+  datadistill check --dataset digits --model ConvNetD2W16 --storage checkpoint
+"""
+
+_SMALL = {"batch": 64, "batch_last": 0, "networks": 1}
+"""A gradient is as right on few images as on many."""
+
+
+def add_flags(parser: Parser) -> None:
+    add_data_flags(parser, "mnist")
+    parser.add_argument(
+        "--method",
+        type=one_of("method", METHODS.names()),
+        metavar="NAME",
+        default="dd",
+        help="default: %(default)s",
+    )
+    parser.add_argument("--model", metavar="NAME", default="lenet", help="the network (default: %(default)s)")
+    parser.add_argument(
+        "--weights",
+        type=one_of(KINDS.kind, KINDS.names()),
+        metavar="KIND",
+        default="fixed-init",
+        help=f"initial weights: {' or '.join(KINDS.names())} (default: %(default)s)",
+    )
+    parser.add_argument("--scheme", metavar="NAME", help="how initial weights are drawn: datadistill list schemes")
+    parser.add_argument("--ipc", type=positive_int, metavar="N", help="images per class (default: one for each step)")
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="of all randomness (default: %(default)s)")
+    parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument(
+        "--directions",
+        type=positive_int,
+        metavar="N",
+        default=3,
+        help="random directions in the images of each batch (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    add_batch_norm_flag(parser)
+    bases = {kind: recipes().get(name).method | _SMALL for kind, name in RECIPE_FOR.items()}
+    add_fields(parser.add_argument_group("method dd"), DD, bases)
+    add_fields(parser.add_argument_group("engine"), Engine, {"": {}})
+
+
+def run(arguments: argparse.Namespace) -> None:
+    method, problem = _request(arguments)
+    require_differentiable(
+        problem.network, problem.real.train.images[:1], problem.real.num_classes, problem.engine.product
+    )
+    rows = rows_of(method.start(problem, stream(problem.seed, "start")))
+    with counting("checking", rows) as count:
+        check = check_hypergradient(method, problem, directions=arguments.directions, count=count)
+    if arguments.json:
+        print(json.dumps(_document(arguments, problem, check), indent=2))
+    else:
+        _print(arguments, problem, check)
+    if not check.passed:
+        wrong = [row.name for row in check.rows if not row.agrees]
+        others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise DatadistillError(
+            f"the gradient of {wrong[0]}{others} is wrong: the largest relative error is {check.worst.error:.1e}, but "
+            f"{TOLERANCE:g} is allowed; if --model mlp passes, a layer of {problem.model} has a wrong derivative"
+        )
+
+
+def _request(arguments: argparse.Namespace) -> tuple[Method, Problem]:
+    recipe = recipes().get(RECIPE_FOR[arguments.weights])
+    options = {name: value for name, value in recipe.method.items() if name != "name"}
+    method = METHODS.get(arguments.method).make(**{**options, **_SMALL, **given_fields(arguments, DD)})
+    problem = make_problem(
+        load_data(arguments.dataset or "mnist", arguments),
+        model=arguments.model,
+        weights=arguments.weights,
+        scheme=arguments.scheme or recipe.run["scheme"],
+        ipc=arguments.ipc or method.steps,
+        seed=arguments.seed,
+        device=resolve_device(arguments.device),
+        engine=Engine(**given_fields(arguments, Engine)),
+        batch_norm=arguments.batch_norm or "refused",
+    )
+    return method, problem
+
+
+def _print(arguments: argparse.Namespace, problem: Problem, check: Check) -> None:
+    engine = problem.engine
+    print_table(
+        f"method {arguments.method}, {problem.model}, {problem.kind}, storage {engine.storage}, "
+        f"product {engine.product}, float64",
+        ["slope along", "from the gradient", "finite differences", "relative error", ""],
+        [_line(row, check.is_exact) for row in check.rows],
+    )
+    for remark in check.remarks:
+        print(remark)
+    if check.is_exact and check.passed:
+        print(f"the gradient is right: the largest relative error is {check.worst.error:.1e}, {TOLERANCE:g} is allowed")
+    if not check.is_exact:
+        print(
+            f"storage {engine.storage} with product {engine.product} is declared approximate: the largest relative "
+            f"error is {check.worst.error:.1e}"
+        )
+
+
+def _line(row: Row, is_exact: bool) -> list[str]:
+    verdict = ("ok" if row.agrees else "wrong") if is_exact else "approximate"
+    columns = ["\n".join(f"{slope:.6e}" for slope in slopes) for slopes in (row.analytic, row.numeric)]
+    return [row.name, *columns, f"{row.error:.1e}", verdict]
+
+
+def _document(arguments: argparse.Namespace, problem: Problem, check: Check) -> dict[str, Any]:
+    return {
+        "method": arguments.method,
+        "model": problem.model,
+        "weights": problem.kind,
+        "dataset": problem.real.name,
+        "storage": problem.engine.storage,
+        "product": problem.engine.product,
+        "exact": check.is_exact,
+        "passed": check.passed,
+        "tolerance": TOLERANCE,
+        "steps": STEPS,
+        "outer_loss": _number(check.loss),
+        "largest_error": _number(check.worst.error),
+        "rows": [
+            {
+                "name": row.name,
+                "analytic": [_number(slope) for slope in row.analytic],
+                "numeric": [_number(slope) for slope in row.numeric],
+                "error": _number(row.error),
+                "agrees": row.agrees,
+            }
+            for row in check.rows
+        ],
+        "remarks": list(check.remarks),
+        "versions": versions(),
+    }
+
+
+def _number(value: float) -> float | None:
+    """A number as JSON has it, which knows no infinities."""
+    return value if math.isfinite(value) else None
