@@ -186,7 +186,7 @@ class Ours:
         self.work, case = work, work.case
         native.build()
         self.network = make_network(case.model().to(work.images))
-        demand = Demand(len(work.rates), case.images, case.images * case.batches, case.networks, case.real, SGD())
+        demand = Demand(len(work.rates), case.images, case.images * case.batches, 10, case.networks, case.real, SGD())
         self.engine = settle(self.network, work.real[:1], demand, case.engine)
 
     @property

@@ -6,17 +6,13 @@ import math
 from typing import Any
 
 from datadistill.checking import STEPS, TOLERANCE, Check, Row, check_hypergradient, rows_of
-from datadistill.cli.common import add_batch_norm_flag, add_data_flags, load_data, print_table
-from datadistill.cli.distill import RECIPE_FOR
-from datadistill.cli.parsing import Parser, add_fields, given_fields, one_of, positive_int
+from datadistill.cli.common import print_table
+from datadistill.cli.parsing import Parser, positive_int
+from datadistill.cli.problem import add_problem_flags, problem_of
 from datadistill.errors import DatadistillError
-from datadistill.inner import Engine
-from datadistill.inner.check import require_differentiable
-from datadistill.methods import DD, METHODS, Method, Problem, make_problem
+from datadistill.methods import Problem
 from datadistill.progress import counting
-from datadistill.recipes import recipes
-from datadistill.runtime import resolve_device, stream, versions
-from datadistill.weights import KINDS
+from datadistill.runtime import stream, versions
 
 USAGE = ""
 DESCRIPTION = """\
@@ -38,26 +34,7 @@ _SMALL = {"batch": 64, "batch_last": 0, "networks": 1}
 
 
 def add_flags(parser: Parser) -> None:
-    add_data_flags(parser, "mnist")
-    parser.add_argument(
-        "--method",
-        type=one_of("method", METHODS.names()),
-        metavar="NAME",
-        default="dd",
-        help="default: %(default)s",
-    )
-    parser.add_argument("--model", metavar="NAME", default="lenet", help="the network (default: %(default)s)")
-    parser.add_argument(
-        "--weights",
-        type=one_of(KINDS.kind, KINDS.names()),
-        metavar="KIND",
-        default="fixed-init",
-        help=f"initial weights: {' or '.join(KINDS.names())} (default: %(default)s)",
-    )
-    parser.add_argument("--scheme", metavar="NAME", help="how initial weights are drawn: datadistill list schemes")
-    parser.add_argument("--ipc", type=positive_int, metavar="N", help="images per class (default: one for each step)")
-    parser.add_argument("--seed", type=int, metavar="N", default=0, help="of all randomness (default: %(default)s)")
-    parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu or cuda (default: auto)")
+    add_problem_flags(parser, _SMALL)
     parser.add_argument(
         "--directions",
         type=positive_int,
@@ -66,17 +43,11 @@ def add_flags(parser: Parser) -> None:
         help="random directions in the images of each batch (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON document")
-    add_batch_norm_flag(parser)
-    bases = {kind: recipes().get(name).method | _SMALL for kind, name in RECIPE_FOR.items()}
-    add_fields(parser.add_argument_group("method dd"), DD, bases)
-    add_fields(parser.add_argument_group("engine"), Engine, {"": {}})
 
 
 def run(arguments: argparse.Namespace) -> None:
-    method, problem = _request(arguments)
-    require_differentiable(
-        problem.network, problem.real.train.images[:1], problem.real.num_classes, problem.engine.product
-    )
+    method, problem = problem_of(arguments, _SMALL)
+    problem.settle(method.demand(problem))
     rows = rows_of(method.start(problem, stream(problem.seed, "start")))
     with counting("checking", rows) as count:
         check = check_hypergradient(method, problem, directions=arguments.directions, count=count)
@@ -91,24 +62,6 @@ def run(arguments: argparse.Namespace) -> None:
             f"the gradient of {wrong[0]}{others} is wrong: the largest relative error is {check.worst.error:.1e}, but "
             f"{TOLERANCE:g} is allowed; if --model mlp passes, a layer of {problem.model} has a wrong derivative"
         )
-
-
-def _request(arguments: argparse.Namespace) -> tuple[Method, Problem]:
-    recipe = recipes().get(RECIPE_FOR[arguments.weights])
-    options = {name: value for name, value in recipe.method.items() if name != "name"}
-    method = METHODS.get(arguments.method).make(**{**options, **_SMALL, **given_fields(arguments, DD)})
-    problem = make_problem(
-        load_data(arguments.dataset or "mnist", arguments),
-        model=arguments.model,
-        weights=arguments.weights,
-        scheme=arguments.scheme or recipe.run["scheme"],
-        ipc=arguments.ipc or method.steps,
-        seed=arguments.seed,
-        device=resolve_device(arguments.device),
-        engine=Engine(**given_fields(arguments, Engine)),
-        batch_norm=arguments.batch_norm or "refused",
-    )
-    return method, problem
 
 
 def _print(arguments: argparse.Namespace, problem: Problem, check: Check) -> None:

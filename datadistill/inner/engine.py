@@ -47,6 +47,12 @@ class Engine:
                 "choose storage recompute or checkpoint"
             )
 
+        if self.storage == "full" and self.execution in ("compiled", "graph"):
+            raise RequestError(
+                f"storage full keeps graphs of its own, but the execution is {self.execution}: "
+                "choose storage recompute or checkpoint"
+            )
+
     @property
     def is_settled(self) -> bool:
         """Whether nothing is left to be chosen."""

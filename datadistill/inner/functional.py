@@ -190,6 +190,28 @@ def _settle(layer: Any, batch_norm: str) -> None:
     layer.running_mean = layer.running_var = layer.num_batches_tracked = None
 
 
+_WITH_KINKS = {"relu", "leaky_relu", "rrelu", "prelu", "relu6", "hardtanh", "threshold", "max_pool2d", "amax", "abs"}
+
+
+def kinks_of(network: Network, image: Float[Tensor, "1 c h w"]) -> list[str]:
+    """The names of the functions with kinks, such as ReLU and max pooling, that a network calls."""
+    seen: set[str] = set()
+
+    class Listening(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            seen.add(getattr(func, "__name__", "").strip("_"))
+            return func(*args, **(kwargs or {}))
+
+    weights = {name: parameter.detach() for name, parameter in network.module.named_parameters()}
+    with torch.no_grad(), Listening():
+        Network(network.module).logits(weights, torch.cat([image, image]).to(next(iter(weights.values())).dtype))
+    return sorted(
+        seen & {"relu", "leaky_relu", "rrelu", "relu6", "hardtanh", "threshold", "max_pool2d", "amax", "clamp_min"}
+    )
+
+
 class _Replaced(TorchFunctionMode):
     """While entered, some of PyTorch's functions are others."""
 

@@ -33,11 +33,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from datadistill.inner.engine import Engine
+from datadistill.inner.execution import product_function
 from datadistill.inner.functional import Network, Weights, add_to, as_leaves, mixed, pieces_of
 from datadistill.inner.kinks import widened
 from datadistill.inner.optimizers import Optimizer, UpdatePulledBack
 from datadistill.inner.parallel import map_on_cores, shared_out
-from datadistill.inner.products import PRODUCT_FUNCTIONS, Product, differentiate_again
+from datadistill.inner.products import Product, differentiate_again
 from datadistill.inner.unroll import InnerStep, Position, advance
 
 OuterGradient = Callable[[Weights], tuple[Float[Tensor, ""], Weights]]
@@ -184,7 +185,7 @@ class _All:
 
     def _product(self, position: Position, step: InnerStep, along: Weights) -> Product:
         """The product for the whole batch, in chunks: every part of it is a mean over images."""
-        function = PRODUCT_FUNCTIONS[self.engine.product]
+        function = product_function(self.engine)
         count = len(step.labels)
 
         def part(pieces: list[slice]) -> tuple[Weights, Weights, list[Tensor]]:
@@ -267,7 +268,11 @@ class _Some:
         self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, kink_width: float
     ) -> None:
         self.engine, self.count = engine, len(steps)
-        whole = engine.product == "reverse" and engine.inner_chunk in (0, *(len(step.labels) for step in steps[:1]))
+        whole = (
+            engine.product == "reverse"
+            and engine.execution == "eager"
+            and engine.inner_chunk in (0, *(len(step.labels) for step in steps[:1]))
+        )
         self.stretch: _Store = (_Graphs if whole else _All)(network, optimizer, steps, engine, kink_width)
         self.walk = partial(_advance, network, optimizer, steps, engine.inner_chunk)
         self.kept: dict[int, Position] = {}

@@ -15,8 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from datadistill.errors import RequestError
+from datadistill.inner.check import require_differentiable
 from datadistill.inner.engine import Engine, Storage
-from datadistill.inner.functional import Network, Weights, as_leaves, batch_gradient, pieces_of
+from datadistill.inner.functional import Network, Weights, as_leaves, batch_gradient, kinks_of, pieces_of
 from datadistill.inner.hypergradient import hypergradient, spacing_of, window_of
 from datadistill.inner.memory import LiveBytes
 from datadistill.inner.optimizers import Optimizer
@@ -43,6 +45,7 @@ class Demand:
         steps: inner steps T.
         images: distilled images per inner step.
         distilled: distilled images in all.
+        classes: outputs of the network.
         networks: networks per outer step.
         real: real images per outer step.
         optimizer: of the inner loop.
@@ -52,6 +55,7 @@ class Demand:
     steps: int
     images: int
     distilled: int
+    classes: int
     networks: int
     real: int
     optimizer: Optimizer
@@ -94,12 +98,23 @@ def settle(network: Network, image: Float[Tensor, "1 c h w"], demand: Demand, en
         image: any image, for its shape, type and device.
         demand: what an outer step asks for.
         engine: how, as far as it has been said.
+
+    Raises:
+        RequestError: the network cannot be differentiated as the engine asks.
     """
     device = image.device
+    require_differentiable(network, image, demand.classes, "reverse" if engine.product == "auto" else engine.product)
+    if engine.product == "difference" and (kinks := kinks_of(network, image)):
+        raise RequestError(
+            f"product difference is for smooth networks, but this one has {' and '.join(kinks)}, across whose kinks it "
+            "is wrong by more than its own size: choose reverse"
+        )
+    if engine.execution == "graph" and device.type != "cuda":
+        raise RequestError("execution graph needs a CUDA device: choose eager")
     probe = _Probe(network, image, demand)
     workers = torch.get_num_threads() if device.type == "cpu" else 1
     if engine.product == "auto":
-        engine = replace(engine, product="reverse")
+        engine = replace(engine, product="forward" if engine.execution == "compiled" else "reverse")
     if engine.execution == "auto":
         engine = replace(engine, execution="eager")
     if device.type == "cpu":
@@ -155,7 +170,8 @@ def _storage(probe: "_Probe", engine: Engine, limit: int) -> Storage:
     """The fastest storage that fits: graphs, positions, some of the positions."""
     whole = engine.inner_chunk == 0 or engine.inner_chunk >= probe.demand.images
     on_gpu = probe.image.device.type == "cuda"
-    candidates: list[Storage] = ["full"] if whole and engine.product == "reverse" else []
+    kept = whole and engine.product == "reverse" and engine.execution == "eager"
+    candidates: list[Storage] = ["full"] if kept else []
     candidates += ["recompute", "offload"] if on_gpu else ["recompute"]
     for candidate in candidates:
         if probe.prediction(replace(engine, storage=candidate), timed=False).peak_bytes <= limit:

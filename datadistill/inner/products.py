@@ -6,7 +6,8 @@ itself, which each of them meets on the way.
     reverse     builds the graph of g and differentiates <g, u> through it, backwards a second time.
     forward     pushes u through the computation of g (Pearlmutter 1994): d<g, u>/dw = d/dr g(w + r u, x), and by the
                 symmetry of second derivatives d<g, u>/dx = d/dr dL/dx (w + r u, x). It needs no second-order graph.
-    difference  takes that derivative along r as a central difference. Approximate: see `_step_size`.
+    difference  takes that derivative along r as a central difference. Approximate: see `_step_size`. Not for ReLU or
+                max pooling: a step across one of their kinks counts its jump, divided by the length of the step.
 """
 
 import importlib
@@ -131,14 +132,15 @@ def difference(
 
 
 def _step_size(weights: Weights, along: Weights) -> float:
-    """The step that makes the two errors of a central difference about equal.
+    """The step, relative to |w| / |u|: a tenth of the root of eps.
 
-    With r relative to |w| / |u|, rounding costs eps / r and the third derivative r^2, so r = eps^(1/3). A direction of
-    length 0 may be walked any way.
+    The third derivative would allow eps^(1/3), but gradients of networks curve sharply: measured on networks with
+    smooth activations in float32, the error falls until 3e-5 and rises from 1e-5 on, where rounding takes over. A
+    direction of length 0 may be walked any way.
     """
     squares = [float(sum(t.double().square().sum() for t in part.values())) for part in (weights, along)]
     eps = max(torch.finfo(weight.dtype).eps for weight in weights.values())
-    return float(eps ** (1 / 3) * (squares[0] / squares[1]) ** 0.5) if squares[1] > 0 and squares[0] > 0 else 1.0
+    return float(0.1 * (eps * squares[0] / squares[1]) ** 0.5) if squares[1] > 0 and squares[0] > 0 else 1.0
 
 
 PRODUCT_FUNCTIONS: dict[str, ProductFunction] = {"reverse": reverse, "forward": forward, "difference": difference}

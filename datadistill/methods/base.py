@@ -140,9 +140,9 @@ class Outcome(NamedTuple):
 
 @runtime_checkable
 class Method(Protocol):
-    """A frozen dataclass of hyper-parameters with two pure functions.
+    """A frozen dataclass of hyper-parameters with pure functions.
 
-    Neither function keeps anything: all randomness comes from the generator, all memory is in the state. That is what
+    No function keeps anything: all randomness comes from the generator, all memory is in the state. That is what
     makes runs repeatable and resumable to the bit.
     """
 
@@ -154,6 +154,10 @@ class Method(Protocol):
         Raises:
             RequestError: the hyper-parameters do not fit the problem.
         """
+        ...
+
+    def demand(self, problem: Problem) -> Demand:
+        """What an outer step asks of the engine."""
         ...
 
     def gradient(

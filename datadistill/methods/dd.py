@@ -139,6 +139,7 @@ class DD:
             steps=self.steps * self.epochs,
             images=problem.real.num_classes * problem.ipc // self.steps,
             distilled=problem.real.num_classes * problem.ipc,
+            classes=problem.real.num_classes,
             networks=1 if problem.starts.fixed is not None else self.networks,
             real=max(self.batch, self.batch_last),
             optimizer=SGD(),

@@ -1,0 +1,133 @@
+"""plan: what a run will need, before it starts: memory, time and disk."""
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+from datadistill.cli.common import print_table
+from datadistill.cli.parsing import Parser, positive_int
+from datadistill.cli.problem import add_problem_flags, problem_of
+from datadistill.descent import Outer, Variables
+from datadistill.distilled import DistilledData
+from datadistill.errors import RequestError
+from datadistill.inner import Prediction, native, predict
+from datadistill.inner.engine import Storage
+from datadistill.inner.plan import memory_limit
+from datadistill.moments import Best, Moment, pack
+from datadistill.runtime import stream, versions
+
+USAGE = ""
+DESCRIPTION = """\
+Predict what an outer step needs with each way of storing the inner loop, and say
+which one a run would take. Small pieces of the step are computed and measured
+for it, on random images; no data is distilled.
+
+examples:
+  datadistill plan
+  datadistill plan --weights random-init --steps 10 --epochs 30
+  datadistill plan --model ConvNetD3W128 --storage checkpoint --memory 2
+"""
+
+_STORAGES: tuple[Storage, ...] = ("full", "recompute", "checkpoint", "offload", "window")
+_CHECKPOINTS = 2
+
+
+def add_flags(parser: Parser) -> None:
+    add_problem_flags(parser, {})
+    parser.add_argument(
+        "--iterations", type=positive_int, metavar="N", default=1000, help="outer steps (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    native.build()
+    method, problem = problem_of(arguments, {})
+    demand, image = method.demand(problem), problem.real.train.images[:1]
+    chosen = predict(problem.network, image, demand, problem.engine)
+    others = []
+    for storage in _STORAGES if problem.engine.storage == "auto" else ():
+        if storage == chosen.engine.storage:
+            others.append(chosen)
+        elif storage != "offload" or problem.device.type != "cpu":
+            try:
+                others.append(predict(problem.network, image, demand, replace(problem.engine, storage=storage)))
+            except RequestError:
+                continue  # this storage does not go with the product or the execution that was asked for
+    disk = _disk(method.start(problem, stream(problem.seed, "start")))
+    if arguments.json:
+        document = {
+            "method": arguments.method,
+            "model": problem.model,
+            "dataset": problem.real.name,
+            "inner_steps": demand.steps,
+            "networks": demand.networks,
+            "chosen": _document(chosen),
+            "all": [_document(other) for other in others or [chosen]],
+            "memory_limit_bytes": memory_limit(problem.engine, problem.device),
+            "disk_bytes": disk,
+            "iterations": arguments.iterations,
+            "seconds": chosen.seconds * arguments.iterations,
+            "versions": versions(),
+        }
+        print(json.dumps(document, indent=2))
+        return
+    print_table(
+        f"one outer step of method {arguments.method}: {problem.model}, {problem.kind}, {demand.steps} inner steps, "
+        f"{demand.networks} network{'s' if demand.networks > 1 else ''}, {demand.real} real images",
+        ["storage", "peak memory", "of it grows with steps", "seconds"],
+        [_row(other, other is chosen) for other in others or [chosen]],
+    )
+    engine = chosen.engine
+    limit = memory_limit(problem.engine, problem.device)
+    print(f"memory   {_size(chosen.peak_bytes)} above the data and the program; {_size(limit)} may be used")
+    print(f"time     {_duration(chosen.seconds * arguments.iterations)} for {arguments.iterations:,} outer steps")
+    print(f"disk     {_size(disk)} for the run folder")
+    print(
+        f"engine   storage {engine.storage}, product {engine.product}, execution {engine.execution}, "
+        f"{engine.inner_chunk or demand.images} distilled and {engine.chunk or demand.real} real images at a time"
+    )
+    if chosen.peak_bytes > limit:
+        print(
+            "         this is more than may be used: fewer networks, a smaller --batch or a smaller --inner-chunk help"
+        )
+
+
+def _row(prediction: Prediction, is_chosen: bool) -> list[str]:
+    name = prediction.engine.storage + ("" if prediction.engine.is_exact else ", approximate")
+    return [
+        f"{name}{' (chosen)' if is_chosen else ''}",
+        _size(prediction.peak_bytes),
+        _size(prediction.kept_bytes),
+        f"{prediction.seconds:.3g}",
+    ]
+
+
+def _document(prediction: Prediction) -> dict[str, Any]:
+    return {
+        "engine": asdict(prediction.engine),
+        "peak_bytes": prediction.peak_bytes,
+        "kept_bytes": prediction.kept_bytes,
+        "seconds": prediction.seconds,
+    }
+
+
+def _disk(start: DistilledData) -> int:
+    """The run folder's tensors: the best data and the checkpoints, which hold the optimiser's moments too."""
+    variables = Variables.of(start, Outer())
+    moment = Moment(variables, best=Best(0.0, 0.0, 0, variables.average))
+    tensors = [start.images, start.labels, *(start.initial_weights or {}).values()]
+    result = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    checkpoint = sum(tensor.numel() * tensor.element_size() for tensor in pack(moment).tensors.values())
+    return result + _CHECKPOINTS * checkpoint
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
