@@ -47,7 +47,6 @@ def add_flags(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     method, problem = problem_of(arguments, _SMALL)
-    problem.settle(method.demand(problem))
     rows = rows_of(method.start(problem, stream(problem.seed, "start")))
     with counting("checking", rows) as count:
         check = check_hypergradient(method, problem, directions=arguments.directions, count=count)

@@ -109,6 +109,10 @@ def settle(network: Network, image: Float[Tensor, "1 c h w"], demand: Demand, en
             f"product difference is for smooth networks, but this one has {' and '.join(kinks)}, across whose kinks it "
             "is wrong by more than its own size: choose reverse"
         )
+    if engine.product == "forward" and demand.kink_width > 0:
+        raise RequestError(
+            f"kink_width is {demand.kink_width:g}, which needs product reverse, but the product is forward: choose one"
+        )
     if engine.execution == "graph" and device.type != "cuda":
         raise RequestError("execution graph needs a CUDA device: choose eager")
     probe = _Probe(network, image, demand)

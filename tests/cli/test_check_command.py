@@ -46,7 +46,9 @@ def test_json_for_every_engine(storage: str, product: str, capsys: pytest.Captur
     assert [len(row["numeric"]) for row in document["rows"]] == [2, 1, 1, 1]
 
 
-@pytest.mark.parametrize("choice", [["--storage", "window", "--window", "2"], ["--product", "difference"]])
+@pytest.mark.parametrize(
+    "choice", [["--storage", "window", "--window", "2"], ["--product", "difference", "--model", "ConvNetD1W4swishAP"]]
+)
 def test_an_approximation_is_declared(choice: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*QUICK, *choice]) == 0
     assert "is declared approximate: the largest relative error is" in capsys.readouterr().out
@@ -70,7 +72,9 @@ class Wrong(DD):
 def test_a_wrong_method_fails(
     extra: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datadistill.cli.check.METHODS", Registry("method", (replace(METHODS.get("dd"), make=Wrong),)))
+    monkeypatch.setattr(
+        "datadistill.cli.problem.METHODS", Registry("method", (replace(METHODS.get("dd"), make=Wrong),))
+    )
     assert main([*QUICK, *extra]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith(

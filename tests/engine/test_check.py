@@ -250,9 +250,9 @@ def test_wrong_gradients_fail(factor: float, digits: dd.RealData) -> None:
     assert math.isnan(factor) or check.worst.error == pytest.approx(abs(1 - 1 / factor), rel=1e-2) or factor < 0
 
 
-def test_a_wrong_second_derivative_fails(digits: dd.RealData) -> None:
+def test_a_wrong_second_derivative_is_refused_before_a_run(digits: dd.RealData) -> None:
     def model() -> nn.Module:
         return body(Custom(_Square), nn.Linear(8, 10))
 
-    check = check_hypergradient(DD(steps=1, epochs=2, batch=16), problem(digits, model, Engine()), directions=2)
-    assert not check.passed
+    with pytest.raises(dd.RequestError, match=r"layer 2 \(Custom: .*_Square\)"):
+        check_hypergradient(DD(steps=1, epochs=2, batch=16), problem(digits, model, Engine()), directions=2)

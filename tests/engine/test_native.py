@@ -1,0 +1,154 @@
+"""The fast operations against PyTorch's: values and three derivatives, for many shapes."""
+
+import itertools
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from datadistill.inner import make_network, native
+from datadistill.models.lenet import LeNet
+from datadistill.runtime import stream
+
+pytestmark = pytest.mark.skipif(bool(native.build()), reason=f"no fast operations here: {native.build()}")
+
+
+def derivatives(layer: nn.Module, images: Tensor) -> list[Tensor]:
+    """A smooth function of the layer's value, and three derivatives, each along fixed random directions."""
+    layer.to(images.dtype)
+    leaves = [images.detach().requires_grad_(), *layer.parameters()]
+    last = [torch.tanh(layer(leaves[0]) / 4)]
+    found, draw = list(last), stream(1)
+    for _ in range(3):
+        along = [torch.randn(t.shape, generator=draw, dtype=torch.float64).to(t.dtype) for t in last]
+        total = torch.stack([(t * a).sum() for t, a in zip(last, along, strict=True)]).sum()
+        last = list(torch.autograd.grad(total, leaves, create_graph=True))
+        found += last
+    return [tensor.detach() for tensor in found]
+
+
+def compare(layer: nn.Module, images: Tensor) -> None:
+    fast = native.fitted(nn.Sequential(layer))
+    found = derivatives(fast, images)
+    expected = derivatives(layer, images.double())
+    for one, other in zip(found, expected, strict=True):
+        scale = max(float(other.norm()), 1e-3)
+        assert float((one.double() - other).norm()) / scale < 2e-5
+
+
+SHAPES = [
+    *itertools.product((1, 3), (1, 5), (1, 6, 17), ((5, 5), (3, 2), (1, 4)), ((0, 0), (2, 1), (6, 5)), ((9, 11),)),
+    (17, 2, 9, (5, 5), (2, 2), (28, 28)),
+    (2, 20, 15, (3, 3), (1, 1), (8, 33)),
+    (1, 1, 1, (7, 7), (0, 0), (7, 7)),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_convolution(shape: tuple[int, int, int, tuple[int, int], tuple[int, int], tuple[int, int]]) -> None:
+    n, channels, out, kernel, padding, size = shape
+    torch.manual_seed(0)
+    images = torch.randn(n, channels, *size)
+    compare(nn.Conv2d(channels, out, kernel, padding=padding, bias=n == 1), images)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (10, 10), (7, 9), (2, 2), (5, 70), (3, 64)])
+@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 3, 1), (2, 1, 1), (5, 4, 2), (2, 3, 0)])
+@pytest.mark.parametrize("kind", ["random", "ties", "nan"])
+def test_max_pooling(kind: str, window: tuple[int, int, int], size: tuple[int, int]) -> None:
+    kernel, stride, padding = window
+    if min(size) + 2 * padding < kernel:
+        pytest.skip("the window is larger than the image")
+    images = torch.randn(3, 2, *size, generator=stream(0))
+    if kind == "ties":
+        images = images.round()
+    if kind == "nan":
+        images[torch.rand(images.shape, generator=stream(1)) < 0.1] = torch.nan
+    layer = nn.MaxPool2d(kernel, stride, padding)
+    expected = layer(images)
+    assert torch.equal(native.fitted(nn.Sequential(layer))(images).nan_to_num(7), expected.nan_to_num(7))
+    if kind != "nan":
+        compare(nn.MaxPool2d(kernel, stride, padding), images)
+
+
+@pytest.mark.parametrize("change", ["transposed", "sliced", "expanded", "channels last"])
+def test_any_memory_layout(change: str) -> None:
+    images = torch.randn(4, 3, 12, 12, generator=stream(0))
+    images = {
+        "transposed": images.transpose(2, 3),
+        "sliced": images[1:, :, ::2, 1:],
+        "expanded": images[:1].expand(4, 3, 12, 12),
+        "channels last": images.contiguous(memory_format=torch.channels_last),
+    }[change]
+    compare(nn.Conv2d(3, 5, 3, padding=1), images)
+    compare(nn.MaxPool2d(2), images)
+
+
+def test_what_does_not_fit_is_left_to_torch() -> None:
+    for layer, images in (
+        (nn.Conv2d(3, 4, 3, stride=2), torch.randn(2, 3, 8, 8)),
+        (nn.Conv2d(3, 4, 3, padding="same"), torch.randn(2, 3, 8, 8)),
+        (nn.Conv2d(4, 4, 3, groups=2, dilation=2), torch.randn(2, 4, 8, 8)),
+        (nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), torch.randn(2, 3, 8, 8)),
+        (nn.Conv2d(3, 4, 3), torch.randn(0, 3, 8, 8)),
+        (nn.Conv2d(3, 4, 3), torch.randn(3, 8, 8)),
+        (nn.MaxPool2d(2, ceil_mode=True), torch.randn(2, 3, 7, 7)),
+        (nn.MaxPool2d((2, 3)), torch.randn(2, 3, 6, 6)),
+    ):
+        expected = layer(images)
+        assert torch.equal(native.fitted(nn.Sequential(layer))(images), expected)
+    double = nn.Conv2d(3, 4, 3).double()
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    expected = double(images)
+    assert torch.equal(native.fitted(nn.Sequential(double))(images), expected)
+
+
+def test_a_network_uses_them_and_its_module_stays_as_it_was() -> None:
+    module = LeNet()
+    network = make_network(module)
+    assert network.native
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+    images = torch.randn(5, 1, 28, 28, generator=stream(0))
+    assert torch.allclose(network.logits(weights, images), module(images), atol=1e-5)
+    assert type(module.conv1) is nn.Conv2d
+
+
+def test_several_threads_at_once() -> None:
+    network = make_network(LeNet())
+    images = [torch.randn(6, 1, 28, 28, generator=stream(i)) for i in range(4)]
+    own = [
+        {n: torch.randn(p.shape, generator=stream(i)) for n, p in network.module.named_parameters()} for i in range(4)
+    ]
+    expected = [network.logits(w, x) for w, x in zip(own, images, strict=True)]
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        if not all(torch.equal(network.logits(own[i], images[i]), expected[i]) for _ in range(50)):
+            wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"DATADISTILL_NATIVE": "0"}, "DATADISTILL_NATIVE is 0"),
+        ({"PATH": "", "CXX": ""}, "there is no C++ compiler"),
+        ({"CXX": "false"}, "the C++ compiler failed"),
+    ],
+    ids=["off", "no compiler", "a compiler that fails"],
+)
+def test_without_them(settings: dict[str, str], reason: str, tmp_path: Path) -> None:
+    code = "from datadistill.inner import native; print(native.build())"
+    environment = {"PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1", **settings}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert reason in done.stdout
