@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, get_args, get_origin, get_type_hints
 
 from datadistill.errors import DamagedFileError
+from datadistill.inner.engine import Engine
 
 FORMAT = 1
 _NEW = ("engine", "batch_norm")
@@ -83,6 +84,8 @@ def parse_settings(document: Any) -> Settings:
             raise DamagedFileError(f"'{name}' is missing or of the wrong type")
     if values.keys() - kinds:
         raise DamagedFileError(f"'{min(values.keys() - kinds)}' is unknown")
+    # A file without an engine is from before there was a choice; what is missing is as it is by default.
+    values["engine"] = asdict(Engine()) | values.get("engine", {})
     if not isinstance(values["method"].get("name"), str):
         raise DamagedFileError("the method has no name")
     return Settings(**values)

@@ -82,11 +82,41 @@ def require_differentiable(
     labels = torch.arange(2, device=image.device) % num_classes
     troubles = find_undifferentiable(network, images, labels, num_classes, product)
     if not troubles:
+        _require_repeatable(network, images)
         return
     named = ", ".join(map(str, troubles[:_MOST_NAMED]))
     if len(troubles) > _MOST_NAMED:
         named += f" and {len(troubles) - _MOST_NAMED} more"
     raise RequestError(f"the network cannot be distilled through because of {named}: {_advice(troubles, product)}")
+
+
+def _require_repeatable(network: Network, images: Float[Tensor, "n c h w"]) -> None:
+    """Refuse a network that answers the same question differently: a step that is computed again must not change."""
+    with _own_random_numbers(images.device), torch.no_grad():
+        twin = Network(_copied(network.module))
+        weights = {name: weight.detach() for name, weight in twin.module.named_parameters()}
+        twin.logits(weights, images, noise=0)  # the first call of all compares copies
+        before = {name: buffer.clone() for name, buffer in twin.module.named_buffers()}
+        first, second = (twin.logits(weights, images, noise=0) for _ in range(2))
+        changed = [name for name, buffer in twin.module.named_buffers() if not torch.equal(buffer, before[name])]
+    if changed:
+        raise RequestError(
+            f"the network changes its buffer {changed[0]} when it is called, which a step of training cannot hand on: "
+            "use layers that keep nothing from call to call"
+        )
+    if not torch.allclose(first, second, rtol=1e-4, atol=1e-5, equal_nan=True):
+        raise RequestError(
+            "the network answers the same images differently each time: draw random numbers in layers of torch.nn "
+            "such as Dropout, whose draws can be repeated, or switch them off"
+        )
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:  # whatever a module's attributes raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise RequestError(f"the network cannot be copied ({reason}): make it of what copy.deepcopy copies") from error
 
 
 def find_undifferentiable(
@@ -112,7 +142,7 @@ def find_undifferentiable(
     """
     product = "reverse" if product == "auto" else product
     with _own_random_numbers(images.device):
-        twin = Network(copy.deepcopy(network.module), network.native and product != "forward")
+        twin = Network(_copied(network.module), network.native and product != "forward")
         weights = as_leaves(dict(twin.module.named_parameters()))
         if not weights:
             raise RequestError("the network has no weights: there is nothing to train")

@@ -1,9 +1,9 @@
 """How a hypergradient is computed: choices that trade time for memory, and not the result unless they say so."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
-from datadistill.errors import RequestError
+from datadistill.errors import RequestError, unknown_name
 
 Storage: TypeAlias = Literal["auto", "full", "recompute", "checkpoint", "offload", "window"]
 Product: TypeAlias = Literal["auto", "reverse", "forward", "difference"]
@@ -39,8 +39,11 @@ class Engine:
 
     def __post_init__(self) -> None:
         for name in ("every", "window", "inner_chunk", "chunk", "memory"):
-            if getattr(self, name) < 0:
-                raise RequestError(f"{name} is {getattr(self, name)}, but must not be negative")
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise RequestError(f"{name} is {getattr(self, name)}, but must be finite and not negative")
+        for name, known in (("storage", Storage), ("product", Product), ("execution", Execution)):
+            if getattr(self, name) not in get_args(known):
+                raise unknown_name(name, getattr(self, name), get_args(known))
         if self.storage == "full" and self.product in ("forward", "difference"):
             raise RequestError(
                 f"storage full keeps the graphs of product reverse, but the product is {self.product}: "

@@ -2,7 +2,9 @@
 
 import copy
 import itertools
+import threading
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -42,6 +44,7 @@ class Network:
     module: nn.Module
     native: bool = False
     _spare: list["_Body"] = field(default_factory=list, init=False, repr=False)
+    _alone: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, layer in self.module.named_modules():
@@ -58,7 +61,13 @@ class Network:
     @cached_property
     def couples_images(self) -> bool:
         """Whether an image's output depends on the others of its batch, as with batch normalisation."""
-        return any(isinstance(layer, _BatchNorm) and layer.training for layer in self.module.modules())
+        norms = [layer for layer in self.module.modules() if isinstance(layer, _BatchNorm)]
+        return any(norm.training or norm.running_mean is None for norm in norms)
+
+    @cached_property
+    def plain(self) -> "Network":
+        """The same network with PyTorch's own operations alone."""
+        return Network(self.module) if self.native else self
 
     @cached_property
     def draws(self) -> bool:
@@ -75,12 +84,12 @@ class Network:
             images: a batch.
             noise: the seed of what dropout draws; None turns dropout off.
         """
-        body = self._borrow()
+        body = self._borrow(weights, images)
+        if body is None:
+            with self._alone, self._calls(noise, images.device) or nullcontext():
+                return functional_call(self.module, weights, (images,))  # type: ignore[no-any-return]
         try:
-            calls = self._calls(noise, images.device)
-            if calls is None:
-                return body(weights, images)
-            with calls:
+            with self._calls(noise, images.device) or nullcontext():
                 return body(weights, images)
         finally:
             self._spare.append(body)
@@ -116,14 +125,44 @@ class Network:
         gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph)
         return loss, dict(zip(weights, gradients, strict=True))
 
-    def _borrow(self) -> "_Body":
-        """A copy of the module that no other thread has: a call lends it weights for a moment."""
+    def _borrow(self, weights: Weights, images: Tensor) -> "_Body | None":
+        """A copy of the module that no other thread has: a call lends it weights for a moment.
+
+        None where a copy is not the same: it cannot be made, or a function in it still refers to the module itself.
+        """
         try:
             return self._spare.pop()
         except IndexError:
-            tensors = [*self.module.parameters(), *self.module.buffers()]
+            pass
+        if not self._can_be_copied:
+            return None
+        with self._alone:
+            body = self._copy()
+            if body is None or not self._is_same(body, weights, images):
+                self.__dict__["_can_be_copied"] = False
+                return None
+        return body
+
+    @cached_property
+    def _can_be_copied(self) -> bool:
+        return True
+
+    def _copy(self) -> "_Body | None":
+        tensors = [*self.module.parameters(), *self.module.buffers()]
+        try:
             twin = copy.deepcopy(self.module, {id(tensor): tensor for tensor in tensors})
-            return _Body(native.fitted(twin) if self.native else twin)
+        except Exception:  # whatever a module's attributes raise
+            return None
+        return _Body(native.fitted(twin) if self.native else twin)
+
+    def _is_same(self, body: "_Body", weights: Weights, images: Tensor) -> bool:
+        if torch._C._functorch.maybe_current_level() is not None or torch.compiler.is_compiling():
+            return True  # inside a transformation there are no values to compare
+        values = {name: weight.detach() for name, weight in weights.items()}
+        few = images[:2].detach()
+        with torch.no_grad(), self._calls(0, images.device) or nullcontext():
+            expected = functional_call(self.module, values, (few,))
+            return torch.allclose(body(values, few), expected, rtol=1e-3, atol=1e-4, equal_nan=True)
 
     def _calls(self, noise: int | None, device: torch.device) -> TorchFunctionMode | None:
         return _Replaced(_dropouts(noise, device)) if self.draws else None

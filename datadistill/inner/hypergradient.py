@@ -268,11 +268,9 @@ class _Some:
         self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, kink_width: float
     ) -> None:
         self.engine, self.count = engine, len(steps)
-        whole = (
-            engine.product == "reverse"
-            and engine.execution == "eager"
-            and engine.inner_chunk in (0, *(len(step.labels) for step in steps[:1]))
-        )
+        largest = max(len(step.labels) for step in steps)
+        whole = engine.inner_chunk == 0 or engine.inner_chunk >= largest
+        whole = whole and engine.product == "reverse" and engine.execution == "eager"
         self.stretch: _Store = (_Graphs if whole else _All)(network, optimizer, steps, engine, kink_width)
         self.walk = partial(_advance, network, optimizer, steps, engine.inner_chunk)
         self.kept: dict[int, Position] = {}

@@ -19,6 +19,7 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -543,11 +544,30 @@ struct MaxPool : Function<MaxPool> {
 
 // ---------------------------------------------------------------------------------------------------- registration
 
+void check_plain(const Tensor& tensor, const char* name) {
+  TORCH_CHECK(tensor.dim() == 4 && tensor.scalar_type() == at::kFloat && tensor.is_cpu(), name,
+              " must be four-dimensional float32 in a CPU's memory");
+}
+
 Tensor conv2d(const Tensor& images, const Tensor& weights, const std::optional<Tensor>& bias, int64_t ph, int64_t pw) {
+  check_plain(images, "images");
+  check_plain(weights, "weights");
+  TORCH_CHECK(images.size(1) == weights.size(1), "images have ", images.size(1), " channels, weights expect ",
+              weights.size(1));
+  TORCH_CHECK(ph >= 0 && pw >= 0 && images.size(2) + 2 * ph >= weights.size(2) &&
+                  images.size(3) + 2 * pw >= weights.size(3) && weights.numel() > 0,
+              "the kernel is larger than the padded images");
+  TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == weights.size(0) && bias->scalar_type() == at::kFloat),
+              "bias must have one float32 for each output channel");
   return Convolution::apply(images, weights, bias, ph, pw);
 }
 
 Tensor max_pool2d(const Tensor& images, int64_t kernel, int64_t stride, int64_t padding) {
+  check_plain(images, "images");
+  TORCH_CHECK(kernel > 0 && stride > 0 && padding >= 0 && 2 * padding <= kernel &&
+                  std::min(images.size(2), images.size(3)) + 2 * padding >= kernel,
+              "the window does not fit the images");
+  TORCH_CHECK(images.size(2) * images.size(3) <= std::numeric_limits<int>::max(), "the images are too large");
   return MaxPool::apply(images, kernel, stride, padding);
 }
 

@@ -30,28 +30,27 @@ def build() -> str:
     Returns:
         Nothing, or why they cannot be had, in a few words.
     """
-    if os.environ.get("DATADISTILL_NATIVE", "1") == "0":
-        return "DATADISTILL_NATIVE is 0"
-    compiler = _compiler()
-    if sys.platform not in ("linux", "darwin") or compiler is None:
-        return "there is no C++ compiler"
-    target = _target(compiler)
     try:
-        if not target.exists():
+        compiler, target = _place()
+        if not _is_whole(target):
             _compile(compiler, target)
         torch.ops.load_library(str(target))  # type: ignore[no-untyped-call]
+    except _CannotBeHad as reason:
+        return str(reason)
     except subprocess.CalledProcessError as error:
         lines = (error.stderr or "").strip().splitlines() or ["no reason given"]
         return f"the C++ compiler failed: {next((line for line in lines if 'error' in line), lines[-1])}"
-    except OSError as error:
-        return f"they could not be built or loaded: {error}"
+    except (OSError, RuntimeError) as error:
+        return f"they could not be built or loaded: {' '.join(str(error).split())}"
     return ""
 
 
 def must_build() -> bool:
     """Whether `build` would take its quarter of a minute."""
-    compiler = _compiler()
-    return compiler is not None and not _target(compiler).exists() and os.environ.get("DATADISTILL_NATIVE", "1") != "0"
+    try:
+        return not _is_whole(_place()[1])
+    except (_CannotBeHad, OSError, RuntimeError):
+        return False
 
 
 def ready() -> bool:
@@ -59,23 +58,28 @@ def ready() -> bool:
     return not must_build() and not build()
 
 
-def _compiler() -> str | None:
-    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
-    return next((path for name in names if name and (path := shutil.which(name))), None)
-
-
-def _source() -> bytes:
-    return (resources.files("datadistill") / "inner" / "native.cpp").read_bytes()
+class _CannotBeHad(Exception):
+    """Why the operations cannot be built here."""
 
 
 @cache
-def _target(compiler: str) -> Path:
-    """Where the library lies: a name for everything that it depends on."""
+def _place() -> tuple[str, Path]:
+    """The compiler, and where its library lies: under a name for everything that it depends on."""
+    if os.environ.get("DATADISTILL_NATIVE", "1") == "0":
+        raise _CannotBeHad("DATADISTILL_NATIVE is 0")
+    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
+    compiler = next((path for name in names if name and (path := shutil.which(name))), None)
+    if sys.platform not in ("linux", "darwin") or compiler is None:
+        raise _CannotBeHad("there is no C++ compiler")
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
     facts = [_source(), version, " ".join(FLAGS).encode(), str(torch.__version__).encode(), _processor().encode()]
     digest = hashlib.blake2b(b"\0".join(facts), digest_size=8).hexdigest()
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "datadistill" / f"native-{digest}.so"
+    return compiler, Path(root) / "datadistill" / f"native-{digest}.so"
+
+
+def _source() -> bytes:
+    return (resources.files("datadistill") / "inner" / "native.cpp").read_bytes()
 
 
 def _processor() -> str:
@@ -87,20 +91,35 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
 
 
+def _sum_of(target: Path) -> Path:
+    return target.with_suffix(".sum")
+
+
+def _is_whole(target: Path) -> bool:
+    """Whether the library is what the compiler wrote: loading half a library ends the process."""
+    if not (target.exists() and _sum_of(target).exists()):
+        return False
+    if hasattr(os, "getuid") and target.stat().st_uid != os.getuid():
+        raise _CannotBeHad(f"{target} belongs to somebody else")
+    return _sum_of(target).read_text() == hashlib.blake2b(target.read_bytes()).hexdigest()
+
+
 def _compile(compiler: str, target: Path) -> None:
     from torch.utils.cpp_extension import include_paths, library_paths
 
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        source, built = Path(folder) / "native.cpp", Path(folder) / "native.so"
+        source, built, written = (Path(folder) / name for name in ("native.cpp", "native.so", "native.sum"))
         source.write_bytes(_source())
         headers = [word for path in include_paths() for word in ("-isystem", path)]
         libraries = [word for path in library_paths() for word in (f"-L{path}", f"-Wl,-rpath,{path}")]
         names = ("-ltorch", "-ltorch_cpu", "-lc10")
         command = [compiler, *FLAGS, *headers, str(source), *libraries, *names, "-o", str(built)]
         subprocess.run(command, capture_output=True, text=True, check=True)
-        # Whoever builds at the same time builds the same, and the last one wins.
+        written.write_text(hashlib.blake2b(built.read_bytes()).hexdigest())
+        # Whoever builds at the same time may write other bytes; a sum that does not fit is built again, later.
         os.replace(built, target)
+        os.replace(written, _sum_of(target))
 
 
 def fitted(module: nn.Module) -> nn.Module:
@@ -123,6 +142,7 @@ class _Conv2d(nn.Conv2d):
             or min(self.in_channels, self.out_channels) >= FEW_CHANNELS
             or self.kernel_size == (1, 1)
             or not _is_plain(input)
+            or input.shape[1] != self.in_channels
             or self.weight.dtype != torch.float32
             or any(n + 2 * p < k for n, p, k in zip(input.shape[2:], self.padding, self.kernel_size, strict=True))
         ):
@@ -139,6 +159,7 @@ class _MaxPool2d(nn.MaxPool2d):
             or _pair(self.dilation) != (1, 1)
             or self.ceil_mode
             or self.return_indices
+            or 2 * padding[0] > kernel[0]
             or any(n + 2 * padding[0] < kernel[0] for n in input.shape[2:])
         ):
             return super().forward(input)

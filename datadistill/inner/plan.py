@@ -7,8 +7,9 @@ computed on random images, with every live tensor counted, and the whole is put 
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class Prediction:
 
     Attributes:
         engine: with every choice made.
-        peak_bytes: live tensors at the peak, above the initial weights and the data.
+        peak_bytes: live tensors at the peak, above the dataset and the distilled data.
         seconds: for one outer step; 0 if it was not measured.
         kept_bytes: the part of the peak that grows with the number of steps.
     """
@@ -109,9 +110,10 @@ def settle(network: Network, image: Float[Tensor, "1 c h w"], demand: Demand, en
             f"product difference is for smooth networks, but this one has {' and '.join(kinks)}, across whose kinks it "
             "is wrong by more than its own size: choose reverse"
         )
-    if engine.product == "forward" and demand.kink_width > 0:
+    if engine.product in ("forward", "difference") and demand.kink_width > 0:
         raise RequestError(
-            f"kink_width is {demand.kink_width:g}, which needs product reverse, but the product is forward: choose one"
+            f"kink_width {demand.kink_width:g} needs product reverse, but the product is {engine.product}: "
+            "choose reverse, or kink_width 0"
         )
     if engine.execution == "graph" and device.type != "cuda":
         raise RequestError("execution graph needs a CUDA device: choose eager")
@@ -153,20 +155,22 @@ def memory_limit(engine: Engine, device: torch.device) -> int:
         return int(engine.memory * 2**30)
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory // 2
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (AttributeError, ValueError, OSError):
-        return 4 << 30
+    limits = []
+    with suppress(AttributeError, ValueError, OSError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(ValueError, OSError):  # a container's
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits, default=8 << 30) // 2
 
 
-def cheaper(engine: Engine, images: int) -> Engine | None:
+def cheaper(engine: Engine, demand: Demand) -> Engine | None:
     """The next choice that needs less memory, or None when there is none left."""
     if engine.storage == "full":
         return replace(engine, storage="recompute")
     if engine.storage in ("recompute", "offload"):
         return replace(engine, storage="checkpoint")
-    pieces = [max(1, (chunk or images) // 2) for chunk in (engine.inner_chunk, engine.chunk)]
-    smaller = replace(engine, inner_chunk=pieces[0], chunk=pieces[1])
+    inner, real = engine.inner_chunk or demand.images, engine.chunk or demand.real
+    smaller = replace(engine, inner_chunk=max(1, inner // 2), chunk=max(1, real // 2))
     return smaller if smaller != engine else None
 
 
@@ -196,9 +200,14 @@ class _Probe:
         return sum(t.numel() * t.element_size() for part in (self.weights, self.state) for t in part.values())
 
     @property
-    def result_bytes(self) -> int:
-        """A network's derivatives with respect to all distilled images."""
-        return self.demand.distilled * self.image[0].numel() * self.image.element_size()
+    def weight_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self.weights.values())
+
+    def _around_bytes(self) -> int:
+        """What is there all through the step: the real batch, initial weights, and derivatives of each network."""
+        demand = self.demand
+        images = demand.real + (demand.networks + 2) * demand.distilled
+        return images * self.image[0].numel() * self.image.element_size() + demand.networks * self.weight_bytes
 
     def steps(self, count: int, images: int) -> list[InnerStep]:
         draw = torch.Generator().manual_seed(0)
@@ -227,18 +236,26 @@ class _Probe:
         real_pieces = len(pieces_of(self.network, demand.real, real))
         if self.network.couples_images:
             inner, real = demand.images, demand.real
-        walked = replace(engine, storage="full" if engine.storage == "full" else "recompute", inner_chunk=0)
+        whole = engine.product == "reverse" and engine.execution == "eager" and inner_pieces == 1
+        graphs = engine.storage == "full" or (engine.storage == "checkpoint" and whole)
+        walked = replace(engine, storage="full" if graphs else "recompute", inner_chunk=0)
         one, two = (self._walk(walked, count, inner, timed) for count in (1, 2))
         outer = self._gradient(real, 0, timed)
         kept = self._kept(engine, two.peak - one.peak)
+        # Pieces of a batch are added up: once for each worker, beside the piece at hand.
+        sums = self.weight_bytes
         inner_peak = one.peak * min(helpers, inner_pieces) + kept
-        outer_peak = outer.peak * min(helpers, real_pieces) + kept
+        inner_peak += 2 * sums * min(helpers, inner_pieces) * (inner_pieces > 1)
+        # The outer loss is taken before a stretch between two checkpoints is walked again.
+        then = -(-demand.steps // spacing_of(engine, demand.steps)) * self.position_bytes
+        outer_peak = outer.peak * min(helpers, real_pieces) + (then if engine.storage == "checkpoint" else kept)
+        outer_peak += sums * min(helpers, real_pieces) * (real_pieces > 1)
         seconds = 0.0
         if timed:
             seconds = self._seconds(engine, two.seconds - one.seconds, inner, inner_pieces, helpers)
             seconds += outer.seconds * real_pieces / min(helpers, real_pieces)
             seconds *= -(-demand.networks // abreast)
-        peak = abreast * max(inner_peak, outer_peak) + demand.networks * self.result_bytes
+        peak = abreast * max(inner_peak, outer_peak) + self._around_bytes()
         return Prediction(engine, int(peak), seconds, int(abreast * kept))
 
     def _kept(self, engine: Engine, graph_bytes: int) -> int:

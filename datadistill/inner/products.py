@@ -14,7 +14,6 @@ import importlib
 import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -83,7 +82,7 @@ def forward(
     kink_width: float,
 ) -> Product:
     """Forwards over backwards."""
-    plain = replace(network, native=False)
+    plain = network.plain
 
     def gradient(at: Weights) -> tuple[Weights, Tensor]:
         return torch.func.grad(lambda w, x: plain.loss(w, x, labels, noise), argnums=(0, 1))(at, images)  # type: ignore[no-any-return]

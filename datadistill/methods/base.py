@@ -198,12 +198,12 @@ def within_memory(
     """
     engine, level, remarks = problem.settle(demand), int(state.get(_CHEAPER, torch.tensor(0))), list[str]()
     for _ in range(level):
-        engine = cheaper(engine, demand.images) or engine
+        engine = cheaper(engine, demand) or engine
     while True:
         try:
             return work(engine), ({**state, _CHEAPER: torch.tensor(level)} if level else state), tuple(remarks)
         except (MemoryError, RuntimeError) as error:
-            following = cheaper(engine, demand.images)
+            following = cheaper(engine, demand)
             if not is_out_of_memory(error) or following is None:
                 raise
         if problem.device.type == "cuda":

@@ -47,7 +47,7 @@ def test_peak_memory(model: str, method: DD, storage: Any, threads: int, mnist: 
     torch.set_num_threads(threads)
     asked = problem(mnist, model, "random-init", 2, Engine(storage=storage))
     predicted, measured = predicted_and_measured(method, asked)
-    assert 0.75 < predicted / measured < 1.35
+    assert 0.75 < predicted / measured < 1.5
 
 
 def test_memory_grows_with_positions_or_with_their_root(mnist: dd.RealData) -> None:
@@ -111,10 +111,11 @@ def test_other_errors_are_not_taken_for_it(digits: dd.RealData) -> None:
         within_memory(asked, DD().demand(asked), {}, work)
 
 
-def test_the_last_resort_is_one_image_at_a_time() -> None:
-    engine: Engine | None = Engine("checkpoint", "reverse", "eager", inner_chunk=10, chunk=64)
+def test_the_last_resort_is_one_image_at_a_time(digits: dd.RealData) -> None:
+    engine = Engine("checkpoint", "reverse", "eager", inner_chunk=10, chunk=64)
     sizes = []
-    while engine := cheaper(engine, 10):
+    demand = DD(batch=100).demand(problem(digits, "mlp", "fixed-init", 1, engine))
+    while engine := cheaper(engine, demand):
         sizes.append((engine.inner_chunk, engine.chunk))
     assert sizes[0] == (5, 32)
     assert sizes[-1] == (1, 1)
@@ -135,7 +136,7 @@ def test_what_cannot_work_is_refused_before_a_run(engine: Engine, reason: str, d
 
 def test_kinks_and_forward_derivatives_do_not_go_together(digits: dd.RealData) -> None:
     asked = problem(digits, "mlp", "fixed-init", 1, Engine(product="forward"))
-    with pytest.raises(dd.RequestError, match=r"kink_width is 0\.3"):
+    with pytest.raises(dd.RequestError, match=r"kink_width 0\.3 needs"):
         asked.settle(replace(DD().demand(asked), kink_width=0.3))
 
 
