@@ -174,6 +174,8 @@ def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recip
     free = dict.fromkeys(("seed", "device", "iterations", "budget"))
     if settings["run"] | free != run | free or settings["method"] != method or settings["outer"] != outer:
         recipe = None
+    if arguments.batch_norm or not Engine(**settings["engine"]).is_exact:
+        recipe = None
     return recipe, settings
 
 
