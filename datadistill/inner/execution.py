@@ -20,7 +20,9 @@ from datadistill.inner.products import PRODUCT_FUNCTIONS, Product, ProductFuncti
 Flat = Callable[[list[Tensor]], list[Tensor]]
 
 _built: WeakKeyDictionary[Network, dict[Any, Flat | None]] = WeakKeyDictionary()
-_MOST_DIFFERENCE = {torch.float32: 1e-3, torch.float64: 1e-9}
+_MOST_DIFFERENCE = {torch.float32: 5e-2, torch.float64: 1e-9}
+"""Relative. In float32 other rounding decides a few ReLUs and maxima otherwise, which has been seen to change a product
+by 1e-2; a wrong graph is wrong by its own size. In float64 there is no such excuse."""
 
 
 def product_function(engine: Engine) -> ProductFunction:
@@ -74,7 +76,7 @@ def _checked(build: Callable[[Flat, list[Tensor]], Flat], flat: Flat, given: lis
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         warnings.warn(f"execution {how} failed ({reason}); running eagerly", RuntimeWarning, stacklevel=4)
         return None
-    most = _MOST_DIFFERENCE.get(given[0].dtype, 1e-3)
+    most = _MOST_DIFFERENCE.get(given[0].dtype, 5e-2)
     scale = max(float(e.norm()) for e in expected)
     difference = max(float((f - e).norm()) for f, e in zip(found, expected, strict=True)) / (scale or 1.0)
     if not difference <= most:

@@ -62,9 +62,9 @@ def test_a_graph_without_cuda_warns_once_and_runs_eagerly() -> None:
 def test_what_differs_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     from datadistill.inner import execution
 
-    monkeypatch.setattr(execution, "_compile", lambda flat, given: lambda t: [1.01 * value for value in flat(t)])
+    monkeypatch.setattr(execution, "_compile", lambda flat, given: lambda t: [1.1 * value for value in flat(t)])
     expected = run(MLP(3, 1, 4, width=8), EAGER)
-    with pytest.warns(RuntimeWarning, match="differs from running eagerly by 1.0e-02") as told:
+    with pytest.warns(RuntimeWarning, match="differs from running eagerly by 1.0e-01") as told:
         found = run(MLP(3, 1, 4, width=8), Engine("recompute", "reverse", "compiled"))
     assert len(told) == 1
     assert torch.equal(found[0], expected[0])
