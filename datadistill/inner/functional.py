@@ -4,7 +4,7 @@ import copy
 import itertools
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -297,6 +297,7 @@ def batch_gradient(
     labels: Int64[Tensor, "n"],
     chunk: int,
     noise: int | None = None,
+    precision: str = "float32",
 ) -> tuple[Float[Tensor, ""], Weights]:
     """Mean loss over a batch and its gradient, in chunks that bound the memory, fit the cache and share the cores.
 
@@ -310,9 +311,10 @@ def batch_gradient(
         total, summed = torch.zeros((), dtype=images.dtype, device=images.device), Weights()
         for piece in pieces:
             share = (piece.stop - piece.start) / len(labels)
-            loss, gradients = network.gradient(
-                as_leaves(weights), images[piece], labels[piece], noise=mixed(noise, piece)
-            )
+            with _arithmetic(precision, images.device):
+                loss, gradients = network.gradient(
+                    as_leaves(weights), images[piece], labels[piece], noise=mixed(noise, piece)
+                )
             total += loss.detach() * share
             add_to(summed, gradients, share)
         return total, summed
@@ -321,6 +323,11 @@ def batch_gradient(
     for _, gradients in parts[1:]:
         add_to(parts[0][1], gradients, 1.0)
     return torch.stack([loss for loss, _ in parts]).sum(), parts[0][1]
+
+
+def _arithmetic(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """`bfloat16` for matrix products and convolutions; sums and losses stay as they are."""
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)
 
 
 def pieces_of(network: Network, count: int, chunk: int) -> list[slice]:

@@ -118,7 +118,10 @@ class DD:
 
         def work(engine: Engine) -> list[Hypergradient]:
             def outer(last: Weights) -> tuple[Float[Tensor, ""], Weights]:
-                return batch_gradient(problem.network, last, real.images, real.labels, engine.chunk)
+                precision = engine.real_precision
+                return batch_gradient(
+                    problem.network, last, real.images, real.labels, engine.chunk, precision=precision
+                )
 
             def through(one: tuple[Weights, list[InnerStep]]) -> Hypergradient:
                 return hypergradient(problem.network, SGD(), *one, outer, engine, self.kink_width)

@@ -164,6 +164,18 @@ def test_chunks_do_not_change_the_outer_gradient() -> None:
     assert all(torch.allclose(whole[name], parts[name], rtol=1e-10, atol=1e-14) for name in whole)
 
 
+def test_a_real_batch_in_bfloat16_is_near() -> None:
+    module = ConvNet(10, 1, 28, width=16)
+    network = make_network(module)
+    weights = draw_weights(module, "xavier", stream(0))
+    images, labels = torch.randn(32, 1, 28, 28, generator=stream(1)), torch.arange(32) % 10
+    exact = batch_gradient(network, weights, images, labels, 16)[1]
+    near = batch_gradient(network, weights, images, labels, 16, precision="bfloat16")[1]
+    assert all(gradient.dtype == torch.float32 for gradient in near.values())
+    found, expected = (torch.cat([g.flatten() for g in part.values()]) for part in (near, exact))
+    assert 1e-5 < error(found, expected) < 0.1
+
+
 def test_nothing_may_be_left_to_choose() -> None:
     case = Case(MLP(3, 1, 4, width=8), 4, SGD(), 0.1)
     with pytest.raises(ValueError, match="still to be chosen"):
