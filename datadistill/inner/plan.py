@@ -82,10 +82,9 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _Cost:
-    """Of a piece of work: live bytes at its peak, live bytes that it leaves, seconds."""
+    """Of a piece of work: live bytes at its peak, seconds."""
 
     peak: int
-    left: int
     seconds: float
 
 
@@ -309,11 +308,9 @@ class _Probe:
 def _measured(work: Callable[[], Any], timed: bool, device: torch.device) -> _Cost:
     with _one_thread(device):
         with LiveBytes() as memory:
-            result = work()
-        peak, left = memory.peak, memory.live
-        del result
+            work()
         if not timed:
-            return _Cost(peak, left, 0.0)
+            return _Cost(memory.peak, 0.0)
         times = []
         for _ in range(5):
             began = time.perf_counter()
@@ -321,7 +318,7 @@ def _measured(work: Callable[[], Any], timed: bool, device: torch.device) -> _Co
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - began)
-        return _Cost(peak, left, sorted(times)[2])
+        return _Cost(memory.peak, sorted(times)[2])
 
 
 @contextmanager
