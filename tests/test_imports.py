@@ -19,6 +19,7 @@ ORDER = [
     "data",
     "models",
     "inner",
+    "training",
     "distilled",
     "weights",
     "methods",
