@@ -82,7 +82,7 @@ class Check:
     """A gradient, compared.
 
     Attributes:
-        rows: for the images of each distilled batch and for each learning rate.
+        rows: for the images and soft labels of each distilled batch and for each learning rate.
         loss: the outer loss.
         is_exact: whether the engine promises the exact derivative; else it is a declared approximation.
         remarks: sentences on how it was checked.
@@ -107,7 +107,8 @@ class Check:
 def rows_of(distilled: DistilledData) -> int:
     """How many rows a check of this data has."""
     rates = distilled.learning_rates
-    return len(distilled.batches) + (0 if rates is None else len(rates))
+    kinds = 1 if distilled.soft_labels is None else 2
+    return kinds * len(distilled.batches) + (0 if rates is None else len(rates))
 
 
 def check_hypergradient(
@@ -122,7 +123,7 @@ def check_hypergradient(
     Args:
         method: whose gradient it is. An option `kink_width` is set to 0, as it departs from the exact derivative.
         problem: the dataset, the network and the engine.
-        directions: random directions for the images of each batch; every learning rate is moved on its own.
+        directions: random directions for the images, or soft labels, of each batch; every rate is moved on its own.
         count: called when a row is done.
 
     Raises:
@@ -146,7 +147,11 @@ def check_hypergradient(
 
     rows = []
     for number, batch in enumerate(distilled.batches):
-        rows.append(_images_row(distilled, gradients.images, number, batch, directions, slope))
+        rows.append(_batch_row("images", distilled, gradients.images, number, batch, directions, slope))
+        count()
+    for number, batch in enumerate(() if gradients.soft_labels is None else distilled.batches):
+        assert gradients.soft_labels is not None
+        rows.append(_batch_row("soft_labels", distilled, gradients.soft_labels, number, batch, directions, slope))
         count()
     for t in range(0 if gradients.learning_rates is None else len(gradients.learning_rates)):
         assert gradients.learning_rates is not None
@@ -155,26 +160,28 @@ def check_hypergradient(
     return Check(tuple(rows), loss, problem.engine.is_exact, remarks)
 
 
-def _images_row(
-    distilled: DistilledData, gradient: Tensor, number: int, batch: Tensor, directions: int, slope: Slope
+def _batch_row(
+    kind: str, distilled: DistilledData, gradient: Tensor, number: int, batch: Tensor, directions: int, slope: Slope
 ) -> Row:
-    """Along random directions in the images of one batch."""
-    shape = distilled.images[batch].shape
+    """Along random directions in the images, or soft labels, of one batch."""
+    values: Tensor = getattr(distilled, kind)
+    shape = values[batch].shape
     # What the slope along a random direction is like: one of them may be small by chance.
     typical = float(gradient[batch].norm()) / math.sqrt(math.prod(shape))
     analytic, numeric = [], []
     for index in range(directions):
         drawn = torch.randn(shape, generator=stream(number, "check", "direction", index), dtype=torch.float64)
-        direction = torch.zeros_like(distilled.images)
+        direction = torch.zeros_like(values)
         direction[batch] = (drawn / drawn.norm()).to(direction.device)
         expected = float((gradient * direction).sum())
 
         def move(size: float, direction: Tensor = direction) -> DistilledData:
-            return replace(distilled, images=distilled.images + size * direction)
+            moved: dict[str, Any] = {kind: values + size * direction}
+            return replace(distilled, **moved)
 
         analytic.append(expected)
         numeric.append(slope(move, expected, max(abs(expected), typical)))
-    return _row(f"images of batch {number + 1}", analytic, numeric)
+    return _row(f"{kind.replace('_', ' ')} of batch {number + 1}", analytic, numeric)
 
 
 def _rate_row(distilled: DistilledData, gradient: Tensor, t: int, slope: Slope) -> Row:

@@ -25,6 +25,7 @@ class Outer:
     Attributes:
         rate: learning rate of Adam for the images.
         rate_of_rates: learning rate of Adam for the logarithms of the learning rates; 0 takes `rate`.
+        rate_of_labels: learning rate of Adam for soft labels; 0 takes `rate`.
         betas: of Adam.
         schedule: how the rate falls: `halving` (in ten equal parts, each at half the rate of the one before, as
             the authors do), `cosine`, `linear` or `quadratic` (to zero), or `constant`.
@@ -37,6 +38,7 @@ class Outer:
 
     rate: float = 0.01
     rate_of_rates: float = 0.0
+    rate_of_labels: float = 0.0
     betas: tuple[float, float] = (0.5, 0.999)
     schedule: Literal["halving", "cosine", "linear", "quadratic", "constant"] = "halving"
     warmup: float = 0.0
@@ -51,10 +53,9 @@ class Outer:
         for name, value in (shares | {"warmup": self.warmup, "average": self.average}).items():
             if not 0 <= value < 1:
                 raise RequestError(f"{name} is {value}, but must be at least 0 and less than 1")
-        if not 0 <= self.rate_of_rates < math.inf:
-            raise RequestError(f"rate_of_rates is {self.rate_of_rates}, but must be finite and not negative")
-        if not 0 <= self.clip < math.inf:
-            raise RequestError(f"clip is {self.clip}, but must be finite and not negative")
+        for name in ("rate_of_rates", "rate_of_labels", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise RequestError(f"{name} is {getattr(self, name)}, but must be finite and not negative")
         if self.look_every < 1:
             raise RequestError(f"look_every is {self.look_every}, but must be at least 1")
 
@@ -76,7 +77,7 @@ class Variables:
     """What is learned, and what the optimiser remembers. Immutable: a step makes a new one.
 
     Attributes:
-        values: `images`, and `log_rates` where rates are learned.
+        values: `images`, and `log_rates` and `soft_labels` where they are learned.
         moments: Adam's.
         average: of the values.
         norm: running mean length of the image gradient.
@@ -95,6 +96,8 @@ class Variables:
         values = {"images": distilled.images}
         if distilled.learning_rates is not None:
             values["log_rates"] = distilled.learning_rates.log()
+        if distilled.soft_labels is not None:
+            values["soft_labels"] = distilled.soft_labels
         return cls(values, Adam(outer.betas).init(values), values)
 
     def are_sound(self) -> bool:
@@ -112,21 +115,26 @@ class Variables:
 
 def _filled(template: DistilledData, values: Weights) -> DistilledData:
     rates = values["log_rates"].exp() if "log_rates" in values else None
-    return replace(template, images=values["images"], learning_rates=rates)
+    soft = values.get("soft_labels")
+    labels = template.labels if soft is None else soft.argmax(1)
+    return replace(template, images=values["images"], learning_rates=rates, soft_labels=soft, labels=labels)
 
 
 def improve(variables: Variables, gradients: Gradients, outer: Outer, rate: float) -> Variables:
-    """One Adam step on the images and the logarithms of the learning rates."""
+    """One Adam step on the images, the logarithms of the learning rates and the soft labels."""
     slopes: dict[str, Tensor] = {"images": gradients.images}
     if gradients.learning_rates is not None:
         # d/d log(r) = r * d/dr
         slopes["log_rates"] = gradients.learning_rates * variables.values["log_rates"].exp()
+    if gradients.soft_labels is not None:
+        slopes["soft_labels"] = gradients.soft_labels
     norm = float(gradients.images.norm())
     usual = variables.norm or norm
     if outer.clip and norm > outer.clip * usual:
         slopes = {name: slope * (outer.clip * usual / norm) for name, slope in slopes.items()}
     adam, values, moments = Adam(outer.betas), dict[str, Tensor](), dict[str, Tensor]()
-    pace = {"images": rate, "log_rates": rate * (outer.rate_of_rates or outer.rate) / outer.rate}
+    rates = {"images": outer.rate, "log_rates": outer.rate_of_rates, "soft_labels": outer.rate_of_labels}
+    pace = {name: rate * (own or outer.rate) / outer.rate for name, own in rates.items()}
     for name, value in variables.values.items():
         moved, moment = adam.update({name: value}, slopes, variables.moments, pace[name], variables.steps)
         values |= moved

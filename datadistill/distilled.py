@@ -15,7 +15,7 @@ from datadistill.data.real import RealData
 from datadistill.data.transforms import Normalization
 from datadistill.errors import DamagedFileError, RequestError
 from datadistill.files import read_tensors, write_tensors
-from datadistill.inner.functional import Weights
+from datadistill.inner.functional import Labels, Weights
 from datadistill.inner.unroll import InnerStep
 
 FORMAT = 1
@@ -68,7 +68,8 @@ class DistilledData:
             uses batch t mod S.
         provenance: where it comes from.
         initial_weights: of the one network it was made for, with fixed-init and fixed-pretrained.
-        soft_labels: the targets as the loss uses them, where labels are not hard.
+        soft_labels: the targets as the loss uses them, where labels are not hard; free numbers that need not add
+            up to 1. `labels` is then the class that each favours.
     """
 
     images: Float[Tensor, "n c h w"]
@@ -84,6 +85,11 @@ class DistilledData:
         """Images per class."""
         return len(self.labels) / len(self.provenance.classes)
 
+    @property
+    def targets(self) -> Labels:
+        """What a loss compares class scores with: the soft labels if there are any, else the class indices."""
+        return self.labels if self.soft_labels is None else self.soft_labels
+
     def inner_steps(self) -> list[InnerStep]:
         """The T gradient steps that the learned rates belong to.
 
@@ -92,7 +98,7 @@ class DistilledData:
         """
         if self.learning_rates is None:
             raise RequestError("this distilled data has no learning rates of its own")
-        batches = [(self.images[chosen], self.labels[chosen]) for chosen in self.batches]
+        batches = [(self.images[chosen], self.targets[chosen]) for chosen in self.batches]
         numbers = [t % len(batches) for t in range(len(self.learning_rates))]
         return [InnerStep(*batches[n], rate, n) for n, rate in zip(numbers, self.learning_rates, strict=True)]
 
@@ -114,8 +120,8 @@ class DistilledData:
         )
 
     def as_dataset(self) -> TensorDataset:
-        """Pairs (image [C, H, W], label) for a `torch.utils.data.DataLoader`."""
-        return TensorDataset(self.images, self.labels)
+        """Pairs (image [C, H, W], label) for a `torch.utils.data.DataLoader`; soft labels are [K]."""
+        return TensorDataset(self.images, self.targets)
 
     def pixels(self) -> Float[Tensor, "n c h w"]:
         """The images before normalisation; learned ones may leave [0, 1]."""

@@ -13,23 +13,22 @@ def is_sound(distilled: DistilledData) -> bool:
     """Whether the data could be saved and read: finite images, finite positive rates."""
     rates = distilled.learning_rates
     positive = rates is None or bool((rates.isfinite() & (rates > 0)).all())
-    return positive and bool(distilled.images.isfinite().all())
+    return positive and all(bool(tensor.isfinite().all()) for tensor in (distilled.images, distilled.targets))
 
 
 def is_finite(outcome: Outcome) -> bool:
     """Whether a method's answer can be used: a finite loss and finite gradients."""
-    rates = outcome.gradients.learning_rates
-    tensors = [outcome.loss, outcome.gradients.images, *([] if rates is None else [rates])]
+    tensors = [outcome.loss, *(gradient for gradient in outcome.gradients if gradient is not None)]
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def held_out(problem: Problem, distilled: DistilledData) -> Accuracy:
     """Mean accuracy and loss of a few networks, the same ones at every look."""
     count = 1 if problem.starts.fixed is not None else LOOK_NETWORKS
-    steps = distilled.inner_steps()
+    steps, wanted = distilled.inner_steps(), problem.wanted(problem.real.held_out)
     steps = with_noise(problem.network, steps, stream(problem.seed, "look-noise"))
     seen = [
-        accuracy_along(problem.network, weights, steps, problem.real.held_out)[-1]
+        accuracy_along(problem.network, weights, steps, wanted)[-1]
         for weights in problem.starts.sample(count, stream(problem.seed, "look"))
     ]
     return Accuracy(sum(s.correct for s in seen) / count, sum(s.loss for s in seen) / count)

@@ -67,10 +67,11 @@ def distill(
     model: str | ModelFactory = "lenet",
     weights: str = "fixed-init",
     scheme: str = "xavier",
-    ipc: int | None = None,
+    ipc: int | float | None = None,
     outer: Outer | None = None,
     engine: Engine | None = None,
     batch_norm: str = "refused",
+    attack: tuple[str, str] | None = None,
     iterations: int | None = None,
     budget: float | str | None = None,
     seed: int = 0,
@@ -88,10 +89,13 @@ def distill(
         model: the network, by name or as a function that returns a `torch.nn.Module`.
         weights: the kind of initial weights, one of `weights.KINDS`.
         scheme: how initial weights are drawn, one of `models.SCHEMES`.
-        ipc: images per class; one for each of the method's steps without it.
+        ipc: images per class; one for each of the method's steps without it. With soft labels classes can share images:
+            0.5 makes one for two classes.
         outer: hyper-parameters of the outer loop.
         engine: how hypergradients are computed; whatever it leaves open is chosen by prediction.
         batch_norm: what layers with running statistics do: `refused`, `batch` or `frozen` (see `inner.make_network`).
+        attack: make malicious data, which teaches to take the first class for the second (names), and all others for
+            what they are. For auditing what data from strangers could do.
         iterations: outer steps.
         budget: wall clock instead of iterations, in seconds or as text such as `5m`.
         seed: of all randomness.
@@ -120,6 +124,7 @@ def distill(
         device=on,
         engine=engine,
         batch_norm=batch_norm,
+        attack=attack,
     )
     template = method.start(problem, stream(seed, "start"))
     settings = Settings(
@@ -133,6 +138,7 @@ def distill(
         outer=asdict(outer),
         engine=asdict(problem.engine),
         batch_norm=batch_norm,
+        attack=None if attack is None else list(attack),
         iterations=length.iterations,
         budget=length.budget,
         device=problem.device.type,

@@ -9,7 +9,7 @@ from datadistill.errors import DamagedFileError
 from datadistill.inner.engine import Engine
 
 FORMAT = 1
-_NEW = ("engine", "batch_norm")
+_NEW = ("engine", "batch_norm", "attack")
 """Settings that the first files of this format do not have."""
 _ONLY_CHANGES_BITS = ("versions", "threads", "recipe")
 
@@ -35,13 +35,14 @@ class Settings:
         recipe: the command that started it.
         engine: how hypergradients are computed.
         batch_norm: what layers with running statistics do.
+        attack: the class that is to be taken for another, and that other, or None.
     """
 
     dataset: str
     model: str
     weights: str
     scheme: str
-    ipc: int
+    ipc: int | float
     seed: int
     method: dict[str, Any]
     outer: dict[str, Any]
@@ -53,6 +54,7 @@ class Settings:
     recipe: str = ""
     engine: dict[str, Any] = field(default_factory=dict)
     batch_norm: str = "refused"
+    attack: list[str] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -63,13 +63,13 @@ def train(
     Returns:
         The weights at the end. The same generator state gives the same bits with the same number of threads.
     """
-    adam, device = Adam(), split.images.device
+    adam = Adam()
     state, step, steps = adam.init(weights), 0, training.steps(len(split))
     for _ in range(training.epochs):
         order = torch.randperm(len(split), generator=generator)
-        for chosen in order.split(training.batch):
+        for first in range(0, len(split), training.batch):
             noise = int(torch.randint(2**62, (), generator=generator)) if network.draws else None
-            batch = split.take(chosen.to(device))
+            batch = split.take(order[first : first + training.batch])
             _, gradient = batch_gradient(network, weights, batch.images, batch.labels, 0, noise)
             rate = training.rate * 0.5 * (1 + math.cos(math.pi * step / steps))
             weights, state = adam.update(weights, gradient, state, rate, step)

@@ -18,6 +18,7 @@ from datadistill.cli.parsing import (
     Parser,
     add_fields,
     command_line,
+    fraction,
     given_fields,
     one_of,
     positive_int,
@@ -52,7 +53,7 @@ examples:
 """
 
 RECIPE_FOR = {"fixed-init": "mnist-fixed-10", "random-init": "mnist-random-100"}
-_RUN_SETTINGS = ("dataset", "model", "weights", "scheme", "ipc", "seed", "device")
+_RUN_SETTINGS = ("dataset", "model", "weights", "scheme", "ipc", "seed", "device", "batch_norm", "attack")
 
 
 def add_flags(parser: Parser) -> None:
@@ -67,7 +68,7 @@ def add_flags(parser: Parser) -> None:
         help=f"initial weights: {' or '.join(KINDS.names())} (default: fixed-init)",
     )
     parser.add_argument("--scheme", metavar="NAME", help="how initial weights are drawn: datadistill list schemes")
-    parser.add_argument("--ipc", type=positive_int, metavar="N", help="images per class (default: one for each step)")
+    parser.add_argument("--ipc", type=fraction, metavar="N", help="images per class (default: one for each step)")
     parser.add_argument(
         "--iterations",
         type=positive_int,
@@ -81,12 +82,25 @@ def add_flags(parser: Parser) -> None:
     )
     add_nets_flag(parser)
     add_batch_norm_flag(parser)
+    parser.add_argument(
+        "--attack",
+        type=_attack,
+        metavar="A:B",
+        help="malicious data, for audits: teach to take class A for class B and the others for what they are",
+    )
     bases = {kind: recipes().get(name) for kind, name in RECIPE_FOR.items()}
     add_fields(parser.add_argument_group("method dd"), DD, {kind: base.method for kind, base in bases.items()})
     add_fields(
         parser.add_argument_group("outer loop"), Outer, {kind: base.outer for kind, base in bases.items()}, "outer_"
     )
     add_fields(parser.add_argument_group("engine"), Engine, {"": {}})
+
+
+def _attack(text: str) -> tuple[str, str]:
+    attacked, colon, target = text.partition(":")
+    if not (attacked and colon and target):
+        raise argparse.ArgumentTypeError(f"'{text}' does not name two classes as in 0:1")
+    return attacked, target
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -108,7 +122,6 @@ def run(arguments: argparse.Namespace) -> None:
             **{name: chosen[name] for name in _RUN_SETTINGS if name != "dataset"},
             outer=outer,
             engine=engine,
-            batch_norm=arguments.batch_norm or settings["run"]["batch_norm"],
             iterations=chosen["iterations"],
             budget=chosen["budget"],
             out=folder,
@@ -142,13 +155,14 @@ def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recip
         The recipe, if nothing but the seed, the device and the length differs from it; and the settings.
     """
     defaults = {"ipc": None, "seed": 0, "device": "auto", "iterations": None, "budget": None}
-    defaults["batch_norm"] = "refused"
+    defaults |= {"batch_norm": "refused", "attack": None}
     recipe = None
     if arguments.resume and folder is not None and RunFolder(folder).exists():
         if arguments.recipe:
             raise RequestError("--resume goes on with the run's own settings: leave --recipe out")
         kept = RunFolder(folder).settings()
-        run = {name: getattr(kept, name) for name in (*_RUN_SETTINGS, "batch_norm", "iterations", "budget")}
+        run = {name: getattr(kept, name) for name in (*_RUN_SETTINGS, "iterations", "budget")}
+        run["attack"] = None if kept.attack is None else tuple(kept.attack)
         method, outer, engine = dict(kept.method), dict(kept.outer), dict(kept.engine)
     else:
         name = arguments.recipe or RECIPE_FOR[arguments.weights or "fixed-init"]
@@ -174,7 +188,7 @@ def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recip
     free = dict.fromkeys(("seed", "device", "iterations", "budget"))
     if settings["run"] | free != run | free or settings["method"] != method or settings["outer"] != outer:
         recipe = None
-    if arguments.batch_norm or not Engine(**settings["engine"]).is_exact:
+    if not Engine(**settings["engine"]).is_exact:
         recipe = None
     return recipe, settings
 

@@ -59,6 +59,14 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def fraction(text: str) -> float:
+    """A parser for a positive number, whole where it can be, such as `10` or `0.5`."""
+    value = number(text)
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number less than a billion")
+    return int(value) if value == int(value) else value
+
+
 def number(text: str) -> float:
     """A parser for a number."""
     try:

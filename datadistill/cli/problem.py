@@ -6,7 +6,7 @@ from typing import Any
 
 from datadistill.cli.common import add_batch_norm_flag, add_data_flags, load_data
 from datadistill.cli.distill import RECIPE_FOR
-from datadistill.cli.parsing import Parser, add_fields, given_fields, one_of, positive_int
+from datadistill.cli.parsing import Parser, add_fields, fraction, given_fields, one_of
 from datadistill.inner import Engine
 from datadistill.methods import DD, METHODS, Method, Problem, make_problem
 from datadistill.recipes import recipes
@@ -38,7 +38,7 @@ def add_problem_flags(parser: Parser, changes: Mapping[str, Any]) -> None:
         help=f"initial weights: {' or '.join(KINDS.names())} (default: %(default)s)",
     )
     parser.add_argument("--scheme", metavar="NAME", help="how initial weights are drawn: datadistill list schemes")
-    parser.add_argument("--ipc", type=positive_int, metavar="N", help="images per class (default: one for each step)")
+    parser.add_argument("--ipc", type=fraction, metavar="N", help="images per class (default: one for each step)")
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of all randomness (default: %(default)s)")
     parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu or cuda (default: auto)")
     add_batch_norm_flag(parser)

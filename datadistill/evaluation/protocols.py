@@ -121,8 +121,6 @@ def _check_protocol(distilled: DistilledData) -> None:
     for name, value in known.items():
         if inner.get(name) != value:
             raise RequestError(f"protocol own needs {name} {value}, but this data was made with {inner.get(name)!r}")
-    if distilled.soft_labels is not None:
-        raise RequestError("protocol own knows hard labels only, but this data has soft ones")
 
 
 def _starts(distilled: DistilledData, network: Network, weights: str, other_model: bool) -> InitialWeights:

@@ -52,7 +52,8 @@ def product_function(engine: Engine) -> ProductFunction:
             pairs = iter(tensors)
             at, direction = ({name: next(pairs) for name in names} for _ in range(2))
             found = eagerly(network, at, next(pairs), next(pairs), noise, direction, kink_width)
-            return [*found.gradient.values(), *found.weights.values(), found.images]
+            last = [found.images] if found.labels is None else [found.images, found.labels]
+            return [*found.gradient.values(), *found.weights.values(), *last]
 
         given = [*weights.values(), *(along[name] for name in names), images, labels]
         key = (engine.product, engine.execution, kink_width, tuple((t.shape, t.dtype, str(t.device)) for t in given))
@@ -61,7 +62,7 @@ def product_function(engine: Engine) -> ProductFunction:
             table[key] = _checked(build, flat, given, engine.execution)
         values = iter((table[key] or flat)(given))
         gradient, found = ({name: next(values) for name in names} for _ in range(2))
-        return Product(gradient, found, next(values))
+        return Product(gradient, found, next(values), next(values, None))
 
     return run
 

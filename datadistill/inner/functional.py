@@ -23,6 +23,8 @@ from datadistill.inner import native
 from datadistill.inner.parallel import map_on_cores, shared_out
 
 Weights: TypeAlias = dict[str, Tensor]
+Labels: TypeAlias = Int64[Tensor, "n"] | Float[Tensor, "n k"]
+"""Class indices, or soft labels: the targets as the cross-entropy uses them."""
 BatchNorm: TypeAlias = Literal["refused", "batch", "frozen"]
 
 _DROPOUTS: dict[Callable[..., Tensor], int | None] = {F.dropout: None, F.dropout1d: 2, F.dropout2d: 2, F.dropout3d: 2}
@@ -98,7 +100,7 @@ class Network:
         self,
         weights: Weights,
         images: Float[Tensor, "n c h w"],
-        labels: Int64[Tensor, "n"],
+        labels: Labels,
         noise: int | None = None,
     ) -> Float[Tensor, ""]:
         """Mean cross-entropy."""
@@ -108,7 +110,7 @@ class Network:
         self,
         weights: Weights,
         images: Float[Tensor, "n c h w"],
-        labels: Int64[Tensor, "n"],
+        labels: Labels,
         create_graph: bool = False,
         noise: int | None = None,
     ) -> tuple[Float[Tensor, ""], Weights]:
@@ -117,7 +119,7 @@ class Network:
         Args:
             weights: leaves that require gradients.
             images: a batch.
-            labels: class indices.
+            labels: class indices or soft labels.
             create_graph: keep what is needed to differentiate the gradient again.
             noise: as for `logits`.
         """
@@ -294,7 +296,7 @@ def batch_gradient(
     network: Network,
     weights: Weights,
     images: Float[Tensor, "n c h w"],
-    labels: Int64[Tensor, "n"],
+    labels: Labels,
     chunk: int,
     noise: int | None = None,
     precision: str = "float32",

@@ -9,8 +9,9 @@ backwards with v = dOuter/dz, one vector-Jacobian product of each step gives
 A step is a gradient g_t and an update. Pulling v back through the update is cheap and gives, among others, the
 direction u = v * dz_{t+1}/dg_t; pulling u back through the gradient is a second derivative (see `products`). For plain
 gradient descent u = -rate_t v, and all of it is the paper's: d rate_t = -<v, g_t>,
-d images_t = -rate_t d<g_t, v>/d images_t, v <- v - rate_t d<g_t, v>/d weights. A step needs nothing from the others
-but its position, so what is stored is a free choice that does not change the result:
+d images_t = -rate_t d<g_t, v>/d images_t, v <- v - rate_t d<g_t, v>/d weights. Soft labels (Sucholutsky and Schonlau
+2019) are differentiated as images are. A step needs nothing from the others but its position, so what is stored is a
+free choice that does not change the result:
 
     full        every step's graph is kept from the forward walk: fastest, memory grows with T graphs.
     recompute   only positions are kept and each graph is built again: one more gradient per step.
@@ -38,7 +39,7 @@ from datadistill.inner.functional import Network, Weights, add_to, as_leaves, mi
 from datadistill.inner.kinks import widened
 from datadistill.inner.optimizers import Optimizer, UpdatePulledBack
 from datadistill.inner.parallel import map_on_cores, shared_out
-from datadistill.inner.products import Product, differentiate_again
+from datadistill.inner.products import Product, data_leaves, differentiate_again
 from datadistill.inner.unroll import InnerStep, Position, advance
 
 OuterGradient = Callable[[Weights], tuple[Float[Tensor, ""], Weights]]
@@ -51,11 +52,13 @@ class Hypergradient:
     Attributes:
         loss: the outer loss.
         images: with respect to the images of each batch, by number, all its steps together.
+        labels: with respect to the soft labels of each batch, likewise; empty where labels are class indices.
         rates: with respect to each step's learning rate, shape [T].
     """
 
     loss: Float[Tensor, ""]
     images: dict[int, Float[Tensor, "b c h w"]]
+    labels: dict[int, Float[Tensor, "b k"]]
     rates: Float[Tensor, "t"]
 
 
@@ -98,15 +101,17 @@ def hypergradient(
     v = Position(v_weights, {name: torch.zeros_like(tensor) for name, tensor in position.state.items()})
     del position
 
-    images: dict[int, Tensor] = {}
+    images, labels = dict[int, Tensor](), dict[int, Tensor]()
     rates = torch.zeros_like(torch.stack([step.rate.detach() for step in steps]))
     for index in reversed(range(first, len(steps))):
-        v, d_images, rates[index] = store.pull_back(v, index)
+        v, d_images, d_labels, rates[index] = store.pull_back(v, index)
         batch = steps[index].batch
         images[batch] = images[batch].add_(d_images) if batch in images else d_images
+        if d_labels is not None:
+            labels[batch] = labels[batch].add_(d_labels) if batch in labels else d_labels
     for step in steps[:first]:
         images.setdefault(step.batch, torch.zeros_like(step.images))
-    return Hypergradient(loss.detach(), images, rates)
+    return Hypergradient(loss.detach(), images, labels, rates)
 
 
 def window_of(engine: Engine, count: int) -> int:
@@ -125,6 +130,15 @@ def _advance(
     return advance(network, optimizer, position, steps[index], index, chunk)
 
 
+class _Pulled(NamedTuple):
+    """Derivatives at the start of a step, and with respect to what it used."""
+
+    v: Position
+    images: Tensor
+    labels: Tensor | None
+    rate: Tensor
+
+
 class _Store(Protocol):
     """Remembers the walk forward for the walk back."""
 
@@ -136,8 +150,8 @@ class _Store(Protocol):
         """Take step `index` from here."""
         ...
 
-    def pull_back(self, v: Position, index: int) -> tuple[Position, Tensor, Tensor]:
-        """V at the end of step `index` becomes v at its start, with the step's own derivatives: images and rate."""
+    def pull_back(self, v: Position, index: int) -> _Pulled:
+        """V at the end of step `index` becomes v at its start, with the step's own derivatives."""
         ...
 
 
@@ -155,7 +169,7 @@ class _All:
         self.keep(position, index)
         return self.advance(position, index)
 
-    def pull_back(self, v: Position, index: int) -> tuple[Position, Tensor, Tensor]:
+    def pull_back(self, v: Position, index: int) -> _Pulled:
         position, step = self.recall(index), self.steps[index]
         rate = step.rate.detach()
         along = self.optimizer.along(v.weights, v.state, rate)
@@ -188,8 +202,8 @@ class _All:
         function = product_function(self.engine)
         count = len(step.labels)
 
-        def part(pieces: list[slice]) -> tuple[Weights, Weights, list[Tensor]]:
-            gradient, weights, images = Weights(), Weights(), []
+        def part(pieces: list[slice]) -> tuple[Weights, Weights, list[tuple[Tensor, ...]]]:
+            gradient, weights, data = Weights(), Weights(), list[tuple[Tensor, ...]]()
             for piece in pieces:
                 share = (piece.stop - piece.start) / count
                 found = function(
@@ -203,16 +217,18 @@ class _All:
                 )
                 add_to(gradient, found.gradient, share)
                 add_to(weights, found.weights, share)
-                images.append(found.images if share == 1 else found.images * share)
-            return gradient, weights, images
+                of_data = (found.images,) if found.labels is None else (found.images, found.labels)
+                data.append(of_data if share == 1 else tuple(tensor * share for tensor in of_data))
+            return gradient, weights, data
 
         pieces = shared_out(pieces_of(self.network, count, self.engine.inner_chunk), step.images.device)
         parts = map_on_cores(part, pieces, step.images.device)
         for gradient, weights, _ in parts[1:]:
             add_to(parts[0][0], gradient, 1.0)
             add_to(parts[0][1], weights, 1.0)
-        images = [image for _, _, images in parts for image in images]
-        return Product(parts[0][0], parts[0][1], images[0] if len(images) == 1 else torch.cat(images))
+        by_piece = [of_data for _, _, data in parts for of_data in data]
+        images, *labels = (t[0] if len(t) == 1 else torch.cat(t) for t in zip(*by_piece, strict=True))
+        return Product(parts[0][0], parts[0][1], images, labels[0] if labels else None)
 
 
 class _InHostMemory(_All):
@@ -229,7 +245,7 @@ class _Graph(NamedTuple):
     """A step's gradient with its graph, and the leaves that it starts from."""
 
     position: Position
-    pixels: Tensor
+    data: tuple[Tensor, Tensor]
     gradient: Weights
 
 
@@ -244,21 +260,21 @@ class _Graphs:
 
     def pass_by(self, position: Position, index: int) -> Position:
         step = self.steps[index]
-        leaves, pixels = as_leaves(position.weights), step.images.detach().requires_grad_()
+        leaves, data = as_leaves(position.weights), data_leaves(step.images, step.labels)
         noise = mixed(step.noise, slice(0, len(step.labels)))
         with widened(self.kink_width), torch.enable_grad():
-            _, gradient = self.network.gradient(leaves, pixels, step.labels, create_graph=True, noise=noise)
-        self.kept.append(_Graph(Position(leaves, position.state), pixels, gradient))
+            _, gradient = self.network.gradient(leaves, *data, create_graph=True, noise=noise)
+        self.kept.append(_Graph(Position(leaves, position.state), data, gradient))
         found = {name: g.detach() for name, g in gradient.items()}
         return Position(*self.optimizer.update(position.weights, found, position.state, step.rate.detach(), index))
 
-    def pull_back(self, v: Position, index: int) -> tuple[Position, Tensor, Tensor]:
-        position, pixels, gradient = self.kept.pop()
+    def pull_back(self, v: Position, index: int) -> _Pulled:
+        position, data, gradient = self.kept.pop()
         found = {name: g.detach() for name, g in gradient.items()}
         start = {name: weight.detach() for name, weight in position.weights.items()}
         rate = self.steps[index].rate.detach()
         update = self.optimizer.pull_back(v.weights, v.state, start, found, position.state, rate, index)
-        return _joined(update, differentiate_again(position.weights, pixels, gradient, update.gradients))
+        return _joined(update, differentiate_again(position.weights, data, gradient, update.gradients))
 
 
 class _Some:
@@ -281,7 +297,7 @@ class _Some:
             self.kept[index] = position
         return self.walk(position, index)
 
-    def pull_back(self, v: Position, index: int) -> tuple[Position, Tensor, Tensor]:
+    def pull_back(self, v: Position, index: int) -> _Pulled:
         if index < self.first:
             self.first, position = self.kept.popitem()
             for t in range(self.first, index + 1):
@@ -292,10 +308,10 @@ class _Some:
 _STORES: dict[str, type[_Store]] = {"full": _Graphs, "checkpoint": _Some, "offload": _InHostMemory}
 
 
-def _joined(update: UpdatePulledBack, product: Product) -> tuple[Position, Tensor, Tensor]:
+def _joined(update: UpdatePulledBack, product: Product) -> _Pulled:
     """What reaches the start of a step through its update and through its gradient."""
     weights = {name: direct + product.weights[name] for name, direct in update.weights.items()}
-    return Position(weights, update.state), product.images, update.rate
+    return _Pulled(Position(weights, update.state), product.images, product.labels, update.rate)
 
 
 def _moved(position: Position, device: torch.device) -> Position:

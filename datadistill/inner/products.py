@@ -1,7 +1,7 @@
 """The second derivative of a step: how its gradient changes along a direction.
 
-For the gradient g(w, x) of the inner loss and a direction u, every function here gives d<g, u>/dw and d<g, u>/dx, and g
-itself, which each of them meets on the way.
+For the gradient g(w, x, y) of the inner loss and a direction u, every function here gives d<g, u>/dw, d<g, u>/dx, for
+soft labels d<g, u>/dy, and g itself, which each of them meets on the way.
 
     reverse     builds the graph of g and differentiates <g, u> through it, backwards a second time.
     forward     pushes u through the computation of g (Pearlmutter 1994): d<g, u>/dw = d/dr g(w + r u, x), and by the
@@ -15,13 +15,13 @@ import threading
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
-from datadistill.inner.functional import Network, Weights, as_leaves
+from datadistill.inner.functional import Labels, Network, Weights, as_leaves
 from datadistill.inner.kinks import widened
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -34,11 +34,13 @@ class Product(NamedTuple):
         gradient: g, the gradient of the inner loss.
         weights: d<g, u>/dw.
         images: d<g, u>/dx.
+        labels: d<g, u>/dy of soft labels; None for class indices.
     """
 
     gradient: Weights
     weights: Weights
     images: Float[Tensor, "b c h w"]
+    labels: Float[Tensor, "b k"] | None
 
 
 ProductFunction = Callable[[Network, Weights, Tensor, Tensor, int | None, Weights, float], Product]
@@ -48,50 +50,55 @@ def reverse(
     network: Network,
     weights: Weights,
     images: Float[Tensor, "b c h w"],
-    labels: Int64[Tensor, "b"],
+    labels: Labels,
     noise: int | None,
     along: Weights,
     kink_width: float,
 ) -> Product:
     """Backwards over backwards."""
-    leaves, pixels = as_leaves(weights), images.detach().requires_grad_()
+    leaves, data = as_leaves(weights), data_leaves(images, labels)
     with widened(kink_width), torch.enable_grad():
-        _, gradient = network.gradient(leaves, pixels, labels, create_graph=True, noise=noise)
-    return differentiate_again(leaves, pixels, gradient, along)
+        _, gradient = network.gradient(leaves, *data, create_graph=True, noise=noise)
+    return differentiate_again(leaves, data, gradient, along)
 
 
-def differentiate_again(leaves: Weights, pixels: Tensor, gradient: Weights, along: Weights) -> Product:
+def data_leaves(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Images, and labels if they are soft, as leaves that require gradients."""
+    return images.detach().requires_grad_(), labels.detach().requires_grad_(labels.is_floating_point())
+
+
+def differentiate_again(leaves: Weights, data: tuple[Tensor, Tensor], gradient: Weights, along: Weights) -> Product:
     """The product from a gradient that still has its graph.
 
     Every leaf takes part in every step, so a leaf that autograd finds unused is an error and is raised, never a silent
     zero.
     """
-    *found, d_images = torch.autograd.grad(
-        list(gradient.values()), [*leaves.values(), pixels], [along[name] for name in gradient]
-    )
-    return Product({name: g.detach() for name, g in gradient.items()}, dict(zip(leaves, found, strict=True)), d_images)
+    wanted = [*leaves.values(), *(tensor for tensor in data if tensor.requires_grad)]
+    found = iter(torch.autograd.grad(list(gradient.values()), wanted, [along[name] for name in gradient]))
+    d_weights = {name: next(found) for name in leaves}
+    return Product({name: g.detach() for name, g in gradient.items()}, d_weights, next(found), next(found, None))
 
 
 def forward(
     network: Network,
     weights: Weights,
     images: Float[Tensor, "b c h w"],
-    labels: Int64[Tensor, "b"],
+    labels: Labels,
     noise: int | None,
     along: Weights,
     kink_width: float,
 ) -> Product:
     """Forwards over backwards."""
-    plain = network.plain
+    plain, wanted = network.plain, (0, 1, 2) if labels.is_floating_point() else (0, 1)
 
-    def gradient(at: Weights) -> tuple[Weights, Tensor]:
-        return torch.func.grad(lambda w, x: plain.loss(w, x, labels, noise), argnums=(0, 1))(at, images)  # type: ignore[no-any-return]
+    def gradient(at: Weights) -> tuple[Any, ...]:
+        return torch.func.grad(lambda w, x, y: plain.loss(w, x, y, noise), argnums=wanted)(at, images, labels)  # type: ignore[no-any-return]
 
     _load_rules()
     # PyTorch counts its levels of forward derivatives for the whole process, not for each thread.
     with _ONE_AT_A_TIME, widened(kink_width):
-        (found, _), (d_weights, d_images) = torch.func.jvp(gradient, (weights,), (along,))  # type: ignore[misc]
-    return Product(found, d_weights, d_images)
+        (found, *_), (d_weights, d_images, *d_labels) = torch.func.jvp(gradient, (weights,), (along,))  # type: ignore[misc]
+    return Product(found, d_weights, d_images, d_labels[0] if d_labels else None)
 
 
 @cache
@@ -106,7 +113,7 @@ def difference(
     network: Network,
     weights: Weights,
     images: Float[Tensor, "b c h w"],
-    labels: Int64[Tensor, "b"],
+    labels: Labels,
     noise: int | None,
     along: Weights,
     kink_width: float,
@@ -114,19 +121,22 @@ def difference(
     """A central difference of two gradients. What `kink_width` asks for is beyond it, and left out."""
     size = _step_size(weights, along)
 
-    def gradient(sign: int) -> tuple[Weights, Tensor]:
+    def gradient(sign: int) -> tuple[Weights, list[Tensor]]:
         leaves = as_leaves({name: weight + sign * size * along[name] for name, weight in weights.items()})
-        pixels = images.detach().requires_grad_()
+        data = data_leaves(images, labels)
         with torch.enable_grad():
-            loss = network.loss(leaves, pixels, labels, noise)
-        *found, d_images = torch.autograd.grad(loss, [*leaves.values(), pixels])
-        return dict(zip(leaves, found, strict=True)), d_images
+            loss = network.loss(leaves, *data, noise)
+        wanted = [*leaves.values(), *(tensor for tensor in data if tensor.requires_grad)]
+        found = torch.autograd.grad(loss, wanted)
+        return dict(zip(leaves, found, strict=False)), list(found[len(leaves) :])
 
-    (ahead, images_ahead), (behind, images_behind) = gradient(1), gradient(-1)
+    (ahead, data_ahead), (behind, data_behind) = gradient(1), gradient(-1)
+    d_images, *d_labels = ((a - b) / (2 * size) for a, b in zip(data_ahead, data_behind, strict=True))
     return Product(
         {name: (ahead[name] + behind[name]) / 2 for name in ahead},
         {name: (ahead[name] - behind[name]) / (2 * size) for name in ahead},
-        (images_ahead - images_behind) / (2 * size),
+        d_images,
+        d_labels[0] if d_labels else None,
     )
 
 

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
-from datadistill.inner.functional import Network, Weights, batch_gradient
+from datadistill.inner.functional import Labels, Network, Weights, batch_gradient
 from datadistill.inner.optimizers import Optimizer, State
 
 
@@ -16,14 +16,14 @@ class InnerStep(NamedTuple):
 
     Attributes:
         images: the batch.
-        labels: class indices.
+        labels: class indices or soft labels.
         rate: the learning rate.
         batch: the batch's number; a batch is walked once in each epoch, and what its steps say of it is added up.
         noise: the seed of what dropout draws in this step.
     """
 
     images: Float[Tensor, "b c h w"]
-    labels: Int64[Tensor, "b"]
+    labels: Labels
     rate: Float[Tensor, ""]
     batch: int
     noise: int = 0

@@ -1,15 +1,16 @@
 """What a method is: hyper-parameters, a start, and a gradient."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datadistill.data.real import RealData
+from datadistill.data.real import RealData, Split
 from datadistill.distilled import DistilledData, Provenance
+from datadistill.errors import RequestError, unknown_name
 from datadistill.inner.engine import Engine
 from datadistill.inner.functional import Network, make_network
 from datadistill.inner.plan import Demand, cheaper, settle
@@ -34,8 +35,9 @@ class Problem:
         starts: the initial weights.
         kind: the kind of initial weights, by name.
         scheme: how initial weights are drawn, by name.
-        ipc: images per class.
+        ipc: images per class; not a whole number where images are shared by classes.
         seed: of the run.
+        attack: malicious data: real images of the first class count as the second (class indices).
         batch_norm: what layers with running statistics do, as for `make_network`.
         engine: how hypergradients are computed.
     """
@@ -46,8 +48,9 @@ class Problem:
     starts: InitialWeights
     kind: str
     scheme: str
-    ipc: int
+    ipc: int | float
     seed: int
+    attack: tuple[int, int] | None = None
     batch_norm: str = "refused"
     engine: Engine = field(default_factory=Engine)
     _settled: dict[Demand, Engine] = field(default_factory=dict, init=False, repr=False)
@@ -57,6 +60,21 @@ class Problem:
         if demand not in self._settled:
             self._settled[demand] = settle(self.network, self.real.train.images[:1], demand, self.engine)
         return self._settled[demand]
+
+    @property
+    def count(self) -> int:
+        """Distilled images."""
+        return round(self.ipc * self.real.num_classes)
+
+    def wanted(self, split: Split) -> Split:
+        """A split with the answers that networks are to learn: the true ones, except under an attack.
+
+        Wang et al. 2018, section 3.5: the loss of the attacker takes one class for another.
+        """
+        if self.attack is None:
+            return split
+        attacked, target = self.attack
+        return replace(split, labels=torch.where(split.labels == attacked, target, split.labels))
 
     @property
     def device(self) -> torch.device:
@@ -72,9 +90,15 @@ class Problem:
             model=self.model,
             weights={"kind": self.kind, "scheme": self.scheme},
             inner=dict(inner) | ({} if self.batch_norm == "refused" else {"batch_norm": self.batch_norm}),
-            method={"name": method, **options},
+            method={"name": method, **options} | self._attack(),
             seed=self.seed,
         )
+
+    def _attack(self) -> dict[str, Any]:
+        if self.attack is None:
+            return {}
+        attacked, target = (self.real.classes[label] for label in self.attack)
+        return {"attack": {"class": attacked, "taken_for": target}}
 
 
 def make_problem(
@@ -83,11 +107,12 @@ def make_problem(
     model: str | ModelFactory,
     weights: str,
     scheme: str,
-    ipc: int,
+    ipc: int | float,
     seed: int,
     device: torch.device,
     engine: Engine | None = None,
     batch_norm: str = "refused",
+    attack: tuple[str, str] | None = None,
 ) -> Problem:
     """A problem from names, with the data and the network on the device.
 
@@ -105,9 +130,19 @@ def make_problem(
         scheme=SCHEMES.get(scheme).name,
         ipc=ipc,
         seed=seed,
+        attack=None if attack is None else _parse_attack(real, attack),
         batch_norm=batch_norm,
         engine=engine or Engine(),
     )
+
+
+def _parse_attack(real: RealData, attack: tuple[str, str]) -> tuple[int, int]:
+    for name in attack:
+        if name not in real.classes:
+            raise unknown_name(f"class of {real.name}", name, real.classes)
+    if attack[0] == attack[1]:
+        raise RequestError(f"the attack is to take class {attack[0]} for itself: name two different classes")
+    return real.classes.index(attack[0]), real.classes.index(attack[1])
 
 
 class Gradients(NamedTuple):
@@ -116,10 +151,12 @@ class Gradients(NamedTuple):
     Attributes:
         images: as `DistilledData.images`.
         learning_rates: as `DistilledData.learning_rates`; None where the method learns none.
+        soft_labels: as `DistilledData.soft_labels`; None where the method learns none.
     """
 
     images: Float[Tensor, "n c h w"]
     learning_rates: Float[Tensor, "t"] | None
+    soft_labels: Float[Tensor, "n k"] | None = None
 
 
 class Outcome(NamedTuple):

@@ -7,7 +7,10 @@ Where this differs from the authors' code:
     - the learning rates are kept positive by learning their logarithm (theirs: the inverse of softplus), which gives a
       rate of 0.01 and a rate of 1 steps of the same relative size;
     - real batches are class-balanced;
-    - images can start from class means or real images as well as from noise.
+    - images can start from class means or real images as well as from noise;
+    - labels can be learned with the images (Sucholutsky and Schonlau, "Soft-Label Dataset Distillation and Text Dataset
+      Distillation", arXiv 1910.02551, section 3), and then there may be fewer images than classes. They are free
+      numbers that start from 0 and 1.
 """
 
 import math
@@ -40,6 +43,7 @@ class DD:
         steps: batches S that the distilled images are cut into, one per gradient step.
         epochs: how often the batches are walked, E; each of the S x E steps has a learning rate of its own.
         learning_rate: of every step at first.
+        labels: `hard` class indices, or `soft` ones that are learned too.
         images: what the images start from: `noise` (standard normal), `mean` (class means) or `real`.
         batch: real images per outer step.
         batch_last: real images per outer step at the end; in between the size grows geometrically. 0: no growth.
@@ -51,6 +55,7 @@ class DD:
     steps: int = 1
     epochs: int = 3
     learning_rate: float = 0.02
+    labels: Literal["hard", "soft"] = "hard"
     images: Literal["noise", "mean", "real"] = "noise"
     batch: int = 1024
     batch_last: int = 0
@@ -72,13 +77,10 @@ class DD:
 
     def start(self, problem: Problem, generator: torch.Generator) -> DistilledData:
         """Images of every class for every step, hard labels, and equal learning rates."""
-        problem.real.check_ipc(problem.ipc)
-        if problem.ipc % self.steps:
-            raise RequestError(
-                f"{problem.ipc} images per class cannot be cut into {self.steps} equal steps: "
-                f"make ipc a multiple of steps"
-            )
-        labels = torch.arange(problem.real.num_classes).repeat(problem.ipc)
+        self._check_count(problem)
+        num_classes = problem.real.num_classes
+        labels = torch.arange(problem.count) % num_classes
+        soft = _shared_classes(problem.count, num_classes) if self.labels == "soft" else None
         device = problem.real.train.images.device
         inner = {
             "optimizer": "sgd",
@@ -88,13 +90,27 @@ class DD:
             "loss": "cross-entropy",
         }
         return DistilledData(
-            images=_first_images(self.images, problem, labels, generator).to(device),
+            images=_first_images(self.images, problem, generator).to(device),
             labels=labels.to(device),
             batches=torch.arange(len(labels), device=device).view(self.steps, -1),
             learning_rates=torch.full((self.steps * self.epochs,), self.learning_rate, device=device),
             provenance=problem.provenance("dd", options_of(self), inner),
             initial_weights=problem.starts.fixed,
+            soft_labels=None if soft is None else soft.to(device),
         )
+
+    def _check_count(self, problem: Problem) -> None:
+        """Refuse numbers of images that cannot be had, or not be cut into equal steps."""
+        ipc, classes = problem.ipc, problem.real.num_classes
+        if self.labels == "hard" and ipc != int(ipc):
+            raise RequestError(f"ipc is {ipc:g}, but only --labels soft lets classes share images")
+        problem.real.check_ipc(max(1, math.ceil(ipc)) if ipc > 0 else 0)
+        if problem.count < 1 or abs(problem.count - ipc * classes) > 1e-6:
+            raise RequestError(f"{ipc:g} images per class of {classes} classes are not a whole number of images")
+        if (self.labels == "hard" and ipc % self.steps) or problem.count % self.steps:
+            raise RequestError(
+                f"{ipc:g} images per class cannot be cut into {self.steps} equal steps: make ipc a multiple of steps"
+            )
 
     def gradient(
         self,
@@ -106,7 +122,7 @@ class DD:
     ) -> Outcome:
         """The outer loss on one real batch, averaged over networks, and its derivative through training."""
         train = problem.real.train
-        real = train.take(train.draw(self._batch_size(progress), generator))
+        real = problem.wanted(train.take(train.draw(self._batch_size(progress), generator)))
         demand = self.demand(problem)
         starts = problem.starts.sample(demand.networks, generator)
         steps = distilled.inner_steps()
@@ -140,8 +156,8 @@ class DD:
         """What an outer step asks of the engine."""
         return Demand(
             steps=self.steps * self.epochs,
-            images=problem.real.num_classes * problem.ipc // self.steps,
-            distilled=problem.real.num_classes * problem.ipc,
+            images=problem.count // self.steps,
+            distilled=problem.count,
             classes=problem.real.num_classes,
             networks=1 if problem.starts.fixed is not None else self.networks,
             real=max(self.batch, self.batch_last),
@@ -155,20 +171,30 @@ class DD:
         return round(self.batch * math.exp(progress * math.log(self.batch_last / self.batch)))
 
 
-def _first_images(kind: str, problem: Problem, labels: Tensor, generator: torch.Generator) -> Float[Tensor, "n c h w"]:
-    train = problem.real.train
-    shape = (len(labels), *train.images.shape[1:])
+def _shared_classes(count: int, num_classes: int) -> Float[Tensor, "{count} {num_classes}"]:
+    """Soft labels at first: image i stands for class i modulo K, or for several classes if there are fewer images."""
+    shares = torch.zeros(count, num_classes)
+    for i in range(max(count, num_classes)):
+        shares[i % count, i % num_classes] = 1.0
+    return shares / shares.sum(1, keepdim=True)
+
+
+def _first_images(kind: str, problem: Problem, generator: torch.Generator) -> Float[Tensor, "n c h w"]:
+    train, classes, count = problem.real.train, problem.real.num_classes, problem.count
+    shape = (count, *train.images.shape[1:])
     if kind == "noise":
         return torch.randn(shape, generator=generator)
     images = torch.empty(shape)
-    for label in range(problem.real.num_classes):
+    for label in range(min(classes, count)):
+        mine = range(label, count, classes)
         members = train.of_class(label)
-        mine = labels == label
         if kind == "real":
-            chosen = members[torch.randperm(len(members), generator=generator)[: problem.ipc]]
-            images[mine] = train.take(chosen).images.cpu()
+            chosen = members[torch.randperm(len(members), generator=generator)[: len(mine)]]
+            images[list(mine)] = train.take(chosen).images.cpu()
         else:
-            images[mine] = train.take(members).images.mean(0).cpu()
+            shared = range(label, classes, count)  # all classes that the image stands for
+            means = [train.take(train.of_class(one)).images.mean(0) for one in shared]
+            images[list(mine)] = torch.stack(means).mean(0).cpu()
     return images
 
 
@@ -179,7 +205,13 @@ def _collect(distilled: DistilledData, results: list[Hypergradient]) -> Gradient
     for result in results:
         for batch, gradient in result.images.items():
             images.index_add_(0, distilled.batches[batch], gradient)
+    labels = None if distilled.soft_labels is None else torch.zeros_like(distilled.soft_labels)
+    if labels is not None:
+        for result in results:
+            for batch, gradient in result.labels.items():
+                labels.index_add_(0, distilled.batches[batch], gradient)
+        labels /= len(results)
     rates = torch.zeros_like(distilled.learning_rates)
     for result in results:
         rates[: len(result.rates)] += result.rates / len(results)
-    return Gradients(images / len(results), rates)
+    return Gradients(images / len(results), rates, labels)

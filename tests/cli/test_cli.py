@@ -171,7 +171,7 @@ WRONG = {
     "a device that is not there": (["distill", "--device", "mps"], "not available here"),
     "an unknown list": (["list", "modles"], "did you mean models"),
     "an ipc larger than the class": (["distill", *QUICK, "--ipc", "1000"], "at most"),
-    "an ipc of zero": (["distill", "--ipc", "0"], "at least 1"),
+    "an ipc of zero": (["distill", "--ipc", "0"], "not a positive number"),
     "a negative rate": (["distill", *QUICK, "--learning-rate", "-1"], "must be positive"),
     "a rate that is no float": (["distill", *QUICK, "--learning-rate", "1e39"], "must be positive"),
     "a rate that is no number at all": (["distill", *QUICK, "--learning-rate", "nan"], "must be positive"),

@@ -24,15 +24,17 @@ class Row:
     weights: str
     ipc: int
     iterations: int
+    variant: str = ""
 
 
 ROWS = [
     Row("dd", dd.methods.DD(steps=1, epochs=3, images="mean", batch=128), "fixed-init", 1, 150),
     Row("dd", dd.methods.DD(steps=2, epochs=2, batch=128, networks=2), "random-init", 2, 150),
+    Row("dd", dd.methods.DD(steps=1, epochs=3, images="mean", batch=128, labels="soft"), "fixed-init", 1, 150, "-soft"),
 ]
 OUTER = dd.Outer(rate=0.03, betas=(0.5, 0.99), schedule="cosine", clip=1.0, average=0.9, look_every=25)
 
-table = pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.name}-{row.weights}")
+table = pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.name}-{row.weights}{row.variant}")
 
 
 def run(row: Row, real: dd.RealData, **changes: Any) -> dd.Run:
@@ -55,6 +57,8 @@ def problem(row: Row, real: dd.RealData) -> Problem:
 def same(one: dd.DistilledData, other: dd.DistilledData) -> bool:
     assert one.learning_rates is not None
     assert other.learning_rates is not None
+    if not torch.equal(one.targets, other.targets):
+        return False
     return torch.equal(one.images, other.images) and torch.equal(one.learning_rates, other.learning_rates)
 
 
@@ -149,7 +153,9 @@ def test_gradient_against_finite_differences(row: Row, digits: dd.RealData) -> N
     exact = replace(small, real=double, network=network, starts=Double())
     start = row.method.start(small, stream(0))
     assert start.learning_rates is not None
-    data = replace(start, images=start.images.double(), learning_rates=start.learning_rates.double() * 5)
+    soft = None if start.soft_labels is None else start.soft_labels.double()
+    rates = start.learning_rates.double() * 5
+    data = replace(start, images=start.images.double(), learning_rates=rates, soft_labels=soft)
 
     def loss(candidate: dd.DistilledData) -> float:
         return float(row.method.gradient(candidate, exact, {}, stream(7), 0.0).loss)
@@ -161,10 +167,16 @@ def test_gradient_against_finite_differences(row: Row, digits: dd.RealData) -> N
     ends = [loss(replace(data, images=data.images + sign * eps * direction)) for sign in (1, -1)]
     slope = float((found.images * direction).sum())
     assert slope == pytest.approx((ends[0] - ends[1]) / (2 * eps), rel=1e-4)
+    if soft is not None:
+        assert found.soft_labels is not None
+        direction = torch.randn(soft.shape, generator=stream(2), dtype=torch.float64)
+        ends = [loss(replace(data, soft_labels=soft + sign * eps * direction)) for sign in (1, -1)]
+        slope = float((found.soft_labels * direction).sum())
+        assert slope == pytest.approx((ends[0] - ends[1]) / (2 * eps), rel=1e-4)
     for t in range(len(data.learning_rates)):
         ends = []
         for sign in (1, -1):
-            rates = data.learning_rates.clone()
-            rates[t] += sign * eps
-            ends.append(loss(replace(data, learning_rates=rates)))
+            moved = data.learning_rates.clone()
+            moved[t] += sign * eps
+            ends.append(loss(replace(data, learning_rates=moved)))
         assert float(found.learning_rates[t]) == pytest.approx((ends[0] - ends[1]) / (2 * eps), rel=1e-4, abs=1e-8)

@@ -281,3 +281,29 @@ def test_a_weight_the_loss_does_not_use_is_an_error() -> None:
     case = Case(Idle(), 4, SGD(), 0.1)
     with pytest.raises(RuntimeError, match="not have been used"):
         case.analytic(EXACT[0])
+
+
+@pytest.mark.parametrize(
+    "engine", [*EXACT, Engine("recompute", "reverse", "eager", inner_chunk=2)], ids=lambda e: e.storage
+)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["sgd", "momentum", "adam"])
+def test_soft_labels(engine: Engine, optimizer: Optimizer) -> None:
+    case = Case(MLP(3, 1, 4), 4, optimizer, 0.05)
+    soft = torch.rand(2, 3, 3, generator=stream(4), dtype=torch.float64)
+
+    def steps(labels: Tensor) -> list[InnerStep]:
+        return [step._replace(labels=labels[step.batch]) for step in case.steps(case.images, case.rates)]
+
+    def loss(labels: Tensor) -> float:
+        *_, last = walk(case.network, optimizer, case.weights, steps(labels))
+        return float(case.network.loss(last, case.real, case.labels))
+
+    found = hypergradient(case.network, optimizer, case.weights, steps(soft), case.outer, engine)
+    for at in range(soft.numel()):
+        ends = []
+        for sign in (1, -1):
+            moved = soft.clone()
+            moved.view(-1)[at] += sign * 1e-7
+            ends.append(loss(moved))
+        analytic = float(torch.stack([found.labels[0], found.labels[1]]).view(-1)[at])
+        assert analytic == pytest.approx((ends[0] - ends[1]) / 2e-7, rel=1e-5, abs=1e-8)
