@@ -59,7 +59,7 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
-def fraction(text: str) -> float:
+def fraction(text: str) -> int | float:
     """A parser for a positive number, whole where it can be, such as `10` or `0.5`."""
     value = number(text)
     if not 0 < value < 1e9:
