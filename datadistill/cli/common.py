@@ -17,7 +17,8 @@ def add_data_flags(parser: argparse._ActionsContainer, dataset: str) -> None:
     parser.add_argument(
         "--data-root",
         metavar="DIR",
-        help="where official dataset files lie (default: the environment variable DATADISTILL_DATA)",
+        help="where official dataset files lie; what is not there is fetched into the cache "
+        "(default: the environment variable DATADISTILL_DATA)",
     )
 
 

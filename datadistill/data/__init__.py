@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from datadistill.data.bundled import digits, mnist
+from datadistill.data.bundled import digits, mnist, mnist_rgb
+from datadistill.data.named import cifar_10, cifar_100, fashion_mnist, svhn, usps, usps_16
 from datadistill.data.real import RealData, Split
 from datadistill.data.transforms import Normalization
 from datadistill.errors import RequestError
@@ -34,6 +35,13 @@ DATASETS = Registry(
     (
         DatasetInfo("mnist", "60,000 + 10,000 handwritten digits, 28x28 grey, in this package", mnist),
         DatasetInfo("digits", "1,797 handwritten digits, 8x8 grey, from scikit-learn", digits),
+        DatasetInfo("mnist-rgb", "MNIST at 32x32 with three equal channels, beside SVHN; in this package", mnist_rgb),
+        DatasetInfo("fashion-mnist", "60,000 + 10,000 pictures of clothes, 28x28 grey; official files", fashion_mnist),
+        DatasetInfo("usps", "7,291 + 2,007 digits from envelopes, 16x16 grey made 28x28; official files", usps),
+        DatasetInfo("usps-16", "the same digits at their own size, 16x16", usps_16),
+        DatasetInfo("svhn", "73,257 + 26,032 house number digits, 32x32 colour; official files", svhn),
+        DatasetInfo("cifar-10", "50,000 + 10,000 photographs in 10 classes, 32x32 colour; official files", cifar_10),
+        DatasetInfo("cifar-100", "50,000 + 10,000 photographs in 100 classes, 32x32 colour; official files", cifar_100),
     ),
 )
 
@@ -43,11 +51,13 @@ def load(name: str, data_root: str | Path | None = None) -> RealData:
 
     Args:
         name: one of `datadistill list datasets`, in any case.
-        data_root: where official files lie; the environment variable `DATADISTILL_DATA` without it.
+        data_root: where official files lie; the environment variable `DATADISTILL_DATA` without it. What is not there
+            is looked for in the user's cache and else fetched into it from its authors (docs/datasets.md).
 
     Raises:
         RequestError: there is no such dataset, or no such folder.
-        DamagedFileError: a file does not match its checksum.
+        DamagedFileError: a file is not the official one.
+        DatadistillError: a file is missing and cannot be fetched.
     """
     root = data_root if data_root is not None else os.environ.get("DATADISTILL_DATA")
     info = DATASETS.get(name)

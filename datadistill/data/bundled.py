@@ -4,11 +4,14 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import UInt8
+from torch import Tensor
 
+from datadistill.data.classes import DIGITS
 from datadistill.data.idx import read_idx
+from datadistill.data.labelled import Labelled
 from datadistill.data.real import RealData, from_pixels, stratified
-
-_DIGITS = tuple("0123456789")
 
 _MNIST_FILES = {
     "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -25,6 +28,24 @@ def mnist(data_root: Path | None = None) -> RealData:
         data_root: where `mnist/` with the four official files may lie; without that folder the copy
             inside this package is read. Both must match the official checksums, so the pixels are the same.
     """
+    train, test = _mnist(data_root)
+    return from_pixels("mnist", train.pixels, train.labels, test.pixels, test.labels, DIGITS)
+
+
+def mnist_rgb(data_root: Path | None = None) -> RealData:
+    """MNIST as 32x32 pixels of three equal channels, so that a network takes it and SVHN.
+
+    Two background pixels on each side make up the size. The 2018 code that adapts from SVHN to MNIST keeps 28x28 pixels
+    and lets LeNet pad them, there with the mean instead of the background.
+
+    Args:
+        data_root: as for `mnist`.
+    """
+    train, test = _mnist(data_root)
+    return from_pixels("mnist-rgb", _rgb(train.pixels), train.labels, _rgb(test.pixels), test.labels, DIGITS)
+
+
+def _mnist(data_root: Path | None) -> tuple[Labelled, Labelled]:
     folder = Path(str(resources.files("datadistill") / "data" / "mnist"))
     if data_root is not None and (data_root / "mnist").is_dir():
         folder = data_root / "mnist"
@@ -33,14 +54,12 @@ def mnist(data_root: Path | None = None) -> RealData:
         read_idx(folder / name, sha256, shape)
         for (name, sha256), shape in zip(_MNIST_FILES.items(), shapes, strict=True)
     )
-    return from_pixels(
-        "mnist",
-        train_images[..., None],
-        train_labels.long(),
-        test_images[..., None],
-        test_labels.long(),
-        _DIGITS,
-    )
+    train = Labelled(train_images[..., None], train_labels.long())
+    return train, Labelled(test_images[..., None], test_labels.long())
+
+
+def _rgb(pixels: UInt8[Tensor, "n 28 28 1"]) -> UInt8[Tensor, "n 32 32 3"]:
+    return F.pad(pixels, (0, 0, 2, 2, 2, 2)).expand(-1, -1, -1, 3)
 
 
 def digits(data_root: Path | None = None) -> RealData:
@@ -56,4 +75,4 @@ def digits(data_root: Path | None = None) -> RealData:
     test = stratified(labels, len(labels) // 5, seed=1)
     train = torch.ones(len(labels), dtype=torch.bool)
     train[test] = False
-    return from_pixels("digits", pixels[train], labels[train], pixels[test], labels[test], _DIGITS)
+    return from_pixels("digits", pixels[train], labels[train], pixels[test], labels[test], DIGITS)

@@ -151,12 +151,11 @@ def from_pixels(
     held = stratified(train_labels, count, seed=0)
     kept = torch.ones(len(train_labels), dtype=torch.bool)
     kept[held] = False
-    train_images = normalization.apply(train_pixels)
     num_classes = len(classes)
     return RealData(
         name=name,
-        train=Split(train_images[kept], train_labels[kept], num_classes),
-        held_out=Split(train_images[held], train_labels[held], num_classes),
+        train=Split(normalization.apply(train_pixels[kept]), train_labels[kept], num_classes),
+        held_out=Split(normalization.apply(train_pixels[held]), train_labels[held], num_classes),
         test=Split(normalization.apply(test_pixels), test_labels, num_classes),
         classes=classes,
         normalization=normalization,

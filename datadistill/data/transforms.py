@@ -22,11 +22,11 @@ class Normalization:
     @classmethod
     def measure(cls, pixels: UInt8[Tensor, "n h w c"]) -> "Normalization":
         """Mean and deviation of 8-bit pixels; a channel without contrast gets deviation 1."""
-        channels = pixels.reshape(-1, pixels.shape[-1])
         values = torch.arange(256, dtype=torch.float64) / 255
         mean, std = [], []
-        for channel in channels.T:
-            share = torch.bincount(channel.long(), minlength=256).double() / len(channel)
+        for index in range(pixels.shape[-1]):
+            channel = pixels[..., index].flatten()
+            share = torch.bincount(channel, minlength=256).double() / len(channel)
             centre = float((share * values).sum())
             spread = float((share * (values - centre) ** 2).sum().sqrt())
             mean.append(centre)

@@ -1,0 +1,81 @@
+"""Labelled: one split of a dataset as it is published, in pixels."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from datadistill.errors import DamagedFileError, explain_os_error
+
+Counts = tuple[int, ...]
+"""Images of each class."""
+
+ADVICE = "put the official file there, or delete it to have it fetched again"
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Pixels and labels.
+
+    Attributes:
+        pixels: 8 bit.
+        labels: class indices.
+    """
+
+    pixels: UInt8[Tensor, "n h w c"]
+    labels: Int64[Tensor, "n"]
+
+    def checked(self, counts: Counts, where: Path) -> "Labelled":
+        """Itself, if every class has as many images as it should.
+
+        Args:
+            counts: images of each class.
+            where: what an error names.
+
+        Raises:
+            DamagedFileError: a label is out of range, or a class has another number of images.
+        """
+        if len(self.labels) != sum(counts):
+            raise damaged(where, f"it holds {len(self.labels):,} images instead of {sum(counts):,}")
+        if int(self.labels.min()) < 0 or int(self.labels.max()) >= len(counts):
+            raise damaged(where, f"its labels are not the {len(counts)} classes")
+        if torch.bincount(self.labels, minlength=len(counts)).tolist() != list(counts):
+            raise damaged(where, "its classes have other numbers of images than the official ones")
+        return self
+
+
+def damaged(where: Path, why: str) -> DamagedFileError:
+    """The error for a file, or a folder of files, that is not what it should be."""
+    return DamagedFileError(f"{where} is damaged or not official: {why}; {ADVICE}")
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """A file's content.
+
+    Args:
+        path: the file.
+        most: as many bytes as it may have.
+
+    Raises:
+        DamagedFileError: it is larger.
+        DatadistillError: it cannot be read.
+    """
+    try:
+        if path.stat().st_size > most:
+            raise damaged(path, f"it is larger than {most:,} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise explain_os_error(error, f"read {path}") from error
+
+
+def check_md5(content: bytes, md5: str, where: Path) -> None:
+    """Compare with a published checksum; MD5 because that is what the authors publish.
+
+    Raises:
+        DamagedFileError: it differs.
+    """
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+        raise damaged(where, "its MD5 differs")
