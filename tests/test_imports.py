@@ -25,6 +25,7 @@ ORDER = [
     "methods",
     "checking",
     "evaluation",
+    "audit",
     "baselines",
     "settings",
     "runs",

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
 from datadistill.data.real import Split
 from datadistill.inner.functional import Network, Weights
@@ -37,6 +39,19 @@ def accuracy_of(network: Network, weights: Weights, split: Split) -> Accuracy:
         correct += int((logits.argmax(1) == labels).sum())
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
     return Accuracy(correct / len(split), loss / len(split))
+
+
+@torch.no_grad()
+def confusion_of(network: Network, weights: Weights, split: Split) -> Float[Tensor, "k k"]:
+    """Share of each class's images (rows) that a network takes for each class (columns); rows without images are 0."""
+    classes = split.num_classes
+    counts = torch.zeros(classes * classes, dtype=torch.int64)
+    for first in range(0, len(split), _BATCH):
+        part = slice(first, first + _BATCH)
+        answers = network.logits(weights, split.images[part]).argmax(1)
+        counts += torch.bincount((split.labels[part] * classes + answers).cpu(), minlength=classes * classes)
+    table = counts.view(classes, classes).double()
+    return table / table.sum(1, keepdim=True).clamp(min=1)
 
 
 def accuracy_along(
