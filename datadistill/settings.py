@@ -9,9 +9,10 @@ from datadistill.errors import DamagedFileError
 from datadistill.inner.engine import Engine
 
 FORMAT = 1
-_NEW = ("engine", "batch_norm")
+_NEW = ("engine", "batch_norm", "pool", "pool_digest")
 """Settings that the first files of this format do not have."""
-_ONLY_CHANGES_BITS = ("versions", "threads", "recipe")
+_ONLY_CHANGES_BITS = ("versions", "threads", "recipe", "pool")
+"""What two parts of one run may differ in. A pool may have been moved: its digest says whether it is the same."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Settings:
         recipe: the command that started it.
         engine: how hypergradients are computed.
         batch_norm: what layers with running statistics do.
+        pool: the file that the pretrained kinds of initial weights come from.
+        pool_digest: of that file's contents.
     """
 
     dataset: str
@@ -53,6 +56,8 @@ class Settings:
     recipe: str = ""
     engine: dict[str, Any] = field(default_factory=dict)
     batch_norm: str = "refused"
+    pool: str | None = None
+    pool_digest: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """JSON-ready."""
