@@ -16,9 +16,12 @@ from datadistill.descent import Outer
 from datadistill.distilled import DistilledData, load_distilled
 from datadistill.errors import DamagedFileError, DatadistillError, Interrupted, RequestError
 from datadistill.evaluation import Score, evaluate
+from datadistill.experts import make_pool
 from datadistill.inner import Engine
 from datadistill.outer import Run, distill
+from datadistill.pools import Pool, load_pool
 from datadistill.progress import Progress
+from datadistill.training import Training
 
 __all__ = [
     "DamagedFileError",
@@ -27,14 +30,18 @@ __all__ = [
     "Engine",
     "Interrupted",
     "Outer",
+    "Pool",
     "Progress",
     "RealData",
     "RequestError",
     "Run",
     "Score",
+    "Training",
     "distill",
     "evaluate",
     "load",
     "load_distilled",
+    "load_pool",
+    "make_pool",
     "methods",
 ]

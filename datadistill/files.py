@@ -1,5 +1,6 @@
 """Files that are either the old one or the new one, never half of one."""
 
+import hashlib
 import json
 import os
 import threading
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -81,3 +83,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedFileError(f"{path} is damaged or no safetensors file: {reason}") from error
     return tensors, metadata
+
+
+def digest_of(tensors: dict[str, Tensor], text: str = "") -> str:
+    """SHA-256 of some text and of tensors with their names, types and shapes, hexadecimal."""
+    found = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        plain = tensor.detach().cpu().contiguous()
+        found.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
+        found.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

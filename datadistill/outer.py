@@ -29,6 +29,7 @@ from datadistill.methods import DD, method_name
 from datadistill.methods.base import Method, Outcome, Problem, make_problem, options_of
 from datadistill.models import ModelFactory
 from datadistill.moments import Best, Moment, pack, unpack
+from datadistill.pools import Pool, load_pool
 from datadistill.progress import Reporter, Silent, Status
 from datadistill.runs import RunFolder
 from datadistill.runtime import peak_memory, resolve_device, stream, versions
@@ -67,6 +68,7 @@ def distill(
     model: str | ModelFactory = "lenet",
     weights: str = "fixed-init",
     scheme: str = "xavier",
+    pool: Pool | str | Path | None = None,
     ipc: int | float | None = None,
     outer: Outer | None = None,
     engine: Engine | None = None,
@@ -89,6 +91,7 @@ def distill(
         model: the network, by name or as a function that returns a `torch.nn.Module`.
         weights: the kind of initial weights, one of `weights.KINDS`.
         scheme: how initial weights are drawn, one of `models.SCHEMES`.
+        pool: trained networks, or their file, for the pretrained kinds of initial weights.
         ipc: images per class; one for each of the method's steps without it. With soft labels classes can share images:
             0.5 makes one for two classes.
         outer: hyper-parameters of the outer loop.
@@ -113,6 +116,7 @@ def distill(
     method, outer, reporter = method or DD(), outer or Outer(), reporter or Silent()
     length = Length(iterations, parse_duration(budget))
     on = resolve_device(device)
+    pool = load_pool(pool) if isinstance(pool, str | Path) else pool
     _prepare(on, reporter)
     problem = make_problem(
         real,
@@ -125,7 +129,9 @@ def distill(
         engine=engine,
         batch_norm=batch_norm,
         attack=attack,
+        pool=pool,
     )
+    _check_pool(method, problem)
     template = method.start(problem, stream(seed, "start"))
     settings = Settings(
         dataset=real.name,
@@ -139,6 +145,8 @@ def distill(
         engine=asdict(problem.engine),
         batch_norm=batch_norm,
         attack=None if attack is None else list(attack),
+        pool=None if pool is None or pool.path is None else str(pool.path),
+        pool_digest=None if pool is None else pool.digest,
         iterations=length.iterations,
         budget=length.budget,
         device=problem.device.type,
@@ -154,6 +162,16 @@ def distill(
     with StopRequest() as stop, folder.locked() if folder else nullcontext():
         moment = loop.first() if folder is None else _open(folder, settings, loop, resume)
         return loop.finish(loop.run(moment, stop))
+
+
+def _check_pool(method: Method, problem: Problem) -> None:
+    """Refuse a method that wants more different networks at a time than the pool has."""
+    wanted, pool = method.demand(problem).networks, problem.pool
+    if pool is not None and wanted > len(pool.for_distilling):
+        raise RequestError(
+            f"an outer step takes {wanted} networks, but the pool has {len(pool.for_distilling)} for distilling and "
+            f"{pool.facts.reserved} for judging: lower --networks, or make a larger pool"
+        )
 
 
 def _prepare(device: torch.device, reporter: Reporter) -> None:

@@ -77,7 +77,7 @@ def clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _print(text: str) -> None:
+def say(text: str) -> None:
     """A line on standard error; a run does not end because nobody can read how it is doing."""
     with suppress(OSError, ValueError, AttributeError):
         print(text, file=sys.stderr, flush=True)
@@ -111,7 +111,7 @@ def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
         if now - last >= SECONDS_BETWEEN_LINES:
             last = now
             left = clock((now - began) / done * (total - done))
-            _print(f"{title}: {done} of {total}, {left} left")
+            say(f"{title}: {done} of {total}, {left} left")
 
     yield count
 
@@ -144,10 +144,10 @@ class Progress:
             self._live.update(line)
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES or status.fraction >= 1:
             self._last_line = time.monotonic()
-            _print(f"{100 * status.fraction:3.0f}%  {describe(status)}")
+            say(f"{100 * status.fraction:3.0f}%  {describe(status)}")
 
     def say(self, text: str) -> None:
         if self._live is not None:
             self._console.print(text, markup=False)
         else:
-            _print(text)
+            say(text)

@@ -1,7 +1,6 @@
 """Run folders: settings, metrics, checkpoints. Everything written can be read at any moment."""
 
 import errno
-import hashlib
 import json
 import os
 import sys
@@ -11,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from datadistill.errors import DamagedFileError, RequestError, explain_os_error
-from datadistill.files import read_json, read_tensors, write_atomically, write_json, write_tensors
+from datadistill.files import digest_of, read_json, read_tensors, write_atomically, write_json, write_tensors
 from datadistill.settings import Settings, parse_settings
 
 if sys.platform != "win32":
@@ -33,12 +31,7 @@ class Checkpoint:
 
     def digest(self) -> str:
         """SHA-256 of all of it."""
-        found = hashlib.sha256(json.dumps(self.facts).encode())
-        for name, tensor in sorted(self.tensors.items()):
-            plain = tensor.detach().cpu().contiguous()
-            found.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
-            found.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()
+        return digest_of(self.tensors, json.dumps(self.facts))
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from datadistill.errors import DamagedFileError
 from datadistill.inner.engine import Engine
 
 FORMAT = 1
-_NEW = ("engine", "batch_norm", "attack")
+_NEW = ("engine", "batch_norm", "attack", "pool", "pool_digest")
 """Settings that the first files of this format do not have."""
-_ONLY_CHANGES_BITS = ("versions", "threads", "recipe")
+_ONLY_CHANGES_BITS = ("versions", "threads", "recipe", "pool")
+"""What two parts of one run may differ in. A pool may have been moved: its digest says whether it is the same."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Settings:
         engine: how hypergradients are computed.
         batch_norm: what layers with running statistics do.
         attack: the class that is to be taken for another, and that other, or None.
+        pool: the file that the pretrained kinds of initial weights come from.
+        pool_digest: of that file's contents.
     """
 
     dataset: str
@@ -55,6 +58,8 @@ class Settings:
     engine: dict[str, Any] = field(default_factory=dict)
     batch_norm: str = "refused"
     attack: list[str] | None = None
+    pool: str | None = None
+    pool_digest: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """JSON-ready."""

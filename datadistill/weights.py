@@ -1,17 +1,19 @@
 """Initial weights: where the inner loop starts.
 
-`fixed-init` and `random-init` are here; the two pretrained kinds join as further records of `KINDS` that sample from a
-pool of trained networks instead of drawing.
+Two kinds draw them; two take those of trained networks, from a pool, or, for one network, as a user's module came with
+them (Wang et al. 2018).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from datadistill.errors import RequestError
 from datadistill.inner.functional import Network, Weights
 from datadistill.models.schemes import draw_weights
+from datadistill.pools import Pool
 from datadistill.registry import Registry
 from datadistill.runtime import stream
 
@@ -67,26 +69,64 @@ class KindInfo:
     Attributes:
         name: what people type.
         line: one line of explanation.
-        make: from a network, a scheme and a seed.
+        make: from a network, a scheme, a seed and a pool of trained networks, if one was given.
+        pretrained: whether it takes a pool; the others draw.
     """
 
     name: str
     line: str
-    make: Callable[[Network, str, int], InitialWeights]
+    make: Callable[[Network, str, int, Pool | None], InitialWeights]
+    pretrained: bool = False
 
 
-def _fixed(network: Network, scheme: str, seed: int) -> InitialWeights:
+def _fixed(network: Network, scheme: str, seed: int, pool: Pool | None) -> InitialWeights:
     return Fixed(draw_weights(network.module, scheme, stream(seed, "fixed-init")))
+
+
+def _random(network: Network, scheme: str, seed: int, pool: Pool | None) -> InitialWeights:
+    return Random(network, scheme)
+
+
+def _random_pretrained(network: Network, scheme: str, seed: int, pool: Pool | None) -> InitialWeights:
+    if pool is None:
+        raise RequestError(
+            "random-pretrained needs a pool of trained networks: make one with `datadistill pretrain` and give its "
+            "file with --pool"
+        )
+    return pool.for_distilling.to(_device(network))
+
+
+def _fixed_pretrained(network: Network, scheme: str, seed: int, pool: Pool | None) -> InitialWeights:
+    if pool is None:
+        return Fixed({name: weight.detach().clone() for name, weight in network.module.named_parameters()})
+    return Fixed(pool.for_distilling.to(_device(network))[_index(pool, seed)])
 
 
 KINDS = Registry(
     "kind of initial weights",
     (
         KindInfo("fixed-init", "one random draw, known and saved with the result", _fixed),
-        KindInfo(
-            "random-init",
-            "a fresh draw for every network",
-            lambda network, scheme, seed: Random(network, scheme),
-        ),
+        KindInfo("random-init", "a fresh draw for every network", _random),
+        KindInfo("fixed-pretrained", "one trained network, known and saved with the result", _fixed_pretrained, True),
+        KindInfo("random-pretrained", "networks from a pool of trained ones", _random_pretrained, True),
     ),
 )
+
+
+def origin(kind: KindInfo, scheme: str, seed: int, pool: Pool | None) -> dict[str, Any]:
+    """Where initial weights come from, as a result's provenance records it."""
+    if not kind.pretrained:
+        return {"kind": kind.name, "scheme": scheme}
+    if pool is None:
+        return {"kind": kind.name}
+    found = {"kind": kind.name, "scheme": pool.facts.scheme, "pool": pool.digest, "source": pool.facts.dataset}
+    return found if kind.name == "random-pretrained" else {**found, "index": _index(pool, seed)}
+
+
+def _index(pool: Pool, seed: int) -> int:
+    """Which network of the pool is the one that fixed-pretrained takes."""
+    return int(torch.randint(len(pool.for_distilling), (), generator=stream(seed, "fixed-pretrained")))
+
+
+def _device(network: Network) -> torch.device:
+    return next(network.module.parameters()).device

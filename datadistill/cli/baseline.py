@@ -1,6 +1,7 @@
 """baseline: distilled data that is chosen, not optimised."""
 
 import argparse
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,16 +9,19 @@ from datadistill.baselines import BASELINES
 from datadistill.cli.common import (
     add_data_flags,
     add_nets_flag,
+    add_pool_flag,
     add_run_flags,
+    given_pool,
     load_data,
     new_folder,
     print_table,
 )
 from datadistill.cli.parsing import Parser, command_line, one_of, positive_int
 from datadistill.distilled import FILE_NAME
-from datadistill.evaluation import evaluate, percent
+from datadistill.evaluation import NETS, evaluate, percent
 from datadistill.methods import make_problem
 from datadistill.progress import counting
+from datadistill.report.card import judging
 from datadistill.runs import RunFolder
 from datadistill.runtime import resolve_device, versions
 from datadistill.weights import KINDS
@@ -52,6 +56,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument(
         "--epochs", type=positive_int, metavar="N", default=3, help="walks over them (default: %(default)s)"
     )
+    add_pool_flag(parser)
     add_run_flags(parser)
     add_nets_flag(parser)
 
@@ -69,13 +74,15 @@ def run(arguments: argparse.Namespace) -> None:
         ipc=arguments.ipc or arguments.steps,
         seed=arguments.seed or 0,
         device=resolve_device(arguments.device or "auto"),
+        pool=given_pool(arguments),
     )
     info = BASELINES.get(arguments.how)
     with counting("choosing", info.pieces) as count:
         data = info.choose(problem, arguments.steps, arguments.epochs, count)
-    with counting("evaluating", arguments.nets) as count:
-        score = evaluate(data, problem.real, nets=arguments.nets, count=count)
+    with counting("evaluating", arguments.nets or NETS) as count:
+        score = evaluate(data, problem.real, nets=arguments.nets, pool=problem.pool, count=count)
     recipe = f"datadistill baseline --how {arguments.how} --dataset {real.name} --model {problem.model} "
+    recipe += "" if problem.pool is None else f"--pool {shlex.quote(arguments.pool)} "
     recipe += f"--weights {problem.kind} --scheme {problem.scheme} --ipc {problem.ipc} "
     recipe += f"--steps {arguments.steps} --epochs {arguments.epochs} --seed {problem.seed}"
     provenance = replace(
@@ -92,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
     print_table(
         f"{len(data.labels)} real images, rate {float(data.learning_rates[0]):g} tuned on held-out data",
         ["test accuracy", "these images"],
-        [["untrained", percent(score.before)], [f"{score.nets} networks trained", percent(score.accuracy)]],
+        [["before", percent(score.before)], [f"{score.nets} networks trained", percent(score.accuracy)]],
     )
     print(f"folder    {place}")
-    print(f"evaluate  {command_line('evaluate', str(place))}")
+    print(f"evaluate  {command_line(*judging(data, str(place), problem.pool))}")

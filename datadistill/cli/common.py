@@ -8,6 +8,8 @@ from rich.table import Table
 
 from datadistill.cli.parsing import one_of, positive_int
 from datadistill.data import DATASETS, RealData, load
+from datadistill.evaluation import NETS
+from datadistill.pools import Pool, load_pool
 
 
 def add_data_flags(parser: argparse._ActionsContainer, dataset: str) -> None:
@@ -46,9 +48,20 @@ def add_nets_flag(parser: argparse._ActionsContainer) -> None:
         "--nets",
         type=positive_int,
         metavar="N",
-        default=20,
-        help="fresh networks to judge by; a fixed initialisation needs one (default: %(default)s)",
+        help=f"fresh networks to judge by; fixed initial weights need one (default: {NETS}, or all that the pool has)",
     )
+
+
+def add_pool_flag(parser: argparse._ActionsContainer) -> None:
+    """`--pool`."""
+    parser.add_argument(
+        "--pool", metavar="FILE", help="trained networks for the pretrained kinds of weights: datadistill pretrain"
+    )
+
+
+def given_pool(arguments: argparse.Namespace) -> Pool | None:
+    """The pool of `--pool`."""
+    return None if arguments.pool is None else load_pool(arguments.pool)
 
 
 def load_data(name: str, arguments: argparse.Namespace) -> RealData:

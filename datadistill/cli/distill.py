@@ -9,6 +9,7 @@ from datadistill.cli.common import (
     add_batch_norm_flag,
     add_data_flags,
     add_nets_flag,
+    add_pool_flag,
     add_run_flags,
     load_data,
     new_folder,
@@ -29,9 +30,10 @@ from datadistill.evaluation import Score, percent
 from datadistill.inner import Engine
 from datadistill.methods import DD, METHODS
 from datadistill.outer import Run, distill
+from datadistill.pools import Pool, load_pool
 from datadistill.progress import Progress
 from datadistill.recipes import Recipe, recipes
-from datadistill.report.card import conclude
+from datadistill.report.card import conclude, judging
 from datadistill.report.sheet import SHEET_NAME
 from datadistill.runs import RunFolder
 from datadistill.runtime import resolve_device
@@ -43,17 +45,24 @@ Distil a dataset. With no flags: MNIST into ten images for a LeNet with one fixe
 initialisation, in some minutes on two cores.
 
 What is not given comes from a recipe: mnist-fixed-10 for fixed initial weights,
-mnist-random-100 for random ones, or the one named by --recipe.
+mnist-random-100 for random ones, or the one named by --recipe. The pretrained kinds
+take their weights from a pool of trained networks: datadistill pretrain.
 
 examples:
   datadistill distill
   datadistill distill --weights random-init --steps 10 --epochs 3 --budget 10m
   datadistill distill --dataset digits --model mlp --iterations 500 --out runs/digits
+  datadistill distill --weights random-pretrained --pool pools/mnist-lenet.safetensors
   datadistill distill --resume --out runs/digits
 """
 
-RECIPE_FOR = {"fixed-init": "mnist-fixed-10", "random-init": "mnist-random-100"}
-_RUN_SETTINGS = ("dataset", "model", "weights", "scheme", "ipc", "seed", "device", "batch_norm", "attack")
+RECIPE_FOR = {
+    "fixed-init": "mnist-fixed-10",
+    "random-init": "mnist-random-100",
+    "fixed-pretrained": "mnist-fixed-10",
+    "random-pretrained": "mnist-random-100",
+}
+_RUN_SETTINGS = ("dataset", "model", "weights", "scheme", "pool", "ipc", "seed", "device", "batch_norm", "attack")
 
 
 def add_flags(parser: Parser) -> None:
@@ -68,6 +77,7 @@ def add_flags(parser: Parser) -> None:
         help=f"initial weights: {' or '.join(KINDS.names())} (default: fixed-init)",
     )
     parser.add_argument("--scheme", metavar="NAME", help="how initial weights are drawn: datadistill list schemes")
+    add_pool_flag(parser)
     parser.add_argument("--ipc", type=fraction, metavar="N", help="images per class (default: one for each step)")
     parser.add_argument(
         "--iterations",
@@ -113,6 +123,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise DamagedFileError(f"the run's config.json is damaged: {error}") from error
     chosen = settings["run"]
     real = load_data(chosen["dataset"], arguments)
+    pool = chosen["pool"] = None if chosen["pool"] is None else load_pool(chosen["pool"])
+    _check_nets(arguments.nets, chosen["weights"], pool)
     if folder is None:
         folder = new_folder(f"{real.name}-dd-{chosen['weights']}-{chosen['ipc'] or method.steps}")
     with Progress() as progress:
@@ -130,10 +142,16 @@ def run(arguments: argparse.Namespace) -> None:
             reporter=progress,
         )
     try:
-        _, score = conclude(done, real.to(resolve_device(chosen["device"])), arguments.nets)
+        _, score = conclude(done, real.to(resolve_device(chosen["device"])), arguments.nets, pool)
     except KeyboardInterrupt:
         raise Interrupted("interrupted while judging; the run itself is done", folder) from None
-    _print(done, score, recipe)
+    _print(done, score, recipe, pool)
+
+
+def _check_nets(nets: int | None, weights: str, pool: Pool | None) -> None:
+    """Refuse before the run what would be refused after it."""
+    if weights == "random-pretrained" and pool is not None and nets is not None and nets > pool.facts.reserved:
+        raise RequestError(f"nets is {nets}, but the pool has {pool.facts.reserved} networks for judging")
 
 
 def _folder(arguments: argparse.Namespace) -> Path | None:
@@ -154,7 +172,7 @@ def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recip
     Returns:
         The recipe, if nothing but the seed, the device and the length differs from it; and the settings.
     """
-    defaults = {"ipc": None, "seed": 0, "device": "auto", "iterations": None, "budget": None}
+    defaults = {"pool": None, "ipc": None, "seed": 0, "device": "auto", "iterations": None, "budget": None}
     defaults |= {"batch_norm": "refused", "attack": None}
     recipe = None
     if arguments.resume and folder is not None and RunFolder(folder).exists():
@@ -199,14 +217,15 @@ def _repeat(arguments: argparse.Namespace) -> str:
     words = ["datadistill", "distill"]
     for name, value in vars(arguments).items():
         if value is not None and name not in skipped:
-            values = value if isinstance(value, list) else [value]
+            values = [":".join(value)] if name == "attack" else value if isinstance(value, list) else [value]
             words += ["--" + name.replace("_", "-"), *map(str, values)]
     return shlex.join(words)
 
 
-def _print(done: Run, score: Score, recipe: Recipe | None) -> None:
+def _print(done: Run, score: Score, recipe: Recipe | None, pool: Pool | None) -> None:
     paper = recipe.paper if recipe else {}
-    rows = [["untrained network", percent(score.before), _published(paper, "before")]]
+    before = "network as pretrained" if "pretrained" in score.weights else "untrained network"
+    rows = [[before, percent(score.before), _published(paper, "before")]]
     for t, summary in enumerate(score.by_step[:-1], start=1):
         rows.append([f"after step {t}", percent(summary), ""])
     last = f"after step {len(score.by_step)}" if score.by_step else "after the last step"
@@ -225,7 +244,7 @@ def _print(done: Run, score: Score, recipe: Recipe | None) -> None:
         print(remark)
     print(f"run folder  {done.folder}")
     print(f"picture     {done.folder / SHEET_NAME}")
-    print(f"evaluate    {command_line('evaluate', str(done.folder))}")
+    print(f"evaluate    {command_line(*judging(done.distilled, str(done.folder), pool))}")
 
 
 def _published(paper: dict[str, Any], which: str) -> str:

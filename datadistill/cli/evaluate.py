@@ -4,11 +4,11 @@ import argparse
 import json
 from typing import Any
 
-from datadistill.cli.common import add_data_flags, add_nets_flag, load_data, print_table
+from datadistill.cli.common import add_data_flags, add_nets_flag, add_pool_flag, given_pool, load_data, print_table
 from datadistill.cli.parsing import Parser, one_of
 from datadistill.data import RealData
 from datadistill.distilled import load_distilled
-from datadistill.evaluation import PROTOCOLS, Score, evaluate, percent
+from datadistill.evaluation import NETS, PROTOCOLS, Score, evaluate, percent
 from datadistill.progress import counting
 from datadistill.runtime import resolve_device, versions
 
@@ -17,7 +17,9 @@ DESCRIPTION = """\
 Train networks on distilled data and test them on the real test split.
 
 Data made for one fixed initialisation is judged from the initial weights in its
-file; --weights random-init shows what it does for networks it does not know.
+file; --weights random-init shows what it does for networks it does not know. Data
+made for networks of a pool is judged on those that are reserved for judging in the
+pool given with --pool, or on all networks of another pool.
 
 examples:
   datadistill evaluate runs/mnist-dd-fixed-init-1
@@ -35,6 +37,7 @@ def add_flags(parser: Parser) -> None:
         default="own",
         help="own or random-init (default: %(default)s)",
     )
+    add_pool_flag(parser)
     add_nets_flag(parser)
     parser.add_argument(
         "--protocol",
@@ -50,7 +53,7 @@ def add_flags(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    device = resolve_device(arguments.device)
+    device, pool = resolve_device(arguments.device), given_pool(arguments)
     models: list[str | None] = [name.strip() for name in (arguments.models or "").split(",") if name.strip()] or [None]
     loaded: dict[str, RealData] = {}
     documents, rows = [], []
@@ -61,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
             loaded[name] = load_data(name, arguments).to(device)
         scores = []
         for model in models:
-            with counting(f"evaluating {path}", arguments.nets) as count:
+            with counting(f"evaluating {path}", arguments.nets or NETS) as count:
                 score = evaluate(
                     distilled,
                     loaded[name],
@@ -70,6 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
                     nets=arguments.nets,
                     protocol=arguments.protocol,
                     seed=arguments.seed,
+                    pool=pool,
                     count=count,
                 )
             scores.append(score)
@@ -78,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
     else:
-        columns = ["data", "network", "weights", "nets", "untrained", "test accuracy", "95 % interval", "s"]
+        columns = ["data", "network", "weights", "nets", "before", "test accuracy", "95 % interval", "s"]
         print_table(f"protocol {arguments.protocol}", columns, rows)
 
 

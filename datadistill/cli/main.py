@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from datadistill import __version__
-from datadistill.cli import audit, baseline, check, distill, evaluate, listing, plan, show
+from datadistill.cli import audit, baseline, check, distill, evaluate, listing, plan, pretrain, show
 from datadistill.cli.parsing import Parser, command_line
 from datadistill.errors import DatadistillError, Interrupted, explain_os_error, unknown_name
 from datadistill.runtime import keep_freed_memory
@@ -17,6 +17,7 @@ COMMANDS = {
     "check": check,
     "evaluate": evaluate,
     "plan": plan,
+    "pretrain": pretrain,
     "show": show,
     "list": listing,
 }
@@ -67,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         COMMANDS[parsed.command].run(parsed)
     except Interrupted as error:
         hint = command_line("distill", "--resume", "--out", str(error.folder))
+        if given[0] == "pretrain":
+            hint = command_line(*(word for word in given if word != "--resume"), "--resume")
         return _fail(f"{error}; go on with: {hint}", error.exit_code)
     except DatadistillError as error:
         return _fail(str(error), error.exit_code)

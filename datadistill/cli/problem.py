@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from datadistill.cli.common import add_batch_norm_flag, add_data_flags, load_data
+from datadistill.cli.common import add_batch_norm_flag, add_data_flags, add_pool_flag, given_pool, load_data
 from datadistill.cli.distill import RECIPE_FOR
 from datadistill.cli.parsing import Parser, add_fields, fraction, given_fields, one_of
 from datadistill.inner import Engine
@@ -38,6 +38,7 @@ def add_problem_flags(parser: Parser, changes: Mapping[str, Any]) -> None:
         help=f"initial weights: {' or '.join(KINDS.names())} (default: %(default)s)",
     )
     parser.add_argument("--scheme", metavar="NAME", help="how initial weights are drawn: datadistill list schemes")
+    add_pool_flag(parser)
     parser.add_argument("--ipc", type=fraction, metavar="N", help="images per class (default: one for each step)")
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of all randomness (default: %(default)s)")
     parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu or cuda (default: auto)")
@@ -62,5 +63,6 @@ def problem_of(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> tup
         device=resolve_device(arguments.device),
         engine=Engine(**given_fields(arguments, Engine)),
         batch_norm=arguments.batch_norm or "refused",
+        pool=given_pool(arguments),
     )
     return method, problem

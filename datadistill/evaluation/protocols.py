@@ -1,7 +1,7 @@
 """Protocols: how networks are trained on distilled data before they are tested."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,9 +10,10 @@ from datadistill.distilled import DistilledData
 from datadistill.errors import RequestError, unknown_name
 from datadistill.evaluation.accuracy import accuracy_along
 from datadistill.evaluation.scores import Score, summarize
-from datadistill.inner.functional import Network, make_network
+from datadistill.inner.functional import Network, Weights, make_network
 from datadistill.inner.unroll import with_noise
 from datadistill.models import ModelFactory, create_model, model_name
+from datadistill.pools import Networks, Pool
 from datadistill.registry import Registry
 from datadistill.runtime import stream
 from datadistill.weights import Fixed, InitialWeights, Random
@@ -36,6 +37,7 @@ PROTOCOLS = Registry(
     (ProtocolInfo("own", "the data's own steps, in its own order, with its own learning rates"),),
 )
 
+NETS = 20
 _BY_STEP_AT_MOST = 10
 
 
@@ -45,10 +47,11 @@ def evaluate(
     *,
     model: str | ModelFactory | None = None,
     weights: Literal["own", "random-init"] = "own",
-    nets: int = 20,
+    nets: int | None = None,
     protocol: str = "own",
     split: Literal["test", "held_out"] = "test",
     seed: int = 0,
+    pool: Pool | None = None,
     count: Callable[[], None] = lambda: None,
 ) -> Score:
     """Train networks on distilled data and test them on real images.
@@ -61,20 +64,23 @@ def evaluate(
         model: another network than the one it was made for.
         weights: `own`: where the data was made to start, so that fixed-init data is judged from its saved initial
             weights, with one network; `random-init`: fresh draws in any case.
-        nets: how many fresh networks; fixed initial weights need one and get one.
+        nets: how many fresh networks; fixed initial weights need one and get one. Without it 20, or as many as the
+            pool has for judging.
         protocol: one of `PROTOCOLS`.
         split: `test`, or `held_out` for choosing between sets.
         seed: of the fresh draws.
+        pool: of trained networks, for data made for random-pretrained ones. Of the pool that the data was made with,
+            only the reserved networks are used; of any other one, all of them.
         count: called after each network.
 
     Raises:
-        RequestError: the data does not fit the dataset or the network.
+        RequestError: the data does not fit the dataset, the network or the pool.
     """
     PROTOCOLS.get(protocol)
     for kind, given, known in (("split", split, ("test", "held_out")), ("weights", weights, ("own", "random-init"))):
         if given not in known:
             raise unknown_name(kind, given, known)
-    if nets < 1:
+    if nets is not None and nets < 1:
         raise RequestError(f"nets is {nets}, but must be at least 1")
     distilled.check_matches(real)
     _check_protocol(distilled)
@@ -86,14 +92,15 @@ def evaluate(
         raise RequestError(f"this data was made for a network of your own, {own}: pass it as model")
     policy = str(distilled.provenance.inner.get("batch_norm", "refused"))
     network = make_network(create_model(model or own, real).to(device), policy)
-    starts = _starts(distilled, network, weights, other_model=model is not None and model_name(model) != own)
-    nets = 1 if starts.fixed is not None else nets
+    if pool is not None:
+        pool.check_fits(network, model_name(model or own), real)
+    starts = _starts(distilled, network, weights, model is not None and model_name(model) != own, pool)
+    nets = _count(starts, nets)
     judged_on = real.test if split == "test" else real.held_out
     steps = distilled.inner_steps()
     every = len(steps) <= _BY_STEP_AT_MOST
     paths = []
-    for net in range(nets):
-        (start,) = starts.sample(1, stream(seed, "evaluation", net))
+    for net, start in enumerate(_draws(starts, nets, seed)):
         noisy = with_noise(network, steps, stream(seed, "evaluation-noise", net))
         path = accuracy_along(network, start, noisy, judged_on, every)
         paths.append([accuracy.correct for accuracy in path])
@@ -101,7 +108,7 @@ def evaluate(
     by_step = tuple(summarize(list(step), len(judged_on)) for step in zip(*paths, strict=True))
     return Score(
         model=model_name(model or distilled.provenance.model),
-        weights=_describe(distilled, starts),
+        weights=_describe(distilled, starts, pool),
         protocol=protocol,
         nets=nets,
         split=split,
@@ -123,8 +130,17 @@ def _check_protocol(distilled: DistilledData) -> None:
             raise RequestError(f"protocol own needs {name} {value}, but this data was made with {inner.get(name)!r}")
 
 
-def _starts(distilled: DistilledData, network: Network, weights: str, other_model: bool) -> InitialWeights:
+def _starts(
+    distilled: DistilledData, network: Network, weights: str, other_model: bool, pool: Pool | None
+) -> InitialWeights:
     mine = distilled.provenance.weights
+    if weights == "own" and mine.get("kind") == "random-pretrained":
+        return _judges(distilled, pool).to(next(network.module.parameters()).device)
+    if pool is not None and (weights != "own" or pool.digest != mine.get("pool")):
+        raise RequestError(
+            f"this data was made for {mine.get('kind')} and is judged with weights {weights}, which take no pool: "
+            "leave it out"
+        )
     if weights == "own" and distilled.initial_weights is not None and not other_model:
         expected = {name: tuple(p.shape) for name, p in network.module.named_parameters()}
         found = {name: tuple(w.shape) for name, w in distilled.initial_weights.items()}
@@ -137,7 +153,43 @@ def _starts(distilled: DistilledData, network: Network, weights: str, other_mode
     return Random(network, str(mine.get("scheme", "xavier")))
 
 
-def _describe(distilled: DistilledData, starts: InitialWeights) -> str:
-    scheme = str(distilled.provenance.weights.get("scheme", "xavier"))
-    kind = "random-init" if starts.fixed is None else str(distilled.provenance.weights.get("kind", "fixed-init"))
-    return f"{kind} ({scheme})"
+def _judges(distilled: DistilledData, pool: Pool | None) -> Networks:
+    """Networks of a pool that distilling never saw."""
+    mine = distilled.provenance
+    if pool is None:
+        raise RequestError(
+            f"this data was made for trained networks: {mine.model}, trained on {mine.weights.get('source')}, of pool "
+            f"{str(mine.weights.get('pool'))[:8]}: give its file, or another pool, with --pool, or judge the data on "
+            "untrained networks with --weights random-init"
+        )
+    return pool.for_judging if pool.digest == mine.weights.get("pool") else pool.networks
+
+
+def _count(starts: InitialWeights, nets: int | None) -> int:
+    """How many networks are trained."""
+    if starts.fixed is not None:
+        return 1
+    if not isinstance(starts, Networks):
+        return nets or NETS
+    if nets is not None and nets > len(starts):
+        raise RequestError(f"nets is {nets}, but the pool has {len(starts)} networks for judging")
+    return nets or min(NETS, len(starts))
+
+
+def _draws(starts: InitialWeights, nets: int, seed: int) -> Iterator[Weights]:
+    """Different networks: of a pool drawn together, otherwise each from a generator of its own."""
+    if isinstance(starts, Networks):
+        yield from starts.sample(nets, stream(seed, "evaluation"))
+        return
+    for net in range(nets):
+        yield from starts.sample(1, stream(seed, "evaluation", net))
+
+
+def _describe(distilled: DistilledData, starts: InitialWeights, pool: Pool | None) -> str:
+    mine = distilled.provenance.weights
+    if isinstance(starts, Networks) and pool is not None:
+        return f"random-pretrained ({pool.label})"
+    kind = "random-init" if starts.fixed is None else str(mine.get("kind", "fixed-init"))
+    if kind != "fixed-pretrained":
+        return f"{kind} ({mine.get('scheme', 'xavier')})"
+    return f"{kind} ({mine['source']})" if "source" in mine else f"{kind} (the module's own)"

@@ -54,7 +54,7 @@ class Score:
         split: what it was tested on.
         images: how many images that split has.
         accuracy: after training.
-        before: of the untrained networks.
+        before: of the networks as they start: untrained, or pretrained and not adapted.
         by_step: after each gradient step, where asked for.
         seconds: that the measurement took.
         device: where.

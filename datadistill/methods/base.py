@@ -15,8 +15,9 @@ from datadistill.inner.engine import Engine
 from datadistill.inner.functional import Network, make_network
 from datadistill.inner.plan import Demand, cheaper, settle
 from datadistill.models import SCHEMES, ModelFactory, create_model, model_name
+from datadistill.pools import Pool
 from datadistill.runtime import is_out_of_memory
-from datadistill.weights import KINDS, InitialWeights
+from datadistill.weights import KINDS, InitialWeights, origin
 
 MethodState: TypeAlias = dict[str, Tensor]
 Answer = TypeVar("Answer")
@@ -40,6 +41,7 @@ class Problem:
         attack: malicious data: real images of the first class count as the second (class indices).
         batch_norm: what layers with running statistics do, as for `make_network`.
         engine: how hypergradients are computed.
+        pool: of trained networks, where initial weights are taken from one.
     """
 
     real: RealData
@@ -53,6 +55,7 @@ class Problem:
     attack: tuple[int, int] | None = None
     batch_norm: str = "refused"
     engine: Engine = field(default_factory=Engine)
+    pool: Pool | None = None
     _settled: dict[Demand, Engine] = field(default_factory=dict, init=False, repr=False)
 
     def settle(self, demand: Demand) -> Engine:
@@ -88,7 +91,7 @@ class Problem:
             classes=self.real.classes,
             normalization=self.real.normalization,
             model=self.model,
-            weights={"kind": self.kind, "scheme": self.scheme},
+            weights=origin(KINDS.get(self.kind), self.scheme, self.seed, self.pool),
             inner=dict(inner) | ({} if self.batch_norm == "refused" else {"batch_norm": self.batch_norm}),
             method={"name": method, **options} | self._attack(),
             seed=self.seed,
@@ -113,26 +116,39 @@ def make_problem(
     engine: Engine | None = None,
     batch_norm: str = "refused",
     attack: tuple[str, str] | None = None,
+    pool: Pool | None = None,
 ) -> Problem:
     """A problem from names, with the data and the network on the device.
 
     Raises:
-        RequestError: a name is unknown, or the network cannot be used.
+        RequestError: a name is unknown, or the network or the pool cannot be used.
     """
     network = make_network(create_model(model, real).to(device), batch_norm)
     kind = KINDS.get(weights)
+    scheme = SCHEMES.get(scheme).name
+    if pool is not None:
+        if not kind.pretrained:
+            raise RequestError(f"{kind.name} draws its weights: a pool is for random-pretrained and fixed-pretrained")
+        pool.check_fits(network, model_name(model), real)
+        scheme = pool.facts.scheme
+    elif kind.name == "fixed-pretrained" and isinstance(model, str):
+        raise RequestError(
+            f"fixed-pretrained needs trained weights, and {model} has none of its own: give a pool with --pool, or, in "
+            "Python, a model function that returns a trained network"
+        )
     return Problem(
         real=real.to(device),
         network=network,
         model=model_name(model),
-        starts=kind.make(network, SCHEMES.get(scheme).name, seed),
+        starts=kind.make(network, scheme, seed, pool),
         kind=kind.name,
-        scheme=SCHEMES.get(scheme).name,
+        scheme=scheme,
         ipc=ipc,
         seed=seed,
         attack=None if attack is None else _parse_attack(real, attack),
         batch_norm=batch_norm,
         engine=engine or Engine(),
+        pool=pool,
     )
 
 

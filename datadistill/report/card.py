@@ -9,9 +9,10 @@ import jinja2
 from datadistill.data.real import RealData
 from datadistill.distilled import FILE_NAME, DistilledData
 from datadistill.errors import DatadistillError
-from datadistill.evaluation import Score, evaluate, percent
+from datadistill.evaluation import NETS, Score, evaluate, percent
 from datadistill.files import write_atomically
 from datadistill.outer import Run
+from datadistill.pools import Pool
 from datadistill.progress import counting
 from datadistill.report.curve import save_curve
 from datadistill.report.sheet import SHEET_NAME, save_sheet
@@ -20,19 +21,22 @@ from datadistill.runs import RunFolder
 CARD_NAME, CURVE_NAME = "README.md", "curve.png"
 
 
-def conclude(run: Run, real: RealData, nets: int = 20) -> tuple[DistilledData, Score]:
+def conclude(
+    run: Run, real: RealData, nets: int | None = None, pool: Pool | None = None
+) -> tuple[DistilledData, Score]:
     """End a run: judge the result on the test split, and complete its folder with score, sheet, curve and card.
 
     Args:
         run: a finished run.
         real: its dataset.
-        nets: networks to judge by, with random initial weights.
+        nets: networks to judge by, as for `evaluate`.
+        pool: of trained networks, if the run took its initial weights from one.
 
     Returns:
         The distilled data with its score in the provenance, and the score.
     """
-    with counting("evaluating", nets) as count:
-        score = evaluate(run.distilled, real, nets=nets, count=count)
+    with counting("evaluating", nets or NETS) as count:
+        score = evaluate(run.distilled, real, nets=nets, pool=pool, count=count)
     mine = run.distilled.provenance
     held_out = [entry for entry in mine.scores if entry.get("split") == "held_out"]
     distilled = replace(run.distilled, provenance=replace(mine, scores=[*held_out, score.as_json()]))
@@ -40,18 +44,29 @@ def conclude(run: Run, real: RealData, nets: int = 20) -> tuple[DistilledData, S
         distilled.save(run.folder / FILE_NAME)
         save_sheet(distilled, run.folder / SHEET_NAME)
         save_curve(RunFolder(run.folder).metrics(), run.folder / CURVE_NAME)
-        card = make_card(distilled, score, str(run.folder))
+        card = make_card(distilled, score, str(run.folder), pool)
         write_atomically(run.folder / CARD_NAME, card.encode())
     return distilled, score
 
 
-def make_card(distilled: DistilledData, score: Score, place: str) -> str:
+def judging(distilled: DistilledData, place: str, pool: Pool | None) -> list[str]:
+    """The words after `datadistill` that judge this data."""
+    is_needed = pool is not None and pool.path is not None and _kind(distilled) == "random-pretrained"
+    return ["evaluate", place, *(["--pool", str(pool.path)] if pool is not None and is_needed else [])]
+
+
+def _kind(distilled: DistilledData) -> str:
+    return str(distilled.provenance.weights.get("kind", ""))
+
+
+def make_card(distilled: DistilledData, score: Score, place: str, pool: Pool | None = None) -> str:
     """The card as Markdown.
 
     Args:
         distilled: the data.
         score: its score on the test split.
         place: the folder or file, as people will type it.
+        pool: of trained networks, if the data was made for them.
     """
     provenance = distilled.provenance
     held_out = [entry["accuracy"] for entry in provenance.scores if entry.get("split") == "held_out"]
@@ -64,13 +79,13 @@ def make_card(distilled: DistilledData, score: Score, place: str) -> str:
     return environment.get_template("card.md.jinja").render(
         p=provenance,
         score=score,
-        command=shlex.join(["datadistill", "evaluate", place]),
+        command=shlex.join(["datadistill", *judging(distilled, place, pool)]),
         place=json.dumps(place, ensure_ascii=False),
         sheet=SHEET_NAME,
         count=len(distilled.labels),
         ipc=distilled.ipc,
         soft_labels=distilled.soft_labels,
-        fixed=distilled.initial_weights is not None,
+        kind=_kind(distilled),
         accuracy=percent(score.accuracy),
         before=percent(score.before),
         nets="one network" if score.nets == 1 else f"{score.nets} fresh networks",

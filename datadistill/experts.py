@@ -1,0 +1,270 @@
+"""Experts: many networks trained on real images, kept as a pool.
+
+Every network has generators of its own, and on a CPU a single core, so that its bits depend neither on the number of
+cores nor on which networks are trained beside it or were kept from before.
+"""
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from datadistill.data.real import RealData, Split
+from datadistill.errors import DamagedFileError, DatadistillError, Interrupted, RequestError
+from datadistill.evaluation.accuracy import accuracy_of
+from datadistill.files import digest_of, read_json, read_tensors, write_json, write_tensors
+from datadistill.inner import Network, Weights, make_network, native
+from datadistill.inner.parallel import map_on_cores
+from datadistill.models import SCHEMES, ModelFactory, create_model, draw_weights, model_name
+from datadistill.pools import MEASURED, Networks, Pool, PoolFacts, check_shares, load_pool, stacked_in_half
+from datadistill.runtime import resolve_device, stream, versions
+from datadistill.signals import StopRequest
+from datadistill.training import Training, train
+
+Answer = TypeVar("Answer")
+
+MAX_GB = 2.0
+
+
+def make_pool(
+    real: RealData,
+    out: str | Path,
+    *,
+    model: str | ModelFactory = "lenet",
+    scheme: str = "xavier",
+    nets: int = 50,
+    reserved: int = 10,
+    training: Training | None = None,
+    batch_norm: str = "refused",
+    seed: int = 0,
+    device: str = "auto",
+    test: bool = False,
+    max_gb: float = MAX_GB,
+    resume: bool = False,
+    command: str = "",
+    say: Callable[[str], None] = lambda text: None,
+    count: Callable[[], None] = lambda: None,
+) -> Pool:
+    """Train networks on a dataset, several at a time, and write them to one file.
+
+    Every finished network is kept in a folder beside that file until all are done.
+
+    Args:
+        real: the dataset; training sees its training split, and never the held-out slice.
+        out: the file.
+        model: the network, by name or as a function that returns a `torch.nn.Module`.
+        scheme: how weights before training are drawn, one of `models.SCHEMES`.
+        nets: how many networks.
+        reserved: how many of them are for judging only.
+        training: epochs, rate and batch; `Training()` without one.
+        batch_norm: what layers with running statistics do: `refused` or `batch`.
+        seed: of all randomness; the same seed gives the same bits.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        test: measure accuracies on the test split too.
+        max_gb: a pool that would take more gigabytes on the disk while it is made is refused.
+        resume: keep the networks that an earlier call with the same settings has finished.
+        command: what to record as the command that made the pool.
+        say: called with a sentence worth reading.
+        count: called after each epoch of each network, `nets x epochs` times.
+
+    Raises:
+        RequestError: the request was wrong.
+        Interrupted: Ctrl-C; finished networks are kept.
+        DatadistillError: training diverged, or a file could not be written.
+    """
+    check_shares(nets, reserved)
+    if batch_norm not in ("refused", "batch"):
+        raise RequestError(f"the batch norm policy is {batch_norm}, but a pool holds no running statistics: use batch")
+    on = resolve_device(device)
+    real = real.to(on)
+    facts = PoolFacts(
+        dataset=real.name,
+        classes=real.classes,
+        normalization=real.normalization,
+        image_shape=tuple(real.train.images.shape[1:]),
+        model=model_name(model),
+        scheme=SCHEMES.get(scheme).name,
+        batch_norm=batch_norm,
+        training=training or Training(),
+        seed=seed,
+        reserved=reserved,
+        accuracies=(0.0,) * nets,
+        versions=versions(),
+        recipe=command,
+    )
+    if on.type == "cpu":
+        native.build()
+    network = make_network(create_model(model, real).to(on), batch_norm)
+    _check_size(network, nets, max_gb, say)
+    making = _Making(real, network, facts, Path(out), count, threading.Lock())
+    if resume and not making.parts.exists() and not making.out.exists():
+        say(f"there is nothing of {out} yet: starting from the beginning.")
+    if not making.begin(resume):
+        say(f"{out} is finished already.")
+        return load_pool(out)
+    with StopRequest() as stop:
+        making.train_missing(stop, say)
+    return making.finish(test)
+
+
+def size_of(network: Network, nets: int) -> tuple[int, int]:
+    """Bytes of a pool's file, and of the folder that holds its networks in full precision while it is made."""
+    weights = sum(weight.numel() for weight in network.module.parameters())
+    return 2 * weights * nets, 4 * weights * nets
+
+
+def _check_size(network: Network, nets: int, max_gb: float, say: Callable[[str], None]) -> None:
+    last, meanwhile = size_of(network, nets)
+    sizes = f"{last / 1e6:.1f} MB, and {meanwhile / 1e6:.1f} MB more while they are trained"
+    if last + meanwhile > max_gb * 1e9:
+        raise RequestError(
+            f"{nets} networks take {sizes}, but {max_gb:g} GB are allowed: lower --nets or raise --max-gb"
+        )
+    say(f"{nets} networks take {sizes}.")
+
+
+def _identity(facts: PoolFacts) -> dict[str, Any]:
+    """What was asked for, as JSON gives it back."""
+    known = {**asdict(facts), "nets": len(facts.accuracies)}
+    asked = {name: value for name, value in known.items() if name not in (*MEASURED, "accuracies")}
+    return dict(json.loads(json.dumps(asked)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Making:
+    """A pool in the making.
+
+    Attributes:
+        real: the dataset, on the device.
+        network: the architecture, on the device.
+        facts: of the pool; accuracies are not known yet.
+        out: the file.
+        count: called after each epoch of each network.
+        alone: held by the thread that counts.
+    """
+
+    real: RealData
+    network: Network
+    facts: PoolFacts
+    out: Path
+    count: Callable[[], None]
+    alone: threading.Lock
+
+    @property
+    def parts(self) -> Path:
+        """The folder with the networks that are finished."""
+        return self.out.with_name(self.out.name + ".parts")
+
+    @property
+    def device(self) -> torch.device:
+        return self.real.train.images.device
+
+    def begin(self, resume: bool) -> bool:
+        """Make or check the folder of parts; False where the whole pool is there already.
+
+        Raises:
+            RequestError: something else is in the way.
+        """
+        config, settings = self.parts / "config.json", _identity(self.facts) | {"device": self.device.type}
+        if self.out.exists() and not self.parts.exists():
+            if resume and _identity(load_pool(self.out).facts) == _identity(self.facts):
+                return False
+            raise RequestError(f"{self.out} is there already: give another --out")
+        if not config.exists():
+            if self.parts.exists() and any(not path.name.startswith(".") for path in self.parts.iterdir()):
+                raise RequestError(f"{self.parts} holds something else than networks: give another --out")
+            write_json(config, settings)
+        elif not resume:
+            raise RequestError(f"{self.parts} holds networks from before: add --resume to keep them, or remove it")
+        before = read_json(config)
+        for name, value in settings.items():
+            there = before.get(name) if isinstance(before, dict) else None
+            if there != value:
+                raise RequestError(f"the networks in {self.parts} have {name} {there}, but {value} is asked for")
+        return True
+
+    def train_missing(self, stop: StopRequest, say: Callable[[str], None]) -> None:
+        """Train the networks that are not finished yet."""
+        missing = []
+        for index in range(len(self.facts.accuracies)):
+            try:
+                self._read(index)
+            except DatadistillError as error:
+                if self._part(index).exists():
+                    say(f"network {index + 1} is trained again: {error}.")
+                missing.append(index)
+        kept = len(self.facts.accuracies) - len(missing)
+        if kept:
+            say(f"{kept} of {len(self.facts.accuracies)} networks are there already.")
+        for _ in range(kept * self.facts.training.epochs):
+            self.count()
+        _each_on_one_core(lambda index: self._train(index, stop), missing, self.device)
+
+    def finish(self, test: bool) -> Pool:
+        """Round the weights, measure what they are worth, and put them into one file."""
+        count = len(self.facts.accuracies)
+        parts = [self._read(index) for index in range(count)]
+        stacked = stacked_in_half([weights for weights, _ in parts])
+        rounded = Networks(stacked).to(self.device)
+
+        def accuracies(split: Split) -> tuple[float, ...]:
+            def correct(index: int) -> float:
+                return accuracy_of(self.network, rounded[index], split).correct
+
+            return tuple(_each_on_one_core(correct, range(count), self.device))
+
+        facts = replace(
+            self.facts,
+            accuracies=accuracies(self.real.held_out),
+            test=accuracies(self.real.test) if test else (),
+            seconds=round(sum(seconds for _, seconds in parts), 3),
+        )
+        Pool(facts, stacked).save(self.out)
+        shutil.rmtree(self.parts, ignore_errors=True)
+        return load_pool(self.out)
+
+    def _train(self, index: int, stop: StopRequest) -> None:
+        """Train one network and keep it."""
+
+        def count() -> None:
+            with self.alone:
+                self.count()
+            if stop.requested:
+                raise Interrupted("interrupted; networks that are finished are kept", self.parts)
+
+        facts, began = self.facts, time.perf_counter()
+        start = draw_weights(self.network.module, facts.scheme, stream(facts.seed, "expert", index, "start"))
+        order = stream(facts.seed, "expert", index, "order")
+        weights = train(self.network, start, self.real.train, facts.training, order, count)
+        if not all(bool(weight.isfinite().all()) for weight in weights.values()):
+            raise DatadistillError(f"the weights of network {index + 1} are not finite: give a lower --rate")
+        seconds = str(time.perf_counter() - began)
+        write_tensors(self._part(index), weights, {"seconds": seconds, "sha256": digest_of(weights, seconds)})
+
+    def _part(self, index: int) -> Path:
+        return self.parts / f"network-{index:05d}.safetensors"
+
+    def _read(self, index: int) -> tuple[Weights, float]:
+        """A finished network, and the seconds it took.
+
+        Raises:
+            DatadistillError: it is not there, or it is damaged.
+        """
+        weights, metadata = read_tensors(self._part(index))
+        if metadata.get("sha256") != digest_of(weights, metadata.get("seconds", "")):
+            raise DamagedFileError(f"{self._part(index)} is damaged: its checksum differs")
+        return weights, float(metadata["seconds"])
+
+
+def _each_on_one_core(function: Callable[[int], Answer], items: Sequence[int], device: torch.device) -> list[Answer]:
+    """`map_on_cores`, with a single core for each item even where there are fewer items than cores."""
+    spare = max(0, torch.get_num_threads() - len(items))
+    padded = [*items, *[None] * spare]
+    answers = map_on_cores(lambda item: None if item is None else function(item), padded, device)
+    return [answer for answer in answers[: len(items)] if answer is not None]
