@@ -67,7 +67,7 @@ def train(
     state, step, steps = adam.init(weights), 0, training.steps(len(split))
     for _ in range(training.epochs):
         order = torch.randperm(len(split), generator=generator)
-        for chosen in order.split(training.batch):
+        for chosen in torch.split(order, training.batch):
             noise = int(torch.randint(2**62, (), generator=generator)) if network.draws else None
             batch = split.take(chosen.to(device))
             _, gradient = batch_gradient(network, weights, batch.images, batch.labels, 0, noise)
