@@ -3,10 +3,10 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import rich.progress
 from rich.console import Console
@@ -114,6 +114,16 @@ def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
             say(f"{title}: {done} of {total}, {left} left")
 
     yield count
+
+
+Bar: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+"""What shows progress: `counting`, or `quiet`."""
+
+
+@contextmanager
+def quiet(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """Like `counting`, but shows nothing."""
+    yield lambda: None
 
 
 class Progress:

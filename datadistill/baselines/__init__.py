@@ -1,5 +1,47 @@
-"""Baselines: distilled data that nobody optimised, judged like any other."""
+"""Baselines: distilled data that is chosen instead of optimised, judged like any other."""
 
-from datadistill.baselines.random_real import BASELINES, random_real
+from collections.abc import Callable
+from dataclasses import dataclass
 
-__all__ = ["BASELINES", "random_real"]
+from datadistill.baselines.average import average
+from datadistill.baselines.herding import herding
+from datadistill.baselines.kcenter import kcenter
+from datadistill.baselines.kmeans import kmeans
+from datadistill.baselines.optimized import SETS, optimized
+from datadistill.baselines.random_real import random_real
+from datadistill.distilled import DistilledData
+from datadistill.methods import Problem
+from datadistill.progress import Bar
+from datadistill.registry import Registry
+
+__all__ = ["BASELINES", "BaselineInfo", "average", "herding", "kcenter", "kmeans", "optimized", "random_real"]
+
+
+@dataclass(frozen=True)
+class BaselineInfo:
+    """A way of choosing images.
+
+    Attributes:
+        name: what people type.
+        line: one line of explanation.
+        choose: from a problem, steps, epochs, a number of sets and what shows progress; the best or first set first.
+        sets: how many are made, or drawn from, unless somebody says otherwise.
+    """
+
+    name: str
+    line: str
+    choose: Callable[[Problem, int, int, int, Bar], list[DistilledData]]
+    sets: int = 1
+
+
+BASELINES = Registry(
+    "baseline",
+    (
+        BaselineInfo("random", "random real images", random_real),
+        BaselineInfo("optimized", "the best fifth of many random sets, by held-out accuracy", optimized, SETS),
+        BaselineInfo("kmeans", "cluster centres of each class", kmeans),
+        BaselineInfo("average", "the mean image of each class, used at every step", average),
+        BaselineInfo("herding", "real images whose mean feature follows their class's", herding),
+        BaselineInfo("kcenter", "real images that no other of their class is far from in feature space", kcenter),
+    ),
+)

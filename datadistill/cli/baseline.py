@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from datadistill.baselines import BASELINES
+from datadistill.baselines.optimized import SETS
 from datadistill.cli.common import (
     add_data_flags,
     add_nets_flag,
@@ -17,9 +18,10 @@ from datadistill.cli.common import (
     print_table,
 )
 from datadistill.cli.parsing import Parser, command_line, one_of, positive_int
-from datadistill.distilled import FILE_NAME
-from datadistill.evaluation import NETS, evaluate, percent
+from datadistill.distilled import FILE_NAME, DistilledData
+from datadistill.evaluation import NETS, Score, evaluate_sets, nets_per_set, percent
 from datadistill.methods import make_problem
+from datadistill.pools import Pool
 from datadistill.progress import counting
 from datadistill.report.card import judging
 from datadistill.runs import RunFolder
@@ -28,18 +30,23 @@ from datadistill.weights import KINDS
 
 USAGE = ""
 DESCRIPTION = """\
-Choose real images instead of optimising synthetic ones, with a learning rate
-tuned on held-out training data, and judge them as any distilled data.
+Choose images instead of optimising them, with learning rates tuned on held-out
+training data, and judge them as any distilled data. Several sets are judged
+together and saved as distilled.safetensors, distilled-2.safetensors, ...
 
-example:
+examples:
   datadistill baseline --how random --weights random-init --steps 10 --epochs 3
+  datadistill baseline --how kmeans --dataset digits --model mlp --sets 5
 """
 
 
 def add_flags(parser: Parser) -> None:
-    names = BASELINES.names()
     parser.add_argument(
-        "--how", type=one_of("baseline", names), metavar="NAME", default="random", help=", ".join(names)
+        "--how",
+        type=one_of("baseline", BASELINES.names()),
+        metavar="NAME",
+        default="random",
+        help="; ".join(f"{info.name}: {info.line}" for info in BASELINES) + " (default: %(default)s)",
     )
     add_data_flags(parser, "mnist")
     parser.add_argument("--model", metavar="NAME", default="lenet", help="the network (default: %(default)s)")
@@ -57,6 +64,12 @@ def add_flags(parser: Parser) -> None:
         "--epochs", type=positive_int, metavar="N", default=3, help="walks over them (default: %(default)s)"
     )
     add_pool_flag(parser)
+    parser.add_argument(
+        "--sets",
+        type=positive_int,
+        metavar="N",
+        help=f"sets that are made, or drawn to choose from; --nets are shared out (default: 1, optimized {SETS})",
+    )
     add_run_flags(parser)
     add_nets_flag(parser)
 
@@ -77,29 +90,36 @@ def run(arguments: argparse.Namespace) -> None:
         pool=given_pool(arguments),
     )
     info = BASELINES.get(arguments.how)
-    with counting("choosing", info.pieces) as count:
-        data = info.choose(problem, arguments.steps, arguments.epochs, count)
-    with counting("evaluating", arguments.nets or NETS) as count:
-        score = evaluate(data, problem.real, nets=arguments.nets, pool=problem.pool, count=count)
-    recipe = f"datadistill baseline --how {arguments.how} --dataset {real.name} --model {problem.model} "
+    drawn = arguments.sets or info.sets
+    sets = info.choose(problem, arguments.steps, arguments.epochs, drawn, counting)
+    with counting("evaluating", len(sets) * nets_per_set(arguments.nets or NETS, len(sets))) as count:
+        scores, score = evaluate_sets(sets, problem.real, nets=arguments.nets, pool=problem.pool, count=count)
+    recipe = f"datadistill baseline --how {info.name} --dataset {real.name} --model {problem.model} "
     recipe += "" if problem.pool is None else f"--pool {shlex.quote(arguments.pool)} "
     recipe += f"--weights {problem.kind} --scheme {problem.scheme} --ipc {problem.ipc} "
-    recipe += f"--steps {arguments.steps} --epochs {arguments.epochs} --seed {problem.seed}"
-    provenance = replace(
-        data.provenance,
-        versions=versions(),
-        scores=[*data.provenance.scores, score.as_json()],
-        recipe=recipe,
-    )
-    data = replace(data, provenance=provenance)
-    place = new_folder(f"{real.name}-{arguments.how}-{problem.ipc}") if folder is None else folder.path
+    recipe += f"--steps {arguments.steps} --epochs {arguments.epochs} --sets {drawn} --seed {problem.seed}"
+    place = new_folder(f"{real.name}-{info.name}-{problem.ipc}") if folder is None else folder.path
     with RunFolder(place).locked():
-        data.save(place / FILE_NAME)
-    assert data.learning_rates is not None
+        for number, (data, own) in enumerate(zip(sets, scores, strict=True), 1):
+            mine = data.provenance
+            mine = replace(mine, versions=versions(), scores=[*mine.scores, own.as_json()], recipe=recipe)
+            replace(data, provenance=mine).save(place / _file_name(number))
+    _print(sets, score, place, problem.pool)
+
+
+def _file_name(number: int) -> str:
+    """`distilled.safetensors`, `distilled-2.safetensors`, ..."""
+    return FILE_NAME if number == 1 else FILE_NAME.replace(".", f"-{number}.")
+
+
+def _print(sets: list[DistilledData], score: Score, place: Path, pool: Pool | None) -> None:
+    method = sets[0].provenance.method
+    which = f"{len(sets)} sets of {len(sets[0].labels)} images" if len(sets) > 1 else f"{len(sets[0].labels)} images"
+    trained = f"{score.nets} network{'s' if score.nets > 1 else ''} trained"
     print_table(
-        f"{len(data.labels)} real images, rate {float(data.learning_rates[0]):g} tuned on held-out data",
+        f"{method['name']}: {which}, {method['schedule']} rate {method['rate']:g} tuned on held-out data",
         ["test accuracy", "these images"],
-        [["before", percent(score.before)], [f"{score.nets} networks trained", percent(score.accuracy)]],
+        [["before", percent(score.before)], [trained, percent(score.accuracy)]],
     )
     print(f"folder    {place}")
-    print(f"evaluate  {command_line(*judging(data, str(place), problem.pool))}")
+    print(f"evaluate  {command_line(*judging(sets[0], str(place), pool))}")

@@ -5,7 +5,18 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from datadistill import __version__
-from datadistill.cli import audit, baseline, check, distill, evaluate, listing, plan, pretrain, show
+from datadistill.cli import (
+    audit,
+    baseline,
+    check,
+    compare,
+    distill,
+    evaluate,
+    listing,
+    plan,
+    pretrain,
+    show,
+)
 from datadistill.cli.parsing import Parser, command_line
 from datadistill.errors import DatadistillError, Interrupted, explain_os_error, unknown_name
 from datadistill.runtime import keep_freed_memory
@@ -16,6 +27,7 @@ COMMANDS = {
     "baseline": baseline,
     "check": check,
     "evaluate": evaluate,
+    "compare": compare,
     "plan": plan,
     "pretrain": pretrain,
     "show": show,

@@ -106,8 +106,14 @@ class RealData:
 
         return replace(self, train=moved(self.train), held_out=moved(self.held_out), test=moved(self.test))
 
-    def check_ipc(self, ipc: int) -> None:
-        """Refuse more images per class than the smallest class of the training split has."""
+    def check_ipc(self, ipc: int | float) -> int:
+        """The images per class as a whole number, where the smallest class of the training split has that many.
+
+        Raises:
+            RequestError: it has not, or they are no whole number.
+        """
+        if ipc != int(ipc):
+            raise RequestError(f"ipc is {ipc:g}, but only dd with --labels soft lets classes share images")
         if ipc < 1:
             raise RequestError(f"ipc is {ipc}, but each class needs at least 1 image")
         fewest = int(self.train.counts.min())
@@ -117,6 +123,7 @@ class RealData:
                 f"ipc is {ipc}, but class '{label}' of {self.name} has only {fewest} training images: "
                 f"ask for at most {fewest}"
             )
+        return int(ipc)
 
 
 def stratified(labels: Int64[Tensor, "n"], count: int, seed: int) -> Int64[Tensor, "{count}"]:

@@ -3,6 +3,7 @@
 from datadistill.evaluation.accuracy import Accuracy, accuracy_along, accuracy_of
 from datadistill.evaluation.protocols import NETS, PROTOCOLS, evaluate
 from datadistill.evaluation.scores import Score, Summary, percent, summarize
+from datadistill.evaluation.several import evaluate_sets, nets_per_set
 
 __all__ = [
     "NETS",
@@ -13,6 +14,8 @@ __all__ = [
     "accuracy_along",
     "accuracy_of",
     "evaluate",
+    "evaluate_sets",
+    "nets_per_set",
     "percent",
     "summarize",
 ]

@@ -9,6 +9,7 @@ from datadistill.data.real import RealData
 from datadistill.distilled import DistilledData
 from datadistill.errors import RequestError, unknown_name
 from datadistill.evaluation.accuracy import accuracy_along
+from datadistill.evaluation.nearest import judge_nearest
 from datadistill.evaluation.scores import Score, summarize
 from datadistill.inner.functional import Network, Weights, make_network
 from datadistill.inner.unroll import with_noise
@@ -34,7 +35,10 @@ class ProtocolInfo:
 
 PROTOCOLS = Registry(
     "protocol",
-    (ProtocolInfo("own", "the data's own steps, in its own order, with its own learning rates"),),
+    (
+        ProtocolInfo("own", "the data's own steps, in its own order, with its own learning rates"),
+        ProtocolInfo("nearest", "no network: every test image has the class of the nearest distilled image"),
+    ),
 )
 
 NETS = 20
@@ -76,13 +80,15 @@ def evaluate(
     Raises:
         RequestError: the data does not fit the dataset, the network or the pool.
     """
-    PROTOCOLS.get(protocol)
+    protocol = PROTOCOLS.get(protocol).name
     for kind, given, known in (("split", split, ("test", "held_out")), ("weights", weights, ("own", "random-init"))):
         if given not in known:
             raise unknown_name(kind, given, known)
     if nets is not None and nets < 1:
         raise RequestError(f"nets is {nets}, but must be at least 1")
     distilled.check_matches(real)
+    if protocol == "nearest":
+        return judge_nearest(distilled, real.test if split == "test" else real.held_out, split, model, weights, count)
     _check_protocol(distilled)
     began = time.perf_counter()
     device = real.test.images.device

@@ -54,7 +54,8 @@ class Score:
         split: what it was tested on.
         images: how many images that split has.
         accuracy: after training.
-        before: of the networks as they start: untrained, or pretrained and not adapted.
+        before: of the networks as they start: untrained, or pretrained and not adapted; None where no network is
+            trained.
         by_step: after each gradient step, where asked for.
         seconds: that the measurement took.
         device: where.
@@ -67,7 +68,7 @@ class Score:
     split: str
     images: int
     accuracy: Summary
-    before: Summary
+    before: Summary | None
     by_step: tuple[Summary, ...]
     seconds: float
     device: str
@@ -77,8 +78,10 @@ class Score:
         return asdict(self)
 
 
-def percent(summary: Summary) -> str:
-    """A summary for people, such as `93.80 %` or `82.8 ± 1.6 %`."""
+def percent(summary: Summary | None) -> str:
+    """A summary for people, such as `93.80 %` or `82.8 ± 1.6 %`; `-` for none."""
+    if summary is None:
+        return "-"
     if summary.std is None:
         return f"{100 * summary.mean:.2f} %"
     return f"{100 * summary.mean:.1f} ± {100 * summary.std:.1f} %"

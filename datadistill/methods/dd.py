@@ -102,9 +102,7 @@ class DD:
     def _check_count(self, problem: Problem) -> None:
         """Refuse numbers of images that cannot be had, or not be cut into equal steps."""
         ipc, classes = problem.ipc, problem.real.num_classes
-        if self.labels == "hard" and ipc != int(ipc):
-            raise RequestError(f"ipc is {ipc:g}, but only --labels soft lets classes share images")
-        problem.real.check_ipc(max(1, math.ceil(ipc)) if ipc > 0 else 0)
+        problem.real.check_ipc(math.ceil(ipc) if self.labels == "soft" else ipc)
         if problem.count < 1 or abs(problem.count - ipc * classes) > 1e-6:
             raise RequestError(f"{ipc:g} images per class of {classes} classes are not a whole number of images")
         if (self.labels == "hard" and ipc % self.steps) or problem.count % self.steps:

@@ -120,7 +120,7 @@ def test_resumed_is_uninterrupted(row: Row, digits: dd.RealData, tmp_path: Path)
 @table
 def test_beats_random_real_images_with_tuned_rates(row: Row, digits: dd.RealData) -> None:
     steps, epochs = getattr(row.method, "steps", 1), getattr(row.method, "epochs", 1)
-    baseline = dd.evaluate(random_real(problem(row, digits), steps, epochs), digits, nets=5)
+    baseline = dd.evaluate(random_real(problem(row, digits), steps, epochs)[0], digits, nets=5)
     distilled = dd.evaluate(run(row, digits).distilled, digits, nets=5)
     assert distilled.accuracy.ci95[0] > baseline.accuracy.ci95[1]
 

@@ -1,0 +1,149 @@
+"""What all baselines share: distilled data from chosen images, and the best learning rates that held-out data finds."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from datadistill.distilled import DistilledData
+from datadistill.errors import DatadistillError
+from datadistill.evaluation.accuracy import Accuracy, accuracy_along
+from datadistill.inner import Weights, with_noise
+from datadistill.inner.parallel import map_on_cores
+from datadistill.methods import DD, Problem
+from datadistill.progress import Bar, quiet
+from datadistill.runtime import stream
+
+SCHEDULES: dict[str, Callable[[int], Float[Tensor, "t"]]] = {
+    "constant": torch.ones,
+    "falling": lambda steps: 1 - torch.arange(steps) / steps,
+}
+"""How rates go on from the first one: all the same, or on a straight line that would reach zero after the last."""
+
+COARSE = tuple(float(f"{10 ** (k / 2):.5g}") for k in range(-6, 3))
+"""First rates tried on a few networks, two to a decade: 0.001 to 10."""
+
+_FINE = tuple(10 ** (k / 8) for k in range(-3, 4))
+_FEW, _NETWORKS = 4, 12
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates for all steps from two choices.
+
+    Attributes:
+        schedule: one of `SCHEDULES`.
+        first: the first step's.
+    """
+
+    schedule: str
+    first: float
+
+    def put(self, data: DistilledData) -> DistilledData:
+        """The data with these rates."""
+        assert data.learning_rates is not None
+        shape = SCHEDULES[self.schedule](len(data.learning_rates))
+        return replace(data, learning_rates=(self.first * shape).to(data.learning_rates))
+
+    def nearby(self) -> list["Rates"]:
+        """These and six others of the same schedule, eight to a decade."""
+        return [replace(self, first=float(f"{self.first * factor:.5g}")) for factor in _FINE]
+
+
+def assemble(
+    problem: Problem, steps: int, epochs: int, images: Float[Tensor, "n c h w"], method: dict[str, Any]
+) -> DistilledData:
+    """Distilled data from chosen images, with rates that are still to be tuned.
+
+    Args:
+        problem: dataset, network, initial weights, images per class, seed.
+        steps: batches the images are cut into.
+        epochs: how often they are walked.
+        images: the first of every class, then the second of every class, and so on.
+        method: name and options, for the provenance.
+
+    Raises:
+        RequestError: the images cannot be cut into so many steps.
+    """
+    data = DD(steps=steps, epochs=epochs).start(problem, stream(problem.seed, "baseline"))
+    return replace(data, images=images.to(problem.device), provenance=replace(data.provenance, method=method))
+
+
+def by_class(problem: Problem, pick: Callable[[int], Float[Tensor, "ipc c h w"]]) -> Float[Tensor, "n c h w"]:
+    """Images picked for each class, in the order that `assemble` takes."""
+    return torch.stack([pick(label) for label in range(problem.real.num_classes)], 1).flatten(0, 1)
+
+
+def tuning_networks(problem: Problem) -> list[Weights]:
+    """Initial weights to choose by: neither those of the evaluation nor those of a distilling run."""
+    count = 1 if problem.starts.fixed is not None else _NETWORKS
+    return problem.starts.sample(count, stream(problem.seed, "tuning"))
+
+
+def held_out_accuracy(data: DistilledData, problem: Problem, starts: list[Weights]) -> float:
+    """Mean accuracy on the held-out slice; -1 where a network ends without a finite loss, so that it never wins."""
+    steps = with_noise(problem.network, data.inner_steps(), stream(problem.seed, "tuning-noise"))
+
+    def one(start: Weights) -> Accuracy:
+        return accuracy_along(problem.network, start, steps, problem.real.held_out)[-1]
+
+    found = map_on_cores(one, starts, problem.device)
+    if not all(math.isfinite(accuracy.loss) for accuracy in found):
+        return -1.0
+    return sum(accuracy.correct for accuracy in found) / len(found)
+
+
+def tune(data: DistilledData, problem: Problem, bar: Bar = quiet, near: Rates | None = None) -> DistilledData:
+    """The data with the rates of the best mean accuracy on the held-out slice.
+
+    Each schedule is tried with the `COARSE` first rates on a few networks, then with rates near the best of them on
+    more networks, the same ones for all rates.
+
+    Args:
+        data: any distilled data with rates.
+        problem: what it is for.
+        bar: shows progress.
+        near: try rates near these alone.
+
+    Raises:
+        DatadistillError: every rate diverges.
+    """
+    starts = tuning_networks(problem)
+    few = starts[:_FEW]
+    assert data.learning_rates is not None
+    schedules = [near.schedule] if near else list(SCHEDULES)[: len(data.learning_rates)]  # one step has one schedule
+    pieces = len(schedules) * (len(_FINE) * len(starts) + (0 if near else len(COARSE) * len(few)))
+    best: dict[str, tuple[float, Rates]] = {}
+    with bar("tuning rates", pieces) as count:
+
+        def accuracy(rates: Rates, networks: list[Weights]) -> float:
+            found = held_out_accuracy(rates.put(data), problem, networks)
+            for _ in networks:
+                count()
+            return found
+
+        for schedule in schedules:
+            centre = near or max((Rates(schedule, rate) for rate in COARSE), key=lambda rates: accuracy(rates, few))
+            tried = [(accuracy(rates, starts), rates) for rates in centre.nearby()]
+            best[schedule] = max(tried, key=lambda entry: entry[0])
+    reached, rates = max(best.values(), key=lambda entry: entry[0])
+    if reached < 0:
+        raise DatadistillError(f"every learning rate down to {rates.first:g} diverges with these images")
+    mine = data.provenance
+    tuning = {
+        "schedule": rates.schedule,
+        "rate": rates.first,
+        "tuning_networks": len(starts),
+        "held_out": {schedule: accuracy for schedule, (accuracy, _) in best.items() if accuracy >= 0},
+    }
+    scores = [{"split": "held_out", "accuracy": reached}]
+    return replace(rates.put(data), provenance=replace(mine, method={**mine.method, **tuning}, scores=scores))
+
+
+def held_out_score(data: DistilledData) -> float:
+    """What `tune` found."""
+    return float(data.provenance.scores[0]["accuracy"])

@@ -1,0 +1,107 @@
+"""Choosing real images by features: what reaches the last linear layer of a network trained on the training split."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from datadistill.baselines.base import assemble, by_class, tune
+from datadistill.data.real import Split
+from datadistill.distilled import DistilledData
+from datadistill.errors import RequestError
+from datadistill.evaluation.accuracy import accuracy_of
+from datadistill.inner.functional import Network, Weights
+from datadistill.methods import Problem
+from datadistill.models import draw_weights
+from datadistill.progress import Bar
+from datadistill.runtime import stream
+from datadistill.training import Training, train
+
+Select: TypeAlias = Callable[[Float[Tensor, "n d"], int], Int64[Tensor, "m"]]
+"""From the features of a class, indices of so many of its images."""
+
+_LEAST_STEPS, _BATCH = 1000, 500
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Features of the training split.
+
+    Attributes:
+        values: one row per image.
+        accuracy: of the network they come from, on the held-out slice.
+    """
+
+    values: Float[Tensor, "n d"]
+    accuracy: float
+
+
+def chosen_by_features(
+    name: str, select: Select, problem: Problem, steps: int, epochs: int, sets: int, bar: Bar
+) -> list[DistilledData]:
+    """Sets of real images, each chosen by the features of another network."""
+    ipc = problem.real.check_ipc(problem.ipc)
+    split, made = problem.real.train, []
+    for number in range(sets):
+        features = make_features(problem, number, bar)
+
+        def pick(label: int, values: Tensor = features.values) -> Float[Tensor, "ipc c h w"]:
+            members = split.of_class(label)
+            mine = values[members.to(values.device)]
+            return split.take(members[select(mine, ipc)]).images
+
+        options = {"name": name, "set": number, "feature_network_held_out": features.accuracy}
+        made.append(tune(assemble(problem, steps, epochs, by_class(problem, pick), options), problem, bar))
+    return made
+
+
+def make_features(problem: Problem, number: int, bar: Bar) -> Features:
+    """Train the problem's network on the real training split and take its features.
+
+    Args:
+        problem: dataset, network, scheme, seed.
+        number: networks of other numbers start elsewhere.
+        bar: shows progress.
+
+    Raises:
+        RequestError: the network has no linear layer.
+    """
+    network, real = problem.network, problem.real
+    features_of(network, draw_weights(network.module, problem.scheme, stream(0)), real.train.take(torch.arange(1)))
+    start = draw_weights(network.module, problem.scheme, stream(problem.seed, "features", number))
+    training = Training()
+    steps = math.ceil(len(real.train) / training.batch)
+    training = replace(training, epochs=max(training.epochs, math.ceil(_LEAST_STEPS / steps)))
+    generator = stream(problem.seed, "features-order", number)
+    with bar("training a network for features", training.epochs) as count:
+        weights = train(network, start, real.train, training, generator, count)
+    return Features(features_of(network, weights, real.train), accuracy_of(network, weights, real.held_out).correct)
+
+
+@torch.no_grad()
+def features_of(network: Network, weights: Weights, split: Split) -> Float[Tensor, "n d"]:
+    """What reaches the linear layer that is called last, for every image.
+
+    Raises:
+        RequestError: there is no linear layer.
+    """
+    module, seen = copy.deepcopy(network.module), dict[str, Tensor]()
+
+    def remember(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen["last"] = inputs[0]
+
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_pre_hook(remember)
+    listening, rows = Network(module), []
+    for first in range(0, len(split), _BATCH):
+        listening.logits(weights, split.images[first : first + _BATCH])
+        if "last" not in seen:
+            raise RequestError("this network has no linear layer to take features from: use random, kmeans or average")
+        rows.append(seen["last"].flatten(1))
+    return torch.cat(rows)

@@ -1,0 +1,188 @@
+"""compare: one table of distilled sets and baselines, judged alike."""
+
+import argparse
+import json
+from dataclasses import dataclass, replace
+
+from datadistill.baselines import BASELINES
+from datadistill.cli import evaluate as evaluate_command
+from datadistill.cli.common import given_pool, load_data, print_table
+from datadistill.cli.parsing import Parser, one_of
+from datadistill.data import RealData
+from datadistill.distilled import DistilledData, load_distilled
+from datadistill.errors import RequestError
+from datadistill.evaluation import NETS, Score, evaluate, evaluate_sets, nets_per_set, percent
+from datadistill.methods import Problem, make_problem
+from datadistill.models import model_name
+from datadistill.pools import Pool
+from datadistill.progress import counting
+from datadistill.runtime import resolve_device, versions
+from datadistill.weights import Fixed
+
+USAGE = "PATH..."
+DESCRIPTION = """\
+Judge every set with every network by one protocol, and with them baselines of
+the same size, steps and initial weights, with rates tuned for the same network.
+
+examples:
+  datadistill compare runs/RUN --baselines random,kmeans
+  datadistill compare a.safetensors b.safetensors --models lenet,convnet --nets 5
+"""
+
+
+@dataclass(frozen=True)
+class _Size:
+    """What a baseline has in common with the set that it is compared with.
+
+    Attributes:
+        ipc: images per class.
+        steps: batches.
+        epochs: walks over them.
+        model: the network.
+        kind: of initial weights.
+        scheme: they are drawn by.
+        path: of the set whose saved initial weights are used, or empty.
+    """
+
+    ipc: int
+    steps: int
+    epochs: int
+    model: str
+    kind: str
+    scheme: str
+    path: str
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One line of the table."""
+
+    name: str
+    images: int
+    score: Score
+
+
+def add_flags(parser: Parser) -> None:
+    evaluate_command.add_flags(parser)
+    parser.add_argument(
+        "--baselines", metavar="A,B", default="", help=f"any of {', '.join(BASELINES.names())} (default: none)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    parse = one_of(BASELINES.kind, BASELINES.names())
+    try:
+        names = [parse(name.strip()) for name in arguments.baselines.split(",") if name.strip()]
+    except argparse.ArgumentTypeError as error:
+        raise RequestError(f"--baselines: {error}") from error
+    models: list[str | None] = [name.strip() for name in (arguments.models or "").split(",") if name.strip()] or [None]
+    sets = {path: load_distilled(path) for path in arguments.paths}
+    real, pool = _real(sets, arguments), given_pool(arguments)
+    lines, sizes = [], dict[_Size, DistilledData]()
+    for path, data in sets.items():
+        for model in models:
+            if names:
+                sizes.setdefault(_size(path, data, model, arguments.weights), data)
+            with counting(f"evaluating {path}", arguments.nets or NETS) as count:
+                score = evaluate(
+                    data,
+                    real,
+                    model=model,
+                    weights=arguments.weights,
+                    nets=arguments.nets,
+                    protocol=arguments.protocol,
+                    seed=arguments.seed,
+                    pool=pool,
+                    count=count,
+                )
+            lines.append(_Line(path, len(data.labels), score))
+    for size, data in sizes.items():
+        problem = _problem(size, data, real, arguments.seed, pool)
+        lines += [_baseline(name, problem, size, arguments) for name in names]
+    _print(lines, real, arguments)
+
+
+def _real(sets: dict[str, DistilledData], arguments: argparse.Namespace) -> RealData:
+    datasets = {data.provenance.dataset for data in sets.values()}
+    if len(datasets) > 1 and arguments.dataset is None:
+        raise RequestError(
+            f"these sets were made from {', '.join(sorted(datasets))}: say with --dataset what to test on"
+        )
+    name = arguments.dataset or datasets.pop()
+    return load_data(name, arguments).to(resolve_device(arguments.device))
+
+
+def _size(path: str, data: DistilledData, model: str | None, weights: str) -> _Size:
+    mine, steps = data.provenance, len(data.batches)
+    ipc, rest = divmod(len(data.labels), len(mine.classes))
+    if rest or sorted(data.batches.flatten().tolist()) != list(range(len(data.labels))):
+        raise RequestError(
+            f"baselines are cut into steps of different images, as many of each class, which those of {path} are not: "
+            "leave out --baselines"
+        )
+    epochs = int(mine.inner.get("epochs", 1)) if data.learning_rates is None else len(data.learning_rates) // steps
+    own = weights == "own" and (model is None or model_name(model) == mine.model)
+    return _Size(
+        ipc=ipc,
+        steps=steps,
+        epochs=epochs,
+        model=model or mine.model,
+        kind=str(mine.weights.get("kind")) if own else "random-init",
+        scheme=str(mine.weights.get("scheme", "xavier")),
+        path=path if own and data.initial_weights is not None else "",
+    )
+
+
+def _problem(size: _Size, data: DistilledData, real: RealData, seed: int, pool: Pool | None) -> Problem:
+    problem = make_problem(
+        real,
+        model=size.model,
+        weights="random-init" if size.path else size.kind,
+        scheme=size.scheme,
+        ipc=size.ipc,
+        seed=seed,
+        device=real.train.images.device,
+        batch_norm=str(data.provenance.inner.get("batch_norm", "refused")),
+        pool=pool,
+    )
+    own = data.to(problem.device).initial_weights
+    return replace(problem, kind=size.kind, starts=Fixed(own)) if size.path and own is not None else problem
+
+
+def _baseline(name: str, problem: Problem, size: _Size, arguments: argparse.Namespace) -> _Line:
+    info = BASELINES.get(name)
+    sets = info.choose(problem, size.steps, size.epochs, info.sets, counting)
+    with counting(f"evaluating {name}", len(sets) * nets_per_set(arguments.nets or NETS, len(sets))) as count:
+        _, score = evaluate_sets(
+            sets,
+            problem.real,
+            nets=arguments.nets,
+            protocol=arguments.protocol,
+            seed=arguments.seed,
+            pool=problem.pool,
+            count=count,
+        )
+    like = f"{name} (like {size.path})" if size.path and len(arguments.paths) > 1 else name
+    return _Line(like, len(sets[0].labels), score)
+
+
+def _print(lines: list[_Line], real: RealData, arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        document = {
+            "dataset": real.name,
+            "protocol": arguments.protocol,
+            "results": [{"set": line.name, "images": line.images, **line.score.as_json()} for line in lines],
+            "chance": 1 / real.num_classes,
+            "versions": versions(),
+        }
+        print(json.dumps(document, indent=2))
+        return
+    columns = ["set", "images", "network", "weights", "nets", "untrained", "test accuracy", "95 % interval", "s"]
+    rows = []
+    for line in lines:
+        score, (low, high) = line.score, line.score.accuracy.ci95
+        facts = [score.model, score.weights, str(score.nets), percent(score.before), percent(score.accuracy)]
+        rows.append(
+            [line.name, str(line.images), *facts, f"{100 * low:.2f} to {100 * high:.2f}", f"{score.seconds:.1f}"]
+        )
+    print_table(f"{real.name}, protocol {arguments.protocol}", columns, rows)

@@ -1,0 +1,81 @@
+"""Judging several sets of one kind, such as random ones, as one."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from scipy.special import stdtrit
+
+from datadistill.data.real import RealData
+from datadistill.distilled import DistilledData
+from datadistill.evaluation.protocols import NETS, evaluate
+from datadistill.evaluation.scores import Score, Summary
+from datadistill.pools import Pool
+
+
+def nets_per_set(nets: int, sets: int) -> int:
+    """Networks for each set, so that together there are at least `nets`."""
+    return math.ceil(nets / sets)
+
+
+def evaluate_sets(
+    sets: Sequence[DistilledData],
+    real: RealData,
+    *,
+    nets: int | None = None,
+    protocol: str = "own",
+    seed: int = 0,
+    pool: Pool | None = None,
+    count: Callable[[], None] = lambda: None,
+) -> tuple[list[Score], Score]:
+    """A score of every set, each on fresh networks of its own, and one of all together.
+
+    Args:
+        sets: of one kind, for the same network.
+        real: the dataset.
+        nets: fresh networks for all sets together; they are shared out equally, rounded up. Without it 20, or with a
+            pool as many for each set as it has, at most 20.
+        protocol: one of `PROTOCOLS`.
+        seed: of the fresh draws.
+        pool: of trained networks, as for `evaluate`.
+        count: called after each network.
+
+    Raises:
+        RequestError: the data does not fit the dataset.
+    """
+    share = None if nets is None and pool is not None else nets_per_set(nets or NETS, len(sets))
+    scores = [
+        evaluate(data, real, nets=share, protocol=protocol, seed=seed + number, pool=pool, count=count)
+        for number, data in enumerate(sets)
+    ]
+    return scores, pooled(scores)
+
+
+def pooled(scores: Sequence[Score]) -> Score:
+    """One score of several sets that were judged alike, with the same number of networks each.
+
+    Mean and deviation are those of all networks together. The networks of one set have much in common, so the interval
+    is Student's over the means of the sets.
+    """
+    if len(scores) == 1:
+        return scores[0]
+    befores = [score.before for score in scores if score.before is not None]
+    nets = scores[0].nets
+    return replace(
+        scores[0],
+        nets=nets * len(scores),
+        accuracy=_together([score.accuracy for score in scores], nets),
+        before=_together(befores, nets) if befores else None,
+        by_step=tuple(_together(step, nets) for step in zip(*(score.by_step for score in scores), strict=True)),
+        seconds=sum(score.seconds for score in scores),
+    )
+
+
+def _together(summaries: Sequence[Summary], nets: int) -> Summary:
+    means = np.array([summary.mean for summary in summaries])
+    within = sum((nets - 1) * (summary.std or 0.0) ** 2 for summary in summaries)
+    mean = float(means.mean())
+    std = math.sqrt((within + nets * float(((means - mean) ** 2).sum())) / (nets * len(means) - 1))
+    reach = float(stdtrit(len(means) - 1, 0.975)) * float(means.std(ddof=1)) / math.sqrt(len(means))
+    return Summary(mean, std, (max(0.0, mean - reach), min(1.0, mean + reach)))
