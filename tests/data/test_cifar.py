@@ -121,12 +121,16 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
         BINARY.read_archive((path,), "ten", "0" * 32)
 
 
-def test_a_link_in_an_archive_is_not_followed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", ["/etc/passwd", "file"])
+def test_a_link_in_an_archive_is_not_followed(to: str, tmp_path: Path) -> None:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w:gz") as tar:
+        target = tarfile.TarInfo("ten/file")
+        target.size = len(TEN[0])
+        tar.addfile(target, io.BytesIO(TEN[0]))
         for name in MEMBERS:
             info = tarfile.TarInfo(name)
-            info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            info.type, info.linkname, info.size = tarfile.SYMTYPE, to, len(MEMBERS[name])
             tar.addfile(info)
     with pytest.raises(DamagedFileError, match=r"no ten/one\.bin"):
         read_archive(tmp_path, file.getvalue())

@@ -1,4 +1,5 @@
 import bz2
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,20 @@ def test_a_truncated_or_a_huge_file_is_found(tmp_path: Path) -> None:
     path.write_bytes(bytes(10_000))
     with pytest.raises(DamagedFileError, match=r"usps\.t\.bz2.*larger than"):
         read_libsvm((tmp_path / "usps.bz2", path), COUNTS, 2)
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    read(tmp_path)
+    paths = (tmp_path / "usps.bz2", tmp_path / "usps.t.bz2")
+    paths[0].write_bytes(bz2.compress(bytes(20_000_000)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DamagedFileError, match="unpacks to more"):
+            read_libsvm(paths, COUNTS, 2)
+        # The unpacker itself takes some.
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @given(raw=st.binary(max_size=200), packed=st.booleans())
