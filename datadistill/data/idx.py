@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from datadistill.data.labelled import Counts, Labelled, damaged, read_bytes
-from datadistill.errors import DamagedFileError, explain_os_error
+from datadistill.errors import DamagedFileError
 
 _UNSIGNED_BYTE = 0x08
 
@@ -30,10 +30,7 @@ def read_idx(path: Path, sha256: str, shape: tuple[int, ...]) -> UInt8[Tensor, "
         DamagedFileError: truncated, altered, or another file.
         DatadistillError: it cannot be read at all.
     """
-    try:
-        packed = path.read_bytes()
-    except OSError as error:
-        raise explain_os_error(error, "read a dataset file") from error
+    packed = read_bytes(path, _most(shape))
     if hashlib.sha256(packed).hexdigest() != sha256:
         raise DamagedFileError(f"{path} is damaged or not the official file (its SHA-256 differs): get it again")
     return _unpack(packed, shape, path)

@@ -16,6 +16,8 @@ def read_matlab(
 ) -> tuple[Labelled, Labelled]:
     """A training and a test split, each checked against its checksum before it is parsed.
 
+    The order matters: scipy's parser is not made for altered files, some of which end the whole process.
+
     Args:
         paths: the training and the test file.
         md5: their checksums.
@@ -30,16 +32,12 @@ def read_matlab(
     for path, checksum, part in zip(paths, md5, counts, strict=True):
         raw = read_bytes(path, sum(part) * (size * size * 3 + 1) * 2 + 4096)
         check_md5(raw, checksum, path)
-        parts.append(parse_matlab(raw, part, size, path))
+        parts.append(_parse(raw, part, size, path))
     return parts[0], parts[1]
 
 
-def parse_matlab(raw: bytes, counts: Counts, size: int, path: Path) -> Labelled:
-    """The images in a file's content; `path` is what an error names.
-
-    Raises:
-        DamagedFileError: it is not a MATLAB file of that many images.
-    """
+def _parse(raw: bytes, counts: Counts, size: int, path: Path) -> Labelled:
+    """The images in a file's content; `path` is what an error names."""
     from scipy.io import loadmat
 
     try:
@@ -50,8 +48,12 @@ def parse_matlab(raw: bytes, counts: Counts, size: int, path: Path) -> Labelled:
     count = sum(counts)
     if pixels.shape != (size, size, 3, count) or pixels.dtype != np.uint8:
         raise damaged(path, f"X does not hold {count:,} images of {size}x{size} pixels")
-    if targets.dtype.kind not in "iuf" or not np.isin(targets, np.arange(1, _ZERO + 1)).all():
-        raise damaged(path, f"y does not hold labels from 1 to {_ZERO}")
+    if (
+        targets.shape != (count,)
+        or targets.dtype.kind not in "iuf"
+        or not np.isin(targets, np.arange(1, _ZERO + 1)).all()
+    ):
+        raise damaged(path, f"y does not hold {count:,} labels from 1 to {_ZERO}")
     labels = torch.from_numpy(targets.astype(np.int64) % _ZERO)
     images = np.ascontiguousarray(pixels.transpose(3, 0, 1, 2))
     return Labelled(torch.from_numpy(images), labels).checked(counts, path)

@@ -3,10 +3,11 @@
 import hashlib
 import http.client
 import os
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from datadistill.data.labelled import Labelled
 from datadistill.errors import DamagedFileError, DatadistillError
@@ -57,7 +58,7 @@ class Published:
             DamagedFileError: a file is not the official one.
             DatadistillError: there are no files, and they cannot be fetched.
         """
-        places = [cache_folder()] if data_root is None else [data_root, cache_folder()]
+        places = [*([] if data_root is None else [data_root]), cache_folder()]
         for place in places:
             for layout in self.layouts:
                 paths = tuple(place / path for path in layout.paths)
@@ -76,11 +77,10 @@ class Published:
         try:
             content = download(url)
         except (OSError, http.client.HTTPException) as error:
-            wanted = [PurePosixPath(path) for path in self.layouts[-1].paths]
             raise DatadistillError(
                 f"{self.name} is not in {' or '.join(map(str, places))}, and {url} could not be reached "
-                f"({getattr(error, 'reason', None) or error}): put {' and '.join(map(str, wanted))} "
-                f"from {self.host} there, or name the folder with --data-root"
+                f"({_reason(error)}): put {' and '.join(self.layouts[-1].paths)} from {self.host} there, or name the "
+                "folder that has them with --data-root"
             ) from error
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
             raise DamagedFileError(f"what {url} sent is damaged or not the official file (its MD5 differs): try again")
@@ -88,8 +88,15 @@ class Published:
 
 
 def cache_folder() -> Path:
-    """Where fetched files are kept: `datadistill/data` in XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datadistill" / "data"
+    """Where fetched files are kept: `datadistill/data` in XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        DatadistillError: the user has neither.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datadistill" / "data"
+    except RuntimeError as error:
+        raise DatadistillError("there is no home folder to keep datasets in: set XDG_CACHE_HOME") from error
 
 
 def download(url: str) -> bytes:
@@ -103,7 +110,12 @@ def download(url: str) -> bytes:
     # Some hosts turn away what does not name itself.
     request = urllib.request.Request(url, headers={"User-Agent": "datadistill"})
     pieces, total = [], 0
-    with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
+    try:
+        opened = urllib.request.urlopen(request, timeout=_SECONDS)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise
+    with opened as answer:
         pieces_in_all = -(-min(answer.length or _MOST, _MOST) // _PIECE)
         with counting(f"fetching {url} (MiB)", pieces_in_all) as count:
             while piece := answer.read(_PIECE):
@@ -113,3 +125,9 @@ def download(url: str) -> bytes:
                     raise DamagedFileError(f"{url} sends more than the {_MOST:,} bytes that any official file has")
                 count()
     return b"".join(pieces)
+
+
+def _reason(error: Exception) -> str:
+    """Why a host could not be reached, in words."""
+    cause = getattr(error, "reason", error)
+    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__

@@ -11,6 +11,7 @@ from PIL import Image
 
 import datadistill as dd
 from datadistill.cli.main import COMMANDS, main
+from datadistill.data import DATASETS
 from datadistill.descent import Outer
 from datadistill.methods import DD, METHODS
 from datadistill.models import MODELS
@@ -122,7 +123,7 @@ def test_show(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("models", MODELS.names()),
         ("recipes", recipes().names()),
         ("WEIGHTS", KINDS.names()),
-        ("datasets", ["mnist", "digits"]),
+        ("datasets", DATASETS.names()),
     ],
 )
 def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
