@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 import datadistill as dd
 from datadistill.audit import Audit, audit
@@ -19,8 +18,9 @@ GOOD = Training(epochs=20, rate=0.003, batch=64)
 
 
 @pytest.fixture(scope="module")
-def pool(digits: dd.RealData) -> Pool:
-    return make_pool(digits, model="mlp", nets=12, reserved=4, training=GOOD, seed=0)
+def pool(digits: dd.RealData, tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    place = tmp_path_factory.mktemp("pool") / "digits-mlp.safetensors"
+    return make_pool(digits, place, model="mlp", nets=12, reserved=4, training=GOOD, seed=0)
 
 
 def distilled(digits: dd.RealData, pool: Pool, attack: tuple[str, str] | None) -> dd.DistilledData:
@@ -97,6 +97,5 @@ def test_the_command_fails_on_an_attack_alone(
 
 def test_wrong_attacks_are_refused(digits: dd.RealData) -> None:
     for attack in (("0", "zero"), ("3", "3")):
-        with pytest.raises(dd.errors.RequestError, match=r"zero|two different"):
+        with pytest.raises(dd.RequestError, match=r"zero|two different"):
             dd.distill(digits, model="mlp", attack=attack, iterations=1, device="cpu")
-    assert torch.is_grad_enabled()
