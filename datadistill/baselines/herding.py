@@ -2,7 +2,7 @@
 
 Welling, "Herding dynamical weights to learn", ICML 2009, as greedy mean matching: each image in turn is the one that
 brings the mean feature of those chosen nearest to the mean of the class. With features of equal length that is
-Welling's rule; the field's reference code for dataset condensation uses it for all features.
+Welling's rule, which goes by inner products.
 """
 
 import torch

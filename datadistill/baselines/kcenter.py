@@ -2,7 +2,7 @@
 
 Sener and Savarese, "Active learning for convolutional neural networks: a core-set approach", ICLR 2018: the greedy
 k-center, which always takes the image that is farthest from those taken. The first is the one nearest to the class
-mean, as in the field's reference code for dataset condensation.
+mean.
 """
 
 import torch

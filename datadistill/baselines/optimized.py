@@ -1,7 +1,7 @@
 """`optimized`: the best of many random sets, by accuracy on held-out training images.
 
-Wang et al., "Dataset Distillation", arXiv 1811.10959 (2018), section 4: "optimized real images". The paper's code draws
-50 sets and keeps the best 20 % by accuracy on training batches; here it is the held-out slice of the training split.
+The "optimized" baseline of Wang et al., "Dataset Distillation", arXiv 1811.10959 (2018), which keeps the best 20 % by
+accuracy on training batches; here it is the held-out slice of the training split.
 """
 
 from dataclasses import replace

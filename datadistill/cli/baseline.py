@@ -114,10 +114,12 @@ def _file_name(number: int) -> str:
 
 def _print(sets: list[DistilledData], score: Score, place: Path, pool: Pool | None) -> None:
     method = sets[0].provenance.method
-    which = f"{len(sets)} sets of {len(sets[0].labels)} images" if len(sets) > 1 else f"{len(sets[0].labels)} images"
+    which, rates = f"{len(sets[0].labels)} images", f"{method['schedule']} rate {method['rate']:g}"
+    if len(sets) > 1:
+        which, rates = f"{len(sets)} sets of {which}", "rates"
     trained = f"{score.nets} network{'s' if score.nets > 1 else ''} trained"
     print_table(
-        f"{method['name']}: {which}, {method['schedule']} rate {method['rate']:g} tuned on held-out data",
+        f"{method['name']}: {which}, {rates} tuned on held-out data",
         ["test accuracy", "these images"],
         [["before", percent(score.before)], [trained, percent(score.accuracy)]],
     )

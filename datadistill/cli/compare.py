@@ -171,7 +171,7 @@ def _print(lines: list[_Line], real: RealData, arguments: argparse.Namespace) ->
         document = {
             "dataset": real.name,
             "protocol": arguments.protocol,
-            "results": [{"set": line.name, "images": line.images, **line.score.as_json()} for line in lines],
+            "results": [{"set": line.name, "distilled_images": line.images, **line.score.as_json()} for line in lines],
             "chance": 1 / real.num_classes,
             "versions": versions(),
         }

@@ -13,6 +13,7 @@ from datadistill.baselines import (
     BaselineInfo,
     average,
     base,
+    features,
     herding,
     kcenter,
     kmeans,
@@ -32,11 +33,12 @@ def problem(real: dd.RealData, **changes: object) -> Problem:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _few_networks() -> Iterator[None]:
-    """Rates are tuned on fewer networks: the tests are about the rest."""
+def _less_work() -> Iterator[None]:
+    """Rates are tuned on fewer networks, and features are learned in fewer steps: the tests are about the rest."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(base, "_FEW", 1)
         patched.setattr(base, "_NETWORKS", 3)
+        patched.setattr(features, "_LEAST_STEPS", 1)
         yield
 
 
