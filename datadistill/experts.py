@@ -99,6 +99,8 @@ def make_pool(
         recipe=command,
     )
     if on.type == "cpu":
+        if native.must_build():
+            say("building fast operations for this processor, once; this takes about 20 seconds.")
         native.build()
     network = make_network(create_model(model, real).to(on), batch_norm)
     _check_size(network, nets, max_gb, say)
@@ -213,16 +215,18 @@ class _Making:
         stacked = stacked_in_half([weights for weights, _ in parts])
         rounded = Networks(stacked).to(self.device)
 
-        def accuracies(split: Split) -> tuple[float, ...]:
+        def accuracies(weights_of: Callable[[int], Weights], split: Split) -> tuple[float, ...]:
             def correct(index: int) -> float:
-                return accuracy_of(self.network, rounded[index], split).correct
+                return accuracy_of(self.network, weights_of(index), split).correct
 
             return tuple(_each_on_one_core(correct, range(count), self.device))
 
+        held_out = self.real.held_out
         facts = replace(
             self.facts,
-            accuracies=accuracies(self.real.held_out),
-            test=accuracies(self.real.test) if test else (),
+            accuracies=accuracies(rounded.__getitem__, held_out),
+            unrounded=accuracies(lambda index: parts[index][0], held_out),
+            test=accuracies(rounded.__getitem__, self.real.test) if test else (),
             seconds=round(sum(seconds for _, seconds in parts), 3),
         )
         Pool(facts, stacked).save(self.out)
@@ -257,6 +261,7 @@ class _Making:
             DatadistillError: it is not there, or it is damaged.
         """
         weights, metadata = read_tensors(self._part(index))
+        weights = {name: weight.to(self.device) for name, weight in weights.items()}
         if metadata.get("sha256") != digest_of(weights, metadata.get("seconds", "")):
             raise DamagedFileError(f"{self._part(index)} is damaged: its checksum differs")
         return weights, float(metadata["seconds"])
