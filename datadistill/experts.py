@@ -243,7 +243,8 @@ class _Making:
                 raise Interrupted("interrupted; networks that are finished are kept", self.parts)
 
         facts, began = self.facts, time.perf_counter()
-        start = draw_weights(self.network.module, facts.scheme, stream(facts.seed, "expert", index, "start"))
+        with self.network.alone:
+            start = draw_weights(self.network.module, facts.scheme, stream(facts.seed, "expert", index, "start"))
         order = stream(facts.seed, "expert", index, "order")
         weights = train(self.network, start, self.real.train, facts.training, order, count)
         if not all(bool(weight.isfinite().all()) for weight in weights.values()):
