@@ -15,7 +15,7 @@ from torch import nn
 import datadistill as dd
 from datadistill.errors import Interrupted, RequestError
 from datadistill.evaluation import accuracy_of
-from datadistill.inner import make_network
+from datadistill.inner import Network, make_network
 from datadistill.models import create_model
 
 TRAINING = dd.Training(epochs=2, batch=64)
@@ -66,6 +66,27 @@ def test_same_seed_same_bits(digits: dd.RealData, tmp_path: Path) -> None:
 def test_a_network_does_not_depend_on_those_beside_it(digits: dd.RealData, tmp_path: Path) -> None:
     few, many = make(digits, tmp_path / "a", nets=3), make(digits, tmp_path / "b", nets=6)
     assert all(torch.equal(few.stacked[name], many.stacked[name][:3]) for name in few.stacked)
+
+
+def test_weights_are_drawn_while_no_other_thread_calls_the_module(
+    digits: dd.RealData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datadistill import experts
+
+    made: list[Network] = []
+    draw, make_one = experts.draw_weights, experts.make_network
+
+    def remember(*arguments: Any) -> Network:
+        made.append(make_one(*arguments))
+        return made[-1]
+
+    def watched(*arguments: Any) -> Any:
+        assert made[-1].alone.locked()
+        return draw(*arguments)
+
+    monkeypatch.setattr(experts, "make_network", remember)
+    monkeypatch.setattr(experts, "draw_weights", watched)
+    assert len(make(digits, tmp_path / "p")) == 5
 
 
 @pytest.mark.parametrize("threads", [1, 2])
