@@ -83,6 +83,12 @@ def make_pool(
         raise RequestError(f"the batch norm policy is {batch_norm}, but a pool holds no running statistics: use batch")
     on = resolve_device(device)
     real = real.to(on)
+    if on.type == "cpu":
+        if native.must_build():
+            say("building fast operations for this processor, once; this takes about 20 seconds.")
+        native.build()
+    network = make_network(create_model(model, real).to(on), batch_norm)
+    _check_size(network, nets, max_gb, say)
     facts = PoolFacts(
         dataset=real.name,
         classes=real.classes,
@@ -98,12 +104,6 @@ def make_pool(
         versions=versions(),
         recipe=command,
     )
-    if on.type == "cpu":
-        if native.must_build():
-            say("building fast operations for this processor, once; this takes about 20 seconds.")
-        native.build()
-    network = make_network(create_model(model, real).to(on), batch_norm)
-    _check_size(network, nets, max_gb, say)
     making = _Making(real, network, facts, Path(out), count, threading.Lock())
     if resume and not making.parts.exists() and not making.out.exists():
         say(f"there is nothing of {out} yet: starting from the beginning.")
@@ -124,7 +124,7 @@ def size_of(network: Network, nets: int) -> tuple[int, int]:
 def _check_size(network: Network, nets: int, max_gb: float, say: Callable[[str], None]) -> None:
     last, meanwhile = size_of(network, nets)
     sizes = f"{last / 1e6:.1f} MB, and {meanwhile / 1e6:.1f} MB more while they are trained"
-    if last + meanwhile > max_gb * 1e9:
+    if not last + meanwhile <= max_gb * 1e9:
         raise RequestError(
             f"{nets} networks take {sizes}, but {max_gb:g} GB are allowed: lower --nets or raise --max-gb"
         )

@@ -147,6 +147,8 @@ WRONG: dict[str, tuple[Callable[[str], list[str]], str]] = {
     ),
     "everything reserved": (lambda file: ["pretrain", *SMALL, "--reserved", "8"], "8 of 8 networks cannot be reserved"),
     "too large": (lambda file: ["pretrain", *SMALL, "--max-gb", "0.001"], "but 0.001 GB are allowed"),
+    "too large by far": (lambda file: ["pretrain", *SMALL, "--nets", "999999999"], "but 2 GB are allowed"),
+    "no cap": (lambda file: ["pretrain", *SMALL, "--max-gb", "nan"], "nan GB are allowed"),
     "no epochs": (lambda file: ["pretrain", *SMALL, "--epochs", "-1"], "whole number"),
 }
 
