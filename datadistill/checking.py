@@ -52,7 +52,8 @@ _FLOOR = 1e-8
 _REAL_IMAGES = 1024
 """From how many real images the batches are drawn, so that a large dataset need not be converted."""
 
-_KINK_WIDTH = "kink_width"
+_DEPARTURES = ("kink_width", "network_clip")
+"""Options that depart from the exact derivative on purpose."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def check_hypergradient(
     """Compare a method's gradient, at its own start, with central differences of its outer loss.
 
     Args:
-        method: whose gradient it is. An option `kink_width` is set to 0, as it departs from the exact derivative.
+        method: whose gradient it is. Options that depart from the exact derivative, such as `kink_width`, are 0.
         problem: the dataset, the network and the engine.
         directions: random directions for the images, or soft labels, of each batch; every rate is moved on its own.
         count: called when a row is done.
@@ -131,7 +132,7 @@ def check_hypergradient(
     """
     if problem.device.type == "mps":
         raise RequestError("device mps has no float64, which the check needs: use --device cpu")
-    method, remarks = _without_kinks(method)
+    method, remarks = _exact(method)
     distilled = _start_in_double(method, problem)
     exact = _in_double(problem)
 
@@ -227,13 +228,15 @@ def _distance(one: float, other: float) -> float:
     return math.inf if math.isnan(one - other) else abs(one - other)
 
 
-def _without_kinks(method: Any) -> tuple[Any, tuple[str, ...]]:
-    """The method with the exact derivative, and a sentence if that is not the one that was asked for."""
-    width = getattr(method, _KINK_WIDTH, 0)
-    if not width:
-        return method, ()
-    remark = f"checked with {_KINK_WIDTH} 0: {width:g} departs from the exact derivative on purpose"
-    return replace(method, **{_KINK_WIDTH: 0.0}), (remark,)
+def _exact(method: Any) -> tuple[Any, tuple[str, ...]]:
+    """The method with the exact derivative, and a sentence for each option that had to be turned off for it."""
+    given = {name: getattr(method, name, 0) for name in _DEPARTURES}
+    remarks = [
+        f"checked with {name} 0: {value:g} departs from the exact derivative on purpose"
+        for name, value in given.items()
+        if value
+    ]
+    return (replace(method, **{n: 0.0 for n, value in given.items() if value}) if remarks else method), tuple(remarks)
 
 
 def _start_in_double(method: Method, problem: Problem) -> DistilledData:

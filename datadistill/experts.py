@@ -83,6 +83,12 @@ def make_pool(
         raise RequestError(f"the batch norm policy is {batch_norm}, but a pool holds no running statistics: use batch")
     on = resolve_device(device)
     real = real.to(on)
+    if on.type == "cpu":
+        if native.must_build():
+            say("building fast operations for this processor, once; this takes about 20 seconds.")
+        native.build()
+    network = make_network(create_model(model, real).to(on), batch_norm)
+    _check_size(network, nets, max_gb, say)
     facts = PoolFacts(
         dataset=real.name,
         classes=real.classes,
@@ -98,10 +104,6 @@ def make_pool(
         versions=versions(),
         recipe=command,
     )
-    if on.type == "cpu":
-        native.build()
-    network = make_network(create_model(model, real).to(on), batch_norm)
-    _check_size(network, nets, max_gb, say)
     making = _Making(real, network, facts, Path(out), count, threading.Lock())
     if resume and not making.parts.exists() and not making.out.exists():
         say(f"there is nothing of {out} yet: starting from the beginning.")
@@ -122,7 +124,7 @@ def size_of(network: Network, nets: int) -> tuple[int, int]:
 def _check_size(network: Network, nets: int, max_gb: float, say: Callable[[str], None]) -> None:
     last, meanwhile = size_of(network, nets)
     sizes = f"{last / 1e6:.1f} MB, and {meanwhile / 1e6:.1f} MB more while they are trained"
-    if last + meanwhile > max_gb * 1e9:
+    if not last + meanwhile <= max_gb * 1e9:
         raise RequestError(
             f"{nets} networks take {sizes}, but {max_gb:g} GB are allowed: lower --nets or raise --max-gb"
         )
@@ -213,16 +215,18 @@ class _Making:
         stacked = stacked_in_half([weights for weights, _ in parts])
         rounded = Networks(stacked).to(self.device)
 
-        def accuracies(split: Split) -> tuple[float, ...]:
+        def accuracies(weights_of: Callable[[int], Weights], split: Split) -> tuple[float, ...]:
             def correct(index: int) -> float:
-                return accuracy_of(self.network, rounded[index], split).correct
+                return accuracy_of(self.network, weights_of(index), split).correct
 
             return tuple(_each_on_one_core(correct, range(count), self.device))
 
+        held_out = self.real.held_out
         facts = replace(
             self.facts,
-            accuracies=accuracies(self.real.held_out),
-            test=accuracies(self.real.test) if test else (),
+            accuracies=accuracies(rounded.__getitem__, held_out),
+            unrounded=accuracies(lambda index: parts[index][0], held_out),
+            test=accuracies(rounded.__getitem__, self.real.test) if test else (),
             seconds=round(sum(seconds for _, seconds in parts), 3),
         )
         Pool(facts, stacked).save(self.out)
@@ -239,7 +243,8 @@ class _Making:
                 raise Interrupted("interrupted; networks that are finished are kept", self.parts)
 
         facts, began = self.facts, time.perf_counter()
-        start = draw_weights(self.network.module, facts.scheme, stream(facts.seed, "expert", index, "start"))
+        with self.network.alone:
+            start = draw_weights(self.network.module, facts.scheme, stream(facts.seed, "expert", index, "start"))
         order = stream(facts.seed, "expert", index, "order")
         weights = train(self.network, start, self.real.train, facts.training, order, count)
         if not all(bool(weight.isfinite().all()) for weight in weights.values()):
@@ -257,6 +262,7 @@ class _Making:
             DatadistillError: it is not there, or it is damaged.
         """
         weights, metadata = read_tensors(self._part(index))
+        weights = {name: weight.to(self.device) for name, weight in weights.items()}
         if metadata.get("sha256") != digest_of(weights, metadata.get("seconds", "")):
             raise DamagedFileError(f"{self._part(index)} is damaged: its checksum differs")
         return weights, float(metadata["seconds"])

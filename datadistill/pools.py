@@ -26,7 +26,7 @@ from datadistill.training import Training
 
 FORMAT = 1
 _KEY = "datadistill-pool"
-MEASURED = ("test", "seconds", "versions", "recipe")
+MEASURED = ("unrounded", "test", "seconds", "versions", "recipe")
 """Facts that say nothing of what the networks are: the same networks made again have the same digest."""
 
 
@@ -45,7 +45,8 @@ class PoolFacts:
         training: how they were trained.
         seed: of all networks.
         reserved: how many networks at the end are for judging only.
-        accuracies: of each network on the held-out slice.
+        accuracies: of each network on the held-out slice, with the weights as they are in the file.
+        unrounded: the same before the weights were rounded, which tells what that costs.
         test: of each network on the test split, where that was measured; nothing is chosen by it.
         seconds: of training, added up over networks.
         versions: of the software.
@@ -63,6 +64,7 @@ class PoolFacts:
     seed: int
     reserved: int
     accuracies: tuple[float, ...]
+    unrounded: tuple[float, ...] = ()
     test: tuple[float, ...] = ()
     seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
@@ -222,7 +224,7 @@ def _parse(metadata: dict[str, str]) -> PoolFacts:
     _require(header.pop("format", None) == FORMAT, "it has another format")
     kinds: dict[str, type | tuple[type, ...]] = {
         **dict.fromkeys(("dataset", "model", "scheme", "batch_norm", "recipe"), str),
-        **dict.fromkeys(("classes", "image_shape", "accuracies", "test"), list),
+        **dict.fromkeys(("classes", "image_shape", "accuracies", "unrounded", "test"), list),
         **dict.fromkeys(("normalization", "training", "versions"), dict),
         **dict.fromkeys(("seed", "reserved"), int),
         "seconds": (int, float),
@@ -232,10 +234,10 @@ def _parse(metadata: dict[str, str]) -> PoolFacts:
         _require(isinstance(header[entry.name], kinds[entry.name]), f"'{entry.name}' has the wrong type")
     _require(all(isinstance(name, str) for name in header["classes"]), "a class name is not text")
     _require(all(isinstance(size, int) and size > 0 for size in header["image_shape"]), "its image shape is malformed")
-    shares = [float(share) for share in header["accuracies"] + header["test"]]
+    shares = [float(share) for share in header["accuracies"] + header["unrounded"] + header["test"]]
     _require(all(0 <= share <= 1 for share in shares), "an accuracy is not between 0 and 1")
     mean, std = (tuple(map(float, header["normalization"][key])) for key in ("mean", "std"))
-    for name in ("classes", "image_shape", "accuracies", "test"):
+    for name in ("classes", "image_shape", "accuracies", "unrounded", "test"):
         header[name] = tuple(header[name])
     return PoolFacts(**header | {"normalization": Normalization(mean, std), "training": Training(**header["training"])})
 
@@ -247,7 +249,8 @@ def _check(pool: Pool) -> None:
     mean, std = facts.normalization.mean, facts.normalization.std
     whole = len(mean) == len(std) == facts.image_shape[0] and all(map(math.isfinite, mean + std))
     _require(whole and min(std) > 0, "its normalisation is malformed")
-    _require(facts.test == () or len(facts.test) == len(pool), "it has another number of test accuracies than networks")
+    counts = {len(facts.unrounded), len(facts.test)}
+    _require(counts <= {0, len(pool)}, "it has more or fewer accuracies than networks")
     _require(len(pool.stacked) > 0, "it holds no weights")
     for name, stack in pool.stacked.items():
         _require(stack.dtype in (torch.float16, torch.bfloat16), f"'{name}' is {stack.dtype}")

@@ -24,5 +24,20 @@ def digits() -> dd.RealData:
 
 
 @pytest.fixture(scope="session")
+def pool(digits: dd.RealData, tmp_path_factory: pytest.TempPathFactory) -> dd.Pool:
+    """Networks that are half trained, so that there is something to adapt; so many that they cannot be memorised."""
+    torch.set_num_threads(1)
+    return dd.make_pool(
+        digits,
+        tmp_path_factory.mktemp("pools") / "digits-mlp.safetensors",
+        model="mlp",
+        nets=50,
+        reserved=5,
+        training=dd.Training(epochs=1, batch=64),
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="session")
 def mnist() -> dd.RealData:
     return dd.load("mnist")

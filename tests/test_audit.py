@@ -12,15 +12,16 @@ from datadistill.experts import make_pool
 from datadistill.inner import make_network
 from datadistill.models import create_model
 from datadistill.pools import Pool
+from datadistill.runtime import stream
 from datadistill.training import Training
 
-GOOD = Training(epochs=20, rate=0.003, batch=64)
+GOOD = Training(epochs=10, rate=0.005, batch=128)
 
 
 @pytest.fixture(scope="module")
 def pool(digits: dd.RealData, tmp_path_factory: pytest.TempPathFactory) -> Pool:
     place = tmp_path_factory.mktemp("pool") / "digits-mlp.safetensors"
-    return make_pool(digits, place, model="mlp", nets=12, reserved=4, training=GOOD, seed=0)
+    return make_pool(digits, place, model="mlp", nets=8, reserved=3, training=GOOD, seed=0)
 
 
 def distilled(digits: dd.RealData, pool: Pool, attack: tuple[str, str] | None) -> dd.DistilledData:
@@ -43,7 +44,7 @@ def distilled(digits: dd.RealData, pool: Pool, attack: tuple[str, str] | None) -
 
 def judged(digits: dd.RealData, pool: Pool, data: dd.DistilledData) -> Audit:
     network = make_network(create_model("mlp", digits))
-    return audit(data, digits, network, pool.for_judging, trained=True)
+    return audit(data, digits, network, pool.for_judging.sample(3, stream(0)), trained=True)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_the_command_fails_on_an_attack_alone(
     attacking: dd.DistilledData, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("datadistill.cli.main.keep_freed_memory", lambda: True)
-    quick = ["--nets", "3", "--train-epochs", "20", "--train-rate", "0.003"]
+    quick = ["--nets", "3", "--train-epochs", "8", "--train-rate", "0.005"]
     attacking.save(tmp_path / "stranger.safetensors")
     assert main(["audit", str(tmp_path / "stranger.safetensors"), *quick, "--json"]) == 1
     printed = capsys.readouterr()

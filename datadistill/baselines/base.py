@@ -15,14 +15,9 @@ from datadistill.evaluation.accuracy import Accuracy, accuracy_along
 from datadistill.inner import Weights, with_noise
 from datadistill.inner.parallel import map_on_cores
 from datadistill.methods import DD, Problem
+from datadistill.methods.dd import SCHEDULES
 from datadistill.progress import Bar, quiet
 from datadistill.runtime import stream
-
-SCHEDULES: dict[str, Callable[[int], Float[Tensor, "t"]]] = {
-    "constant": torch.ones,
-    "falling": lambda steps: 1 - torch.arange(steps) / steps,
-}
-"""How rates go on from the first one: all the same, or on a straight line that would reach zero after the last."""
 
 COARSE = tuple(float(f"{10 ** (k / 2):.5g}") for k in range(-6, 3))
 """First rates tried on a few networks, two to a decade: 0.001 to 10."""

@@ -24,6 +24,7 @@ pool given with --pool, or on all networks of another pool.
 examples:
   datadistill evaluate runs/mnist-dd-fixed-init-1
   datadistill evaluate a.safetensors b.safetensors --models lenet,convnet --nets 5
+  datadistill evaluate runs/adapted --pool pools/mnist-lenet.safetensors
 """
 
 

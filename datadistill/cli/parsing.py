@@ -121,7 +121,10 @@ def _defaults(by_case: dict[str, Any]) -> str:
     }
     if len(set(texts.values())) == 1:
         return next(iter(texts.values()))
-    return ", ".join(f"{text} with {case}" for case, text in texts.items())
+    together: dict[str, list[str]] = {}
+    for case, text in texts.items():
+        together.setdefault(text, []).append(case)
+    return ", ".join(f"{text} with {' and '.join(cases)}" for text, cases in together.items())
 
 
 def given_fields(arguments: argparse.Namespace, cls: type[Any], prefix: str = "") -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _repeat(arguments: argparse.Namespace) -> str:
 
 def _print(pool: Pool, out: Path, seconds: float) -> None:
     facts, columns = pool.facts, ["", "networks", "mean", "std", "lowest"]
-    rows = [_row("held-out accuracy", facts.accuracies)]
+    rows = [_row("held-out accuracy", facts.accuracies), _row("before rounding", facts.unrounded)]
     if facts.test:
         rows.append(_row("test accuracy", facts.test))
     print_table(

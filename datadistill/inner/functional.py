@@ -60,6 +60,11 @@ class Network:
                     f"layer {name} is {type(layer).__name__}, whose draws cannot be repeated: set p to 0"
                 )
 
+    @property
+    def alone(self) -> threading.Lock:
+        """Held while the module itself is called with other weights; whoever writes to it must hold it too."""
+        return self._alone
+
     @cached_property
     def couples_images(self) -> bool:
         """Whether an image's output depends on the others of its batch, as with batch normalisation."""

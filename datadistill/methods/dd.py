@@ -14,7 +14,8 @@ Where this differs from the authors' code:
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -33,6 +34,13 @@ from datadistill.inner.unroll import InnerStep, with_noise
 from datadistill.methods.base import Gradients, MethodState, Outcome, Problem, options_of, within_memory
 
 MOST_STEPS = 100_000
+_NORM, _NORM_MEMORY, _NORM_LEAP = "dd.norm", 0.99, 5.0
+
+SCHEDULES: dict[str, Callable[[int], Float[Tensor, "t"]]] = {
+    "constant": torch.ones,
+    "falling": lambda steps: 1 - torch.arange(steps) / steps,
+}
+"""How rates go on from the first one: all the same, or on a straight line that would reach zero after the last."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,10 @@ class DD:
     Attributes:
         steps: batches S that the distilled images are cut into, one per gradient step.
         epochs: how often the batches are walked, E; each of the S x E steps has a learning rate of its own.
-        learning_rate: of every step at first.
+        learning_rate: of the first step, at first.
+        rates: how those of the other steps begin: `constant`, or `falling` on a straight line that would reach zero
+            after the last. With falling ones training settles at its end and stays away from chaos
+            (`docs/mnist-random-100.md`).
         labels: `hard` class indices, or `soft` ones that are learned too.
         images: what the images start from: `noise` (standard normal), `mean` (class means) or `real`.
         batch: real images per outer step.
@@ -50,17 +61,22 @@ class DD:
         networks: networks per outer step with random initial weights; fixed ones need one.
         kink_width: width over which the jumps of ReLU's derivative count in the hypergradient; 0 leaves them out, as
             the authors do (`docs/method-dd.md` says why that hurts).
+        network_clip: longest gradient allowed for the images of one network, in multiples of the running mean length
+            over networks; a longer one is shrunk, and that of the rates with it. One network that is about to diverge
+            then does not drown the others. 0 allows any.
     """
 
     steps: int = 1
     epochs: int = 3
     learning_rate: float = 0.02
+    rates: Literal["constant", "falling"] = "constant"
     labels: Literal["hard", "soft"] = "hard"
     images: Literal["noise", "mean", "real"] = "noise"
     batch: int = 1024
     batch_last: int = 0
     networks: int = 4
     kink_width: float = 0.0
+    network_clip: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "epochs", "batch", "networks"):
@@ -70,8 +86,9 @@ class DD:
             raise RequestError(f"{self.steps} steps x {self.epochs} epochs are more than {MOST_STEPS:,} gradient steps")
         if not 1e-30 < self.learning_rate < 1e30:
             raise RequestError(f"the learning rate is {self.learning_rate}, but must be positive and finite")
-        if not 0 <= self.kink_width < float("inf"):
-            raise RequestError(f"kink_width is {self.kink_width}, but must be finite and not negative")
+        for name in ("kink_width", "network_clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise RequestError(f"{name} is {getattr(self, name)}, but must be finite and not negative")
         if self.batch_last < 0:
             raise RequestError(f"batch_last is {self.batch_last}, but must not be negative")
 
@@ -93,7 +110,7 @@ class DD:
             images=_first_images(self.images, problem, generator).to(device),
             labels=labels.to(device),
             batches=torch.arange(len(labels), device=device).view(self.steps, -1),
-            learning_rates=torch.full((self.steps * self.epochs,), self.learning_rate, device=device),
+            learning_rates=(self.learning_rate * SCHEDULES[self.rates](self.steps * self.epochs)).to(device),
             provenance=problem.provenance("dd", options_of(self), inner),
             initial_weights=problem.starts.fixed,
             soft_labels=None if soft is None else soft.to(device),
@@ -143,6 +160,8 @@ class DD:
             return map_on_cores(through, list(zip(starts, noisy, strict=True)), problem.device)
 
         results, state, remarks = within_memory(problem, demand, state, work)
+        if self.network_clip:
+            results, state = _clipped(results, state, self.network_clip)
         return Outcome(
             loss=torch.stack([result.loss for result in results]).mean(),
             gradients=_collect(distilled, results),
@@ -194,6 +213,34 @@ def _first_images(kind: str, problem: Problem, generator: torch.Generator) -> Fl
             means = [train.take(train.of_class(one)).images.mean(0) for one in shared]
             images[list(mine)] = torch.stack(means).mean(0).cpu()
     return images
+
+
+def _clipped(results: list[Hypergradient], state: MethodState, most: float) -> tuple[list[Hypergradient], MethodState]:
+    """Each network's gradient, at most `most` times as long as the mean so far; one that is not finite counts as 0."""
+    norms = [float(torch.stack([g.norm() for g in result.images.values()]).norm()) for result in results]
+    finite = [norm for norm in norms if math.isfinite(norm)]
+    usual = float(state[_NORM]) if _NORM in state else sum(finite) / max(1, len(finite))
+    clipped = []
+    for result, norm in zip(results, norms, strict=True):
+        if not math.isfinite(norm):
+            factor = 0.0
+        else:
+            factor = min(1.0, most * usual / norm) if norm > 0 else 1.0
+            usual = _NORM_MEMORY * usual + (1 - _NORM_MEMORY) * min(norm, _NORM_LEAP * usual)
+        clipped.append(_scaled(result, factor) if factor < 1 else result)
+    return clipped, {**state, _NORM: torch.tensor(usual, dtype=torch.float64)}
+
+
+def _scaled(result: Hypergradient, factor: float) -> Hypergradient:
+    def scaled(gradient: Tensor) -> Tensor:
+        return gradient * factor if factor else torch.zeros_like(gradient)
+
+    return replace(
+        result,
+        images={batch: scaled(gradient) for batch, gradient in result.images.items()},
+        labels={batch: scaled(gradient) for batch, gradient in result.labels.items()},
+        rates=scaled(result.rates),
+    )
 
 
 def _collect(distilled: DistilledData, results: list[Hypergradient]) -> Gradients:

@@ -31,14 +31,29 @@ ROWS = [
     Row("dd", dd.methods.DD(steps=1, epochs=3, images="mean", batch=128), "fixed-init", 1, 150),
     Row("dd", dd.methods.DD(steps=2, epochs=2, batch=128, networks=2), "random-init", 2, 150),
     Row("dd", dd.methods.DD(steps=1, epochs=3, images="mean", batch=128, labels="soft"), "fixed-init", 1, 150, "-soft"),
+    Row("dd", dd.methods.DD(steps=1, epochs=3, images="mean", batch=128), "fixed-pretrained", 1, 150),
+    Row("dd", dd.methods.DD(steps=2, epochs=2, batch=128, networks=2), "random-pretrained", 2, 250),
 ]
 OUTER = dd.Outer(rate=0.03, betas=(0.5, 0.99), schedule="cosine", clip=1.0, average=0.9, look_every=25)
 
 table = pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.name}-{row.weights}{row.variant}")
 
 
+POOLS: list[dd.Pool] = []
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _pool(pool: dd.Pool) -> None:
+    POOLS.append(pool)
+
+
+def pool_for(row: Row) -> dd.Pool | None:
+    return POOLS[0] if "pretrained" in row.weights else None
+
+
 def run(row: Row, real: dd.RealData, **changes: Any) -> dd.Run:
     options: dict[str, Any] = {"iterations": row.iterations, "seed": 0, "outer": OUTER, "device": "cpu"}
+    options["pool"] = pool_for(row)
     return dd.distill(real, row.method, model="mlp", weights=row.weights, ipc=row.ipc, **(options | changes))
 
 
@@ -51,6 +66,7 @@ def problem(row: Row, real: dd.RealData) -> Problem:
         ipc=row.ipc,
         seed=0,
         device=torch.device("cpu"),
+        pool=pool_for(row),
     )
 
 
@@ -120,8 +136,8 @@ def test_resumed_is_uninterrupted(row: Row, digits: dd.RealData, tmp_path: Path)
 @table
 def test_beats_random_real_images_with_tuned_rates(row: Row, digits: dd.RealData) -> None:
     steps, epochs = getattr(row.method, "steps", 1), getattr(row.method, "epochs", 1)
-    baseline = dd.evaluate(random_real(problem(row, digits), steps, epochs)[0], digits, nets=5)
-    distilled = dd.evaluate(run(row, digits).distilled, digits, nets=5)
+    baseline = dd.evaluate(random_real(problem(row, digits), steps, epochs)[0], digits, nets=5, pool=pool_for(row))
+    distilled = dd.evaluate(run(row, digits).distilled, digits, nets=5, pool=pool_for(row))
     assert distilled.accuracy.ci95[0] > baseline.accuracy.ci95[1]
 
 
@@ -140,9 +156,7 @@ def test_gradient_against_finite_differences(row: Row, digits: dd.RealData) -> N
     small = problem(row, digits)
     double = replace(digits, train=replace(digits.train, images=digits.train.images.double()))
     network = Network(small.network.module.double())
-    starts = make_problem(
-        digits, model="mlp", weights=row.weights, scheme="xavier", ipc=row.ipc, seed=0, device=torch.device("cpu")
-    ).starts
+    starts = problem(row, digits).starts
 
     class Double:
         fixed = None if starts.fixed is None else {n: w.double() for n, w in starts.fixed.items()}
