@@ -1,6 +1,7 @@
 """Reproduce: a recipe is run, judged, and compared with what it is expected to give."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -44,8 +45,9 @@ def reproduce(
     seed: int = 0,
     device: str = "auto",
     resume: bool = False,
-    reporter: Reporter | None = None,
+    watch: Callable[[], AbstractContextManager[Reporter]] = lambda: nullcontext(Silent()),
     bar: Bar = quiet,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Verdict:
     """Run a recipe and judge it.
 
@@ -60,8 +62,9 @@ def reproduce(
         seed: of all randomness.
         device: `auto`, `cpu`, `cuda` or `mps`.
         resume: go on with what `out` holds.
-        reporter: is told how each run is doing.
+        watch: gives whoever is told how one run is doing, such as `Progress`.
         bar: shows progress of everything else.
+        say: called with a sentence worth reading.
 
     Raises:
         RequestError: the request was wrong, or `out` or `pools` hold something else.
@@ -70,7 +73,7 @@ def reproduce(
     """
     if iterations is not None and budget is not None:
         raise RequestError("give either iterations or a budget, not both")
-    on, folder, reporter = resolve_device(device), Path(out), reporter or Silent()
+    on, folder = resolve_device(device), Path(out)
     nets = nets or recipe.expect.nets
     length = {"iterations": iterations, "budget": budget}
     asked = {"recipe": recipe.name, "digest": recipe.digest, "seed": seed, "nets": nets, **length, "device": on.type}
@@ -81,13 +84,12 @@ def reproduce(
     real = load(recipe.settings()["run"]["dataset"], data_root)
     pool = None
     if recipe.pool is not None:
-        say = reporter.say
         pool = get_pool(recipe.pool, Path(pools), lambda name: load(name, data_root), device=device, say=say, bar=bar)
     write_json(folder / ASKED, asked)
     changes = {"seed": seed, "device": device} | (length if iterations or budget else {})
     command = f"datadistill reproduce {recipe.name} --seed {seed}"
     command += "".join(f" --{name} {value}" for name, value in length.items() if value is not None)
-    work = _Work(recipe, real.to(on), pool, nets, changes, folder, command, reporter, bar)
+    work = _Work(recipe, real.to(on), pool, nets, changes, folder, command, watch, bar, say)
     try:
         lines = work.lines()
     except KeyboardInterrupt:
@@ -142,8 +144,9 @@ class _Work:
         changes: of the recipe's [run]: seed, device, length.
         folder: takes runs and results.
         command: to record.
-        reporter: is told how runs are doing.
+        watch: gives whoever is told how one run is doing.
         bar: shows progress of everything else.
+        say: called with a sentence worth reading.
     """
 
     recipe: Recipe
@@ -153,8 +156,9 @@ class _Work:
     changes: dict[str, Any]
     folder: Path
     command: str
-    reporter: Reporter
+    watch: Callable[[], AbstractContextManager[Reporter]]
     bar: Bar
+    say: Callable[[str], None]
     _runs: dict[Path, Run] = field(default_factory=dict)
 
     def lines(self) -> list[Line]:
@@ -183,7 +187,7 @@ class _Work:
 
     def _place(self, point: Point) -> Path:
         """Where a point's run lies; points that are distilled alike share one."""
-        if self.recipe.sweep is None:
+        if all(self._first(other) == self._first(point) for other in self.recipe.points):
             return self.folder / "run"
         return self.folder / f"run-{self._first(point).slug}"
 
@@ -197,8 +201,9 @@ class _Work:
         if place not in self._runs:
             resume = RunFolder(place).exists()
             if point.label:
-                self.reporter.say(f"{self.recipe.name}: {point.label}")
-            self._runs[place] = job.start(self.real, self.pool, place, resume, self.command, self.reporter)
+                self.say(f"{self.recipe.name}: {point.label}")
+            with self.watch() as reporter:
+                self._runs[place] = job.start(self.real, self.pool, place, resume, self.command, reporter)
         run = self._runs[place]
         if point.scheme is None:
             _, score = conclude(run, self.real, self.nets, self.pool)

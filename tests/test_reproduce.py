@@ -208,7 +208,7 @@ def test_a_run_stopped_while_distilling_goes_on(monkeypatch: pytest.MonkeyPatch)
 
     recipe = replace(PLAIN, baselines=(), outer={**PLAIN.outer, "look_every": 1})
     with pytest.raises(dd.Interrupted):
-        reproduce(recipe, "out", reporter=Impatient())
+        reproduce(recipe, "out", watch=Impatient)
     reproduce(recipe, "out", resume=True)
     reproduce(recipe, "whole")
     assert torch.equal(dd.load_distilled("out/run").images, dd.load_distilled("whole/run").images)

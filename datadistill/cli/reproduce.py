@@ -9,7 +9,7 @@ from datadistill.cli.common import add_data_root_flag, print_table
 from datadistill.cli.parsing import Parser, positive_int
 from datadistill.errors import DatadistillError, RequestError
 from datadistill.evaluation import Summary, percent
-from datadistill.progress import Progress, clock, counting
+from datadistill.progress import Progress, clock, counting, say
 from datadistill.recipes import Recipe, recipes
 from datadistill.recipes.measured import Measured, load_measured, record_measured
 from datadistill.recipes.record import range_text
@@ -61,21 +61,21 @@ def run(arguments: argparse.Namespace) -> None:
     recipe = recipes().get(arguments.id)
     if arguments.record and not (arguments.iterations is arguments.budget is arguments.nets is None):
         raise RequestError("--record takes a run in full: leave out --iterations, --budget and --nets")
-    with Progress() as progress:
-        verdict = reproduce(
-            recipe,
-            arguments.out or Path("runs") / f"reproduce-{recipe.name}",
-            pools=arguments.pools,
-            data_root=arguments.data_root,
-            nets=arguments.nets,
-            iterations=arguments.iterations,
-            budget=arguments.budget,
-            seed=arguments.seed,
-            device=arguments.device,
-            resume=arguments.resume,
-            reporter=progress,
-            bar=counting,
-        )
+    verdict = reproduce(
+        recipe,
+        arguments.out or Path("runs") / f"reproduce-{recipe.name}",
+        pools=arguments.pools,
+        data_root=arguments.data_root,
+        nets=arguments.nets,
+        iterations=arguments.iterations,
+        budget=arguments.budget,
+        seed=arguments.seed,
+        device=arguments.device,
+        resume=arguments.resume,
+        watch=Progress,
+        bar=counting,
+        say=say,
+    )
     if arguments.record:
         record_measured(recipe.name, verdict.as_measured())
     if arguments.json:

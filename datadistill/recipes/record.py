@@ -65,7 +65,8 @@ class Expect:
         if self.others_fall_at_most is not None:
             parts.append(f"others by at most {_points(self.others_fall_at_most)}")
         if self.gain_at_least is not None:
-            parts.append(f"last point at least {_points(self.gain_at_least)} above first")
+            gain = "not below" if self.gain_at_least == 0 else f"at least {_points(self.gain_at_least)} above"
+            parts.append(f"last point {gain} the first")
         return ", ".join(parts)
 
 
