@@ -38,6 +38,9 @@ ORDER = [
     "outer",
     "report",
     "recipes",
+    "jobs",
+    "verdict",
+    "reproduce",
     "cli",
 ]
 

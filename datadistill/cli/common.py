@@ -16,6 +16,11 @@ def add_data_flags(parser: argparse._ActionsContainer, dataset: str) -> None:
     """`--dataset`, `--data-root`; `dataset` says what is taken without the flag."""
     names = ", ".join(DATASETS.names())
     parser.add_argument("--dataset", metavar="NAME", help=f"one of {names} (default: {dataset})")
+    add_data_root_flag(parser)
+
+
+def add_data_root_flag(parser: argparse._ActionsContainer) -> None:
+    """`--data-root`."""
     parser.add_argument(
         "--data-root",
         metavar="DIR",

@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     for path, data in sets.items():
         for model in models:
             if names:
-                sizes.setdefault(_size(path, data, model, arguments.weights), data)
+                sizes.setdefault(_size(path, data, model, arguments), data)
             with counting(f"evaluating {path}", arguments.nets or NETS) as count:
                 score = evaluate(
                     data,
@@ -93,6 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
                     protocol=arguments.protocol,
                     seed=arguments.seed,
                     pool=pool,
+                    scheme=arguments.scheme,
                     count=count,
                 )
             lines.append(_Line(path, len(data.labels), score))
@@ -112,7 +113,7 @@ def _real(sets: dict[str, DistilledData], arguments: argparse.Namespace) -> Real
     return load_data(name, arguments).to(resolve_device(arguments.device))
 
 
-def _size(path: str, data: DistilledData, model: str | None, weights: str) -> _Size:
+def _size(path: str, data: DistilledData, model: str | None, arguments: argparse.Namespace) -> _Size:
     mine, steps = data.provenance, len(data.batches)
     ipc, rest = divmod(len(data.labels), len(mine.classes))
     if rest or sorted(data.batches.flatten().tolist()) != list(range(len(data.labels))):
@@ -121,14 +122,14 @@ def _size(path: str, data: DistilledData, model: str | None, weights: str) -> _S
             "leave out --baselines"
         )
     epochs = int(mine.inner.get("epochs", 1)) if data.learning_rates is None else len(data.learning_rates) // steps
-    own = weights == "own" and (model is None or model_name(model) == mine.model)
+    own = arguments.weights == "own" and (model is None or model_name(model) == mine.model)
     return _Size(
         ipc=ipc,
         steps=steps,
         epochs=epochs,
         model=model or mine.model,
         kind=str(mine.weights.get("kind")) if own else "random-init",
-        scheme=str(mine.weights.get("scheme", "xavier")),
+        scheme=arguments.scheme or str(mine.weights.get("scheme", "xavier")),
         path=path if own and data.initial_weights is not None else "",
     )
 

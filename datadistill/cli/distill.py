@@ -25,14 +25,15 @@ from datadistill.cli.parsing import (
     positive_int,
 )
 from datadistill.descent import Outer
-from datadistill.errors import DamagedFileError, Interrupted, RequestError
+from datadistill.errors import Interrupted, RequestError
 from datadistill.evaluation import Score, percent
 from datadistill.inner import Engine
+from datadistill.jobs import check_nets, make_job
 from datadistill.methods import DD, METHODS
-from datadistill.outer import Run, distill
+from datadistill.outer import Run
 from datadistill.pools import Pool, load_pool
 from datadistill.progress import Progress
-from datadistill.recipes import Recipe, recipes
+from datadistill.recipes import RUN_DEFAULTS, Recipe, recipes
 from datadistill.report.card import conclude, judging
 from datadistill.report.sheet import SHEET_NAME
 from datadistill.runs import RunFolder
@@ -62,7 +63,6 @@ RECIPE_FOR = {
     "fixed-pretrained": "mnist-fixed-10",
     "random-pretrained": "mnist-random-100",
 }
-_RUN_SETTINGS = ("dataset", "model", "weights", "scheme", "pool", "ipc", "seed", "device", "batch_norm", "attack")
 
 
 def add_flags(parser: Parser) -> None:
@@ -116,42 +116,20 @@ def _attack(text: str) -> tuple[str, str]:
 def run(arguments: argparse.Namespace) -> None:
     folder = _folder(arguments)
     recipe, settings = _settings(arguments, folder)
-    try:
-        method = METHODS.get(settings["method"].pop("name")).make(**settings["method"])
-        outer, engine = Outer(**settings["outer"]), Engine(**settings["engine"])
-    except TypeError as error:
-        raise DamagedFileError(f"the run's config.json is damaged: {error}") from error
-    chosen = settings["run"]
+    job = make_job(settings)
+    chosen = job.run
     real = load_data(chosen["dataset"], arguments)
-    pool = chosen["pool"] = None if chosen["pool"] is None else load_pool(chosen["pool"])
-    _check_nets(arguments.nets, chosen["weights"], pool)
+    pool = None if chosen["pool"] is None else load_pool(chosen["pool"])
+    check_nets(arguments.nets, chosen["weights"], None if pool is None else pool.facts.reserved)
     if folder is None:
-        folder = new_folder(f"{real.name}-dd-{chosen['weights']}-{chosen['ipc'] or method.steps}")
+        folder = new_folder(f"{real.name}-dd-{chosen['weights']}-{chosen['ipc'] or getattr(job.method, 'steps', 1)}")
     with Progress() as progress:
-        done = distill(
-            real,
-            method,
-            **{name: chosen[name] for name in _RUN_SETTINGS if name != "dataset"},
-            outer=outer,
-            engine=engine,
-            iterations=chosen["iterations"],
-            budget=chosen["budget"],
-            out=folder,
-            resume=arguments.resume,
-            command=_repeat(arguments),
-            reporter=progress,
-        )
+        done = job.start(real, pool, folder, arguments.resume, _repeat(arguments), progress)
     try:
         _, score = conclude(done, real.to(resolve_device(chosen["device"])), arguments.nets, pool)
     except KeyboardInterrupt:
         raise Interrupted("interrupted while judging; the run itself is done", folder) from None
     _print(done, score, recipe, pool)
-
-
-def _check_nets(nets: int | None, weights: str, pool: Pool | None) -> None:
-    """Refuse before the run what would be refused after it."""
-    if weights == "random-pretrained" and pool is not None and nets is not None and nets > pool.facts.reserved:
-        raise RequestError(f"nets is {nets}, but the pool has {pool.facts.reserved} networks for judging")
 
 
 def _folder(arguments: argparse.Namespace) -> Path | None:
@@ -172,24 +150,29 @@ def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recip
     Returns:
         The recipe, if nothing but the seed, the device and the length differs from it; and the settings.
     """
-    defaults = {"pool": None, "ipc": None, "seed": 0, "device": "auto", "iterations": None, "budget": None}
-    defaults |= {"batch_norm": "refused", "attack": None}
     recipe = None
     if arguments.resume and folder is not None and RunFolder(folder).exists():
         if arguments.recipe:
             raise RequestError("--resume goes on with the run's own settings: leave --recipe out")
         kept = RunFolder(folder).settings()
-        run = {name: getattr(kept, name) for name in (*_RUN_SETTINGS, "iterations", "budget")}
+        run = {name: getattr(kept, name) for name in RUN_DEFAULTS}
         run["attack"] = None if kept.attack is None else tuple(kept.attack)
         method, outer, engine = dict(kept.method), dict(kept.outer), dict(kept.engine)
+        outer["betas"] = tuple(outer.get("betas", Outer.betas))
     else:
-        name = arguments.recipe or RECIPE_FOR[arguments.weights or "fixed-init"]
-        recipe = recipes().get(name)
-        run, method, outer = {**defaults, **recipe.run}, dict(recipe.method), dict(recipe.outer)
-        engine = {}
+        recipe = recipes().get(arguments.recipe or RECIPE_FOR[arguments.weights or "fixed-init"])
+        if recipe.pool is not None and arguments.pool is None:
+            raise RequestError(
+                f"recipe {recipe.name} starts from trained networks: give their file with --pool, or let "
+                f"`datadistill reproduce {recipe.name}` make them"
+            )
+        run, method, outer, engine = recipe.settings().values()
     if arguments.method:
         method["name"] = arguments.method
-    given_run = {n: getattr(arguments, n) for n in _RUN_SETTINGS if getattr(arguments, n) is not None}
+    lengths = ("iterations", "budget")
+    given_run = {
+        n: getattr(arguments, n) for n in RUN_DEFAULTS if n not in lengths and getattr(arguments, n) is not None
+    }
     given_method, given_outer = given_fields(arguments, DD), given_fields(arguments, Outer, "outer_")
     if arguments.iterations is not None and arguments.budget is not None:
         raise RequestError("give either --iterations or --budget, not both")
@@ -201,8 +184,6 @@ def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recip
         "outer": {**outer, **given_outer},
         "engine": {**engine, **given_fields(arguments, Engine)},
     }
-    for part in (outer, settings["outer"]):
-        part["betas"] = tuple(part.get("betas", Outer.betas))
     free = dict.fromkeys(("seed", "device", "iterations", "budget"))
     if settings["run"] | free != run | free or settings["method"] != method or settings["outer"] != outer:
         recipe = None
@@ -224,12 +205,16 @@ def _repeat(arguments: argparse.Namespace) -> str:
 
 def _print(done: Run, score: Score, recipe: Recipe | None, pool: Pool | None) -> None:
     paper = recipe.paper if recipe else {}
+
+    def published(which: str) -> str:
+        return recipe.published(which) if recipe else ""
+
     before = "network as pretrained" if "pretrained" in score.weights else "untrained network"
-    rows = [[before, percent(score.before), _published(paper, "before")]]
+    rows = [[before, percent(score.before), published("before")]]
     for t, summary in enumerate(score.by_step[:-1], start=1):
         rows.append([f"after step {t}", percent(summary), ""])
     last = f"after step {len(score.by_step)}" if score.by_step else "after the last step"
-    rows.append([last, percent(score.accuracy), _published(paper, "after")])
+    rows.append([last, percent(score.accuracy), published("after")])
     columns = ["test accuracy", "these images"]
     if paper:
         columns.append(paper["source"])
@@ -245,10 +230,3 @@ def _print(done: Run, score: Score, recipe: Recipe | None, pool: Pool | None) ->
     print(f"run folder  {done.folder}")
     print(f"picture     {done.folder / SHEET_NAME}")
     print(f"evaluate    {command_line(*judging(done.distilled, str(done.folder), pool))}")
-
-
-def _published(paper: dict[str, Any], which: str) -> str:
-    if which not in paper:
-        return ""
-    spread = f" ± {100 * paper[which + '_std']:.1f}" if which + "_std" in paper else ""
-    return f"{100 * paper[which]:.1f}{spread} %"

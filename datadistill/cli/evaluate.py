@@ -38,6 +38,11 @@ def add_flags(parser: Parser) -> None:
         default="own",
         help="own or random-init (default: %(default)s)",
     )
+    parser.add_argument(
+        "--scheme",
+        metavar="NAME",
+        help="how fresh networks are drawn: datadistill list schemes (default: as the data was made for)",
+    )
     add_pool_flag(parser)
     add_nets_flag(parser)
     parser.add_argument(
@@ -75,6 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
                     protocol=arguments.protocol,
                     seed=arguments.seed,
                     pool=pool,
+                    scheme=arguments.scheme,
                     count=count,
                 )
             scores.append(score)

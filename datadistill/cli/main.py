@@ -15,6 +15,7 @@ from datadistill.cli import (
     listing,
     plan,
     pretrain,
+    reproduce,
     show,
 )
 from datadistill.cli.parsing import Parser, command_line
@@ -30,6 +31,7 @@ COMMANDS = {
     "compare": compare,
     "plan": plan,
     "pretrain": pretrain,
+    "reproduce": reproduce,
     "show": show,
     "list": listing,
 }
@@ -80,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         COMMANDS[parsed.command].run(parsed)
     except Interrupted as error:
         hint = command_line("distill", "--resume", "--out", str(error.folder))
-        if given[0] == "pretrain":
+        if given[0] in ("pretrain", "reproduce"):
             hint = command_line(*(word for word in given if word != "--resume"), "--resume")
         return _fail(f"{error}; go on with: {hint}", error.exit_code)
     except DatadistillError as error:

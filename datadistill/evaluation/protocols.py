@@ -13,7 +13,7 @@ from datadistill.evaluation.nearest import judge_nearest
 from datadistill.evaluation.scores import Score, summarize
 from datadistill.inner.functional import Network, Weights, make_network
 from datadistill.inner.unroll import with_noise
-from datadistill.models import ModelFactory, create_model, model_name
+from datadistill.models import SCHEMES, ModelFactory, create_model, model_name
 from datadistill.pools import Networks, Pool
 from datadistill.registry import Registry
 from datadistill.runtime import stream
@@ -56,6 +56,7 @@ def evaluate(
     split: Literal["test", "held_out"] = "test",
     seed: int = 0,
     pool: Pool | None = None,
+    scheme: str | None = None,
     count: Callable[[], None] = lambda: None,
 ) -> Score:
     """Train networks on distilled data and test them on real images.
@@ -75,10 +76,12 @@ def evaluate(
         seed: of the fresh draws.
         pool: of trained networks, for data made for random-pretrained ones. Of the pool that the data was made with,
             only the reserved networks are used; of any other one, all of them.
+        scheme: how fresh networks are drawn, one of `models.SCHEMES`; as the data was made for without it.
         count: called after each network.
 
     Raises:
-        RequestError: the data does not fit the dataset, the network or the pool.
+        RequestError: the data does not fit the dataset, the network or the pool, or there is nothing to draw by a
+            scheme.
     """
     protocol = PROTOCOLS.get(protocol).name
     for kind, given, known in (("split", split, ("test", "held_out")), ("weights", weights, ("own", "random-init"))):
@@ -88,6 +91,8 @@ def evaluate(
         raise RequestError(f"nets is {nets}, but must be at least 1")
     distilled.check_matches(real)
     if protocol == "nearest":
+        if scheme is not None:
+            raise RequestError("protocol nearest trains no network: leave out the scheme")
         return judge_nearest(distilled, real.test if split == "test" else real.held_out, split, model, weights, count)
     _check_protocol(distilled)
     began = time.perf_counter()
@@ -101,6 +106,8 @@ def evaluate(
     if pool is not None:
         pool.check_fits(network, model_name(model or own), real)
     starts = _starts(distilled, network, weights, model is not None and model_name(model) != own, pool)
+    if scheme is not None:
+        starts = _redrawn(starts, scheme)
     nets = _count(starts, nets)
     judged_on = real.test if split == "test" else real.held_out
     steps = distilled.inner_steps()
@@ -159,6 +166,13 @@ def _starts(
     return Random(network, str(mine.get("scheme", "xavier")))
 
 
+def _redrawn(starts: InitialWeights, scheme: str) -> Random:
+    """The same networks, drawn by another scheme."""
+    if not isinstance(starts, Random):
+        raise RequestError(f"scheme is {scheme}, but these initial weights are not drawn: add --weights random-init")
+    return Random(starts.network, SCHEMES.get(scheme).name)
+
+
 def _judges(distilled: DistilledData, pool: Pool | None) -> Networks:
     """Networks of a pool that distilling never saw."""
     mine = distilled.provenance
@@ -195,7 +209,9 @@ def _describe(distilled: DistilledData, starts: InitialWeights, pool: Pool | Non
     mine = distilled.provenance.weights
     if isinstance(starts, Networks) and pool is not None:
         return f"random-pretrained ({pool.label})"
-    kind = "random-init" if starts.fixed is None else str(mine.get("kind", "fixed-init"))
+    if isinstance(starts, Random):
+        return f"random-init ({starts.scheme})"
+    kind = str(mine.get("kind", "fixed-init"))
     if kind != "fixed-pretrained":
         return f"{kind} ({mine.get('scheme', 'xavier')})"
     return f"{kind} ({mine['source']})" if "source" in mine else f"{kind} (the module's own)"

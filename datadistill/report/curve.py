@@ -1,9 +1,11 @@
-"""The learning curve of a run."""
+"""Curves: of a run, and over the points of a sweep."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from datadistill.evaluation import Summary
 from datadistill.files import write_atomically
 
 
@@ -34,6 +36,26 @@ def save_curve(metrics: list[dict[str, Any]], path: Path) -> None:
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
+    buffer = io.BytesIO()
+    canvas.print_png(buffer)  # type: ignore[no-untyped-call]
+    write_atomically(path, buffer.getvalue())
+
+
+def save_sweep(axis: str, points: Sequence[tuple[str, Summary]], path: Path) -> None:
+    """Test accuracies at the points of a sweep as a PNG, with the deviation over networks where there are several."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 3.4), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    means = [100 * summary.mean for _, summary in points]
+    spread = [100 * (summary.std or 0.0) for _, summary in points]
+    axes.errorbar(range(len(points)), means, yerr=spread, marker="o", capsize=3, color="#1b6ca8")
+    axes.set_xticks(range(len(points)), [label for label, _ in points])
+    axes.set(xlabel=axis, ylabel="test accuracy (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
     buffer = io.BytesIO()
     canvas.print_png(buffer)  # type: ignore[no-untyped-call]
     write_atomically(path, buffer.getvalue())

@@ -1,0 +1,161 @@
+"""reproduce: a published experiment is run from its recipe and checked against its expected range."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from datadistill.cli.common import add_data_root_flag, print_table
+from datadistill.cli.parsing import Parser, positive_int
+from datadistill.errors import DatadistillError, RequestError
+from datadistill.evaluation import Summary, percent
+from datadistill.progress import Progress, clock, counting, say
+from datadistill.recipes import Recipe, recipes
+from datadistill.recipes.measured import Measured, load_measured, record_measured
+from datadistill.recipes.record import range_text
+from datadistill.report.card import CURVE_NAME
+from datadistill.reproduce import reproduce
+from datadistill.verdict import Line, Verdict
+
+USAGE = "[ID]"
+DESCRIPTION = """\
+Run an experiment from its recipe: make the pool of trained networks it starts from,
+distil, judge on networks that distilling never saw, judge baselines beside it, and
+say whether all is as expected (exit code 0) or not (1).
+
+--iterations and --budget try a shorter form, which gets no verdict.
+
+examples:
+  datadistill reproduce --list
+  datadistill reproduce mnist-fixed-10
+  datadistill reproduce usps-mnist-pretrained-100 --data-root data --resume
+"""
+
+
+def add_flags(parser: Parser) -> None:
+    parser.add_argument("id", nargs="?", metavar="ID", help="an experiment: datadistill reproduce --list")
+    parser.add_argument("--list", action="store_true", help="all experiments, with what they gave when last recorded")
+    parser.add_argument("--out", metavar="DIR", help="where to write (default: runs/reproduce-ID)")
+    parser.add_argument(
+        "--pools", metavar="DIR", default="pools", help="where pools lie, and are made (default: %(default)s)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with what --out holds")
+    add_data_root_flag(parser)
+    parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="of all randomness (default: %(default)s)")
+    parser.add_argument("--nets", type=positive_int, metavar="N", help="networks to judge by (default: the recipe's)")
+    parser.add_argument("--iterations", type=positive_int, metavar="N", help="outer steps (default: the recipe's)")
+    parser.add_argument("--budget", metavar="TIME", help="wall clock instead of iterations, such as 90s or 5m")
+    parser.add_argument(
+        "--record", action="store_true", help="for developers: keep what a full run gave in the package, for --list"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    if arguments.list:
+        _list(arguments.json)
+        return
+    if arguments.id is None:
+        raise RequestError("reproduce needs the ID of an experiment: datadistill reproduce --list names them")
+    recipe = recipes().get(arguments.id)
+    if arguments.record and not (arguments.iterations is arguments.budget is arguments.nets is None):
+        raise RequestError("--record takes a run in full: leave out --iterations, --budget and --nets")
+    verdict = reproduce(
+        recipe,
+        arguments.out or Path("runs") / f"reproduce-{recipe.name}",
+        pools=arguments.pools,
+        data_root=arguments.data_root,
+        nets=arguments.nets,
+        iterations=arguments.iterations,
+        budget=arguments.budget,
+        seed=arguments.seed,
+        device=arguments.device,
+        resume=arguments.resume,
+        watch=Progress,
+        bar=counting,
+        say=say,
+    )
+    if arguments.record:
+        record_measured(recipe.name, verdict.as_measured())
+    if arguments.json:
+        print(json.dumps(verdict.as_json(), indent=2))
+    else:
+        _print(verdict)
+    if verdict.passed is False:
+        raise DatadistillError(f"{recipe.name}: {verdict.sentence()}")
+    if not arguments.json:
+        print(verdict.sentence())
+
+
+def _print(verdict: Verdict) -> None:
+    recipe, own = verdict.recipe, verdict.lines[0]
+    paper = [recipe.paper["source"]] if recipe.paper else []
+    title = f"{recipe.name}, {verdict.seconds:.0f} s of distilling on {_machine(verdict.device, verdict.threads)}"
+    if recipe.sweep is not None:
+        rows = [[line.name, *_figures(line)] for line in verdict.lines]
+        print_table(title, [recipe.sweep.axis, "images", "networks", "before", "test accuracy"], rows)
+        print(f"expected  {recipe.expect}")
+        print(f"curve     {verdict.folder / CURVE_NAME}")
+        return
+    expected = "" if recipe.expect.accuracy is None else range_text(*recipe.expect.accuracy)
+    columns = ["", "images", "networks", "before", "test accuracy", "expected", *paper]
+    published = " to ".join(text for text in map(recipe.published, ("before", "after")) if text)
+    rows = [[own.name, *_figures(own), expected, published]]
+    rows += [[line.name, *_figures(line), "", ""] for line in verdict.lines[1:]]
+    print_table(title, columns, [row[: len(columns)] for row in rows])
+    if own.falls:
+        _print_falls(recipe, own)
+    print(f"run folder  {verdict.folder / 'run'}")
+
+
+def _figures(line: Line) -> list[str]:
+    return [str(line.images), str(line.nets), percent(line.before), percent(line.accuracy)]
+
+
+def _print_falls(recipe: Recipe, line: Line) -> None:
+    attacked, target = recipe.run["attack"]
+    rows = [
+        [f"{name}, to be taken for {target}" if name == attacked else name, f"{100 * fall:.1f} points"]
+        for name, fall in line.falls.items()
+    ]
+    print_table(f"what it costs {line.nets} good networks; expected: {recipe.expect}", ["class", "accuracy lost"], rows)
+
+
+def _machine(device: str, threads: int) -> str:
+    return f"cpu, {threads} thread{'' if threads == 1 else 's'}" if device == "cpu" else device
+
+
+def _list(as_json: bool) -> None:
+    measured = load_measured()
+    if as_json:
+        print(json.dumps([_entry(recipe, measured.get(recipe.name)) for recipe in recipes()], indent=2))
+        return
+    for recipe in recipes():
+        print(f"{recipe.name}: {recipe.line}")
+        print(f"    expected {recipe.expect}; {_last(recipe, measured.get(recipe.name))}")
+
+
+def _last(recipe: Recipe, found: Measured | None) -> str:
+    if found is None:
+        return "not measured yet"
+    if found.is_stale(recipe):
+        return f"stale: the recipe has changed since it was measured on {found.date}"
+    value = percent(Summary(found.value, found.std, (0.0, 0.0)))
+    value = value if found.what == "accuracy" else f"{found.what} {value.replace('%', 'points')}"
+    nets = "one network" if found.nets == 1 else f"{found.nets} networks"
+    machine = _machine(found.device, found.threads)
+    return f"measured {value} on {nets}, {clock(found.seconds)} of distilling on {machine}, {found.date}"
+
+
+def _entry(recipe: Recipe, found: Measured | None) -> dict[str, Any]:
+    """A recipe for programs; a stale value is left out."""
+    stale = found is not None and found.is_stale(recipe)
+    return {
+        "recipe": recipe.name,
+        "line": recipe.line,
+        "expected": {name: value for name, value in vars(recipe.expect).items() if value is not None},
+        "paper": recipe.paper,
+        "stale": stale,
+        "measured": None if found is None or stale else {k: v for k, v in vars(found).items() if k != "digest"},
+    }

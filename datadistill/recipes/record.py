@@ -1,0 +1,300 @@
+"""What a recipe holds, and the check that it holds nothing else."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from itertools import combinations
+from typing import Any
+
+from datadistill.baselines import BASELINES
+from datadistill.descent import Outer
+from datadistill.errors import RequestError, unknown_name
+from datadistill.inner import Engine
+from datadistill.methods import METHODS
+from datadistill.models import SCHEMES
+from datadistill.training import Training
+from datadistill.weights import KINDS
+
+RUN_DEFAULTS: dict[str, Any] = {
+    **{"dataset": "mnist", "model": "lenet", "weights": "fixed-init", "scheme": "xavier", "pool": None, "ipc": None},
+    **{"seed": 0, "device": "auto", "batch_norm": "refused", "attack": None, "iterations": None, "budget": None},
+}
+"""What `distill` is asked besides method, outer loop and engine."""
+
+_IN_RUN = RUN_DEFAULTS.keys() - {"pool", "seed", "device", "budget"}
+_PAPER = ("source", "before", "before_std", "after", "after_std")
+
+
+@dataclass(frozen=True)
+class Expect:
+    """What a recipe is expected to give; shares are fractions.
+
+    Attributes:
+        nets: networks to judge by; None as `evaluate` takes them. Fixed initial weights have one.
+        accuracy: lowest and highest mean accuracy.
+        std_at_most: of the accuracies of single networks.
+        attacked_falls_at_least: accuracy on the attacked class that malicious data costs good networks.
+        others_fall_at_most: and on any other class.
+        gain_at_least: accuracy at a sweep's last point less that at its first.
+    """
+
+    nets: int | None = None
+    accuracy: tuple[float, float] | None = None
+    std_at_most: float | None = None
+    attacked_falls_at_least: float | None = None
+    others_fall_at_most: float | None = None
+    gain_at_least: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.nets is not None and self.nets < 1:
+            raise RequestError(f"nets is {self.nets}, but must be at least 1")
+        if self.accuracy is not None and not 0 <= self.accuracy[0] <= self.accuracy[1] <= 1:
+            raise RequestError(f"the expected accuracy is {self.accuracy}, but must be a range within 0 and 1")
+
+    def __str__(self) -> str:
+        parts = []
+        if self.accuracy is not None:
+            parts.append(range_text(*self.accuracy))
+        if self.std_at_most is not None:
+            parts.append(f"deviation at most {_points(self.std_at_most)}")
+        if self.attacked_falls_at_least is not None:
+            parts.append(f"attacked class falls by at least {_points(self.attacked_falls_at_least)}")
+        if self.others_fall_at_most is not None:
+            parts.append(f"others by at most {_points(self.others_fall_at_most)}")
+        if self.gain_at_least is not None:
+            gain = "not below" if self.gain_at_least == 0 else f"at least {_points(self.gain_at_least)} above"
+            parts.append(f"last point {gain} the first")
+        return ", ".join(parts)
+
+
+def range_text(low: float, high: float) -> str:
+    """A range of shares for people: `95.0 to 98.0 %`, `at least 95.0 %`, `at most 10.0 %`."""
+    if high >= 1:
+        return f"at least {100 * low:.1f} %"
+    return f"at most {100 * high:.1f} %" if low <= 0 else f"{100 * low:.1f} to {100 * high:.1f} %"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.1f} points"
+
+
+@dataclass(frozen=True)
+class PoolRecipe:
+    """The pool of trained networks that a recipe starts from: what `pretrain` is asked.
+
+    Attributes:
+        dataset: that the networks are trained on.
+        model: the network.
+        nets: how many.
+        reserved: how many of them are for judging only.
+        training: epochs, rate and batch.
+        scheme: how weights before training are drawn.
+        batch_norm: what layers with running statistics do.
+        seed: of all networks.
+    """
+
+    dataset: str
+    model: str
+    nets: int
+    reserved: int
+    training: Training
+    scheme: str = "xavier"
+    batch_norm: str = "refused"
+    seed: int = 0
+
+    @property
+    def file_name(self) -> str:
+        """As `pretrain` names it."""
+        return f"{self.dataset}-{self.model.lower()}.safetensors"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a sweep.
+
+    Attributes:
+        label: of the point, in tables and at the curve.
+        run: changes to the recipe's [run].
+        method: changes to its [method].
+        outer: changes to its [outer].
+        scheme: fresh networks are drawn so instead of as the data was made for.
+    """
+
+    label: str
+    run: dict[str, Any] = field(default_factory=dict)
+    method: dict[str, Any] = field(default_factory=dict)
+    outer: dict[str, Any] = field(default_factory=dict)
+    scheme: str | None = None
+
+    @property
+    def slug(self) -> str:
+        """The label as part of a file's name."""
+        return re.sub(r"[^\w.]+", "-", self.label).strip("-.")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Several points in one recipe.
+
+    Attributes:
+        axis: what differs between them, for people.
+        points: in order.
+    """
+
+    axis: str
+    points: tuple[Point, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.points) < 2:
+            raise RequestError(f"a sweep has {len(self.points)} points, but needs at least 2")
+        for one, other in combinations(self.points, 2):
+            if not one.slug or one.slug.lower() == other.slug.lower():
+                raise RequestError(f"points '{one.label}' and '{other.label}' of a sweep cannot be told apart")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An experiment as data.
+
+    Attributes:
+        name: what people type; the file's name.
+        line: one line of explanation.
+        run: dataset, model, weights, scheme, iterations, ipc, attack and the like.
+        method: name and hyper-parameters.
+        outer: hyper-parameters of the outer loop.
+        paper: the source of published figures; `before`, `after` and their `_std` as fractions; empty without one.
+        engine: how hypergradients are computed.
+        pool: trained networks that it starts from.
+        expect: what it should give.
+        baselines: what is judged beside it with the same steps and networks.
+        sweep: several points instead of one.
+    """
+
+    name: str
+    line: str
+    run: dict[str, Any]
+    method: dict[str, Any]
+    outer: dict[str, Any]
+    paper: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
+    pool: PoolRecipe | None = None
+    expect: Expect = Expect()
+    baselines: tuple[str, ...] = ()
+    sweep: Sweep | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            _known("paper", self.paper, _PAPER)
+            Engine(**self.engine)
+            for point in self.points:
+                self._check(self.settings(point))
+                if point.scheme is not None:
+                    SCHEMES.get(point.scheme)
+            for name in self.baselines:
+                BASELINES.get(name)
+            self._check_together()
+        except (RequestError, TypeError, KeyError) as error:
+            raise RequestError(f"recipe {self.name} is wrong: {error}") from error
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """Those of the sweep, or the one point that a recipe without one is."""
+        return (Point(""),) if self.sweep is None else self.sweep.points
+
+    def settings(self, point: Point | None = None) -> dict[str, dict[str, Any]]:
+        """What is asked at a point: `run` with every default filled in, `method`, `outer` and `engine`."""
+        at = point or Point("")
+        run = {**RUN_DEFAULTS, **self.run, **at.run}
+        run["attack"] = None if run["attack"] is None else tuple(run["attack"])
+        outer = {**self.outer, **at.outer}
+        outer["betas"] = tuple(outer.get("betas", Outer.betas))
+        return {"run": run, "method": {**self.method, **at.method}, "outer": outer, "engine": dict(self.engine)}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that a measured value depends on: not of words, published figures and expected ranges."""
+        known = {name: value for name, value in asdict(self).items() if name not in ("name", "line", "paper", "expect")}
+        text = json.dumps(known | {"nets": self.expect.nets}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def published(self, which: str) -> str:
+        """The paper's figure `before` or `after`, for people; empty where none is known."""
+        if which not in self.paper:
+            return ""
+        spread = f" ± {100 * self.paper[which + '_std']:.1f}" if which + "_std" in self.paper else ""
+        return f"{100 * self.paper[which]:.1f}{spread} %"
+
+    def _check(self, settings: Mapping[str, dict[str, Any]]) -> None:
+        run, method = settings["run"], dict(settings["method"])
+        _known("run", {**self.run, **{key: run[key] for point in self.points for key in point.run}}, _IN_RUN)
+        METHODS.get(method.pop("name")).make(**method)
+        Outer(**settings["outer"])
+        SCHEMES.get(run["scheme"])
+        if run["iterations"] is None:
+            raise RequestError("[run] has no iterations")
+        if KINDS.get(run["weights"]).pretrained != (self.pool is not None):
+            raise RequestError(f"[run] has weights {run['weights']}, which does not go with its [pool]")
+
+    def _check_together(self) -> None:
+        expect, attack = self.expect, self.run.get("attack")
+        falls = (expect.attacked_falls_at_least, expect.others_fall_at_most)
+        if falls != (None, None) and (attack is None or self.pool is None or self.sweep is not None):
+            raise RequestError("[expect] has falls of classes, which take an attack and a [pool], and no sweep")
+        if (expect.gain_at_least is not None) and self.sweep is None:
+            raise RequestError("[expect] has gain_at_least, which takes a [sweep]")
+        if self.sweep is not None and (self.baselines or (expect.accuracy, expect.std_at_most) != (None, None)):
+            raise RequestError("a sweep has neither baselines nor an expected accuracy")
+        if str(expect) == "":
+            raise RequestError("[expect] names no range")
+        reserved = math.inf if self.pool is None else self.pool.reserved
+        if self.run["weights"] == "random-pretrained" and (expect.nets or 0) > reserved:
+            raise RequestError(f"[expect] has nets {expect.nets}, but the pool has {reserved} for judging")
+
+
+def parse_recipe(name: str, data: Mapping[str, Any]) -> Recipe:
+    """A recipe from what its TOML file holds.
+
+    Raises:
+        RequestError: something is missing, unknown or impossible.
+    """
+    try:
+        _known("file", data, [entry.name for entry in fields(Recipe) if entry.name != "name"])
+        parts = dict(data)
+        parts["expect"] = _expect(parts.get("expect", {}))
+        parts["baselines"] = tuple(parts.get("baselines", ()))
+        if "pool" in parts:
+            parts["pool"] = _pool(parts["pool"])
+        if "sweep" in parts:
+            _known("sweep", parts["sweep"], ("axis", "points"))
+            points = tuple(_point(point) for point in parts["sweep"]["points"])
+            parts["sweep"] = Sweep(parts["sweep"]["axis"], points)
+        return Recipe(name=name, **parts)
+    except (TypeError, KeyError) as error:
+        raise RequestError(f"recipe {name} is wrong: {error}") from error
+
+
+def _known(where: str, given: Mapping[str, Any], known: Any) -> None:
+    for key in given:
+        if key not in known:
+            raise unknown_name(f"key of [{where}]", key, sorted(known))
+
+
+def _expect(data: Mapping[str, Any]) -> Expect:
+    _known("expect", data, [entry.name for entry in fields(Expect)])
+    low_high = data.get("accuracy")
+    return Expect(**{**data, "accuracy": None if low_high is None else (float(low_high[0]), float(low_high[1]))})
+
+
+def _pool(data: Mapping[str, Any]) -> PoolRecipe:
+    training = [entry.name for entry in fields(Training)]
+    _known("pool", data, [entry.name for entry in fields(PoolRecipe) if entry.name != "training"] + training)
+    own = {key: value for key, value in data.items() if key not in training}
+    return PoolRecipe(**own, training=Training(**{key: data[key] for key in training if key in data}))
+
+
+def _point(data: Mapping[str, Any]) -> Point:
+    _known("sweep.points", data, [entry.name for entry in fields(Point)])
+    return Point(**data)

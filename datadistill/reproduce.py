@@ -1,0 +1,260 @@
+"""Reproduce: a recipe is run, judged, and compared with what it is expected to give."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datadistill.audit import audit
+from datadistill.baselines import BASELINES
+from datadistill.data import RealData, load
+from datadistill.distilled import DistilledData
+from datadistill.errors import DamagedFileError, Interrupted, RequestError
+from datadistill.evaluation import NETS, Score, evaluate, evaluate_sets, nets_per_set, summarize
+from datadistill.files import read_json, write_json
+from datadistill.jobs import Job, check_nets, get_pool, make_job
+from datadistill.methods import Problem, make_problem
+from datadistill.outer import Run
+from datadistill.pools import Pool
+from datadistill.progress import Bar, Reporter, Silent, quiet
+from datadistill.recipes import Point, Recipe
+from datadistill.report.card import CURVE_NAME, conclude
+from datadistill.report.curve import save_sweep
+from datadistill.runs import RunFolder
+from datadistill.runtime import resolve_device, stream
+from datadistill.verdict import Line, Verdict, parse_line
+
+ASKED, RESULTS = "reproduce.json", "results.json"
+OWN = "these images"
+"""The name of the line of what was distilled, in a recipe without a sweep."""
+
+
+def reproduce(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    pools: str | Path = "pools",
+    data_root: str | Path | None = None,
+    nets: int | None = None,
+    iterations: int | None = None,
+    budget: float | str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    resume: bool = False,
+    watch: Callable[[], AbstractContextManager[Reporter]] = lambda: nullcontext(Silent()),
+    bar: Bar = quiet,
+    say: Callable[[str], None] = lambda text: None,
+) -> Verdict:
+    """Run a recipe and judge it.
+
+    Args:
+        recipe: one of `recipes()`, or one of your own.
+        out: a folder for all of it.
+        pools: where pools of trained networks lie; one that is missing is made there.
+        data_root: where official dataset files lie, as for `load`.
+        nets: networks to judge by; the recipe's without it.
+        iterations: outer steps instead of the recipe's: a shorter form.
+        budget: wall clock instead of iterations: another one.
+        seed: of all randomness.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        resume: go on with what `out` holds.
+        watch: gives whoever is told how one run is doing, such as `Progress`.
+        bar: shows progress of everything else.
+        say: called with a sentence worth reading.
+
+    Raises:
+        RequestError: the request was wrong, or `out` or `pools` hold something else.
+        Interrupted: Ctrl-C; what is finished is kept.
+        DatadistillError: it could not go on.
+    """
+    if iterations is not None and budget is not None:
+        raise RequestError("give either iterations or a budget, not both")
+    on, folder = resolve_device(device), Path(out)
+    nets = nets or recipe.expect.nets
+    length = {"iterations": iterations, "budget": budget}
+    asked = {"recipe": recipe.name, "digest": recipe.digest, "seed": seed, "nets": nets, **length, "device": on.type}
+    for point in recipe.points:
+        weights = recipe.settings(point)["run"]["weights"]
+        check_nets(nets, weights, None if recipe.pool is None else recipe.pool.reserved)
+    _check_folder(folder, asked, resume)
+    real = load(recipe.settings()["run"]["dataset"], data_root)
+    pool = None
+    if recipe.pool is not None:
+        pool = get_pool(recipe.pool, Path(pools), lambda name: load(name, data_root), device=device, say=say, bar=bar)
+    write_json(folder / ASKED, asked)
+    changes = {"seed": seed, "device": device} | (length if iterations or budget else {})
+    command = f"datadistill reproduce {recipe.name} --seed {seed}"
+    command += "".join(f" --{name} {value}" for name, value in length.items() if value is not None)
+    work = _Work(recipe, real.to(on), pool, nets, changes, folder, command, watch, bar, say)
+    try:
+        lines = work.lines()
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; what is finished is kept", folder) from None
+    if recipe.sweep is not None:
+        save_sweep(recipe.sweep.axis, [(line.name, line.accuracy) for line in lines], folder / CURVE_NAME)
+    shortened = _shortened(recipe, nets, iterations, budget)
+    return Verdict(recipe, tuple(lines), shortened, seed, on.type, torch.get_num_threads(), folder)
+
+
+def _check_folder(folder: Path, asked: dict[str, Any], resume: bool) -> None:
+    """Refuse a folder with something else in it."""
+    path = folder / ASKED
+    if not path.exists():
+        RunFolder(folder).check_free()
+        return
+    if not resume:
+        raise RequestError(
+            f"{folder} holds an experiment already: add --resume to go on with it, or give another --out"
+        )
+    before = read_json(path)
+    for name, value in asked.items():
+        there = before.get(name) if isinstance(before, dict) else None
+        if there != value:
+            raise RequestError(f"the experiment in {folder} has {name} {there}, but {value} is asked for")
+
+
+def _shortened(recipe: Recipe, nets: int | None, iterations: int | None, budget: float | str | None) -> str:
+    """In what a request is another length than its recipe, or judged by fewer networks, in words."""
+    parts, full = [], sorted({recipe.settings(point)["run"]["iterations"] for point in recipe.points})
+    length = f"instead of {' or '.join(f'{number:,}' for number in full)}"
+    if iterations is not None and [iterations] != full:
+        parts.append(f"{iterations:,} iterations {length}")
+    if budget is not None:
+        parts.append(f"a budget of {budget} {length} iterations")
+    wanted = recipe.expect.nets or NETS
+    several = any(recipe.settings(point)["run"]["weights"].startswith("random") for point in recipe.points)
+    if several and nets is not None and nets < wanted:
+        parts.append(f"{nets} networks instead of {wanted}")
+    return ", ".join(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """What stays the same while a recipe is run.
+
+    Attributes:
+        recipe: what is run.
+        real: the dataset, on the device.
+        pool: of trained networks, where the recipe has one.
+        nets: to judge by.
+        changes: of the recipe's [run]: seed, device, length.
+        folder: takes runs and results.
+        command: to record.
+        watch: gives whoever is told how one run is doing.
+        bar: shows progress of everything else.
+        say: called with a sentence worth reading.
+    """
+
+    recipe: Recipe
+    real: RealData
+    pool: Pool | None
+    nets: int | None
+    changes: dict[str, Any]
+    folder: Path
+    command: str
+    watch: Callable[[], AbstractContextManager[Reporter]]
+    bar: Bar
+    say: Callable[[str], None]
+    _runs: dict[Path, Run] = field(default_factory=dict)
+
+    def lines(self) -> list[Line]:
+        """Judge everything that is not judged yet."""
+        points = [self._once(point.label or OWN, partial(self._point, point)) for point in self.recipe.points]
+        names = self.recipe.baselines
+        return points + [self._once(f"baseline {name}", partial(self._baseline, name)) for name in names]
+
+    def _once(self, name: str, judge: Callable[[], Line]) -> Line:
+        """A line from the results so far, or a new one, which is kept."""
+        path = self.folder / RESULTS
+        results = read_json(path) if path.exists() else {}
+        try:
+            if name in results:
+                return parse_line(results[name])
+        except (KeyError, TypeError) as error:
+            raise DamagedFileError(f"{path} is damaged: remove it, and add --resume to judge again") from error
+        line = replace(judge(), name=name)
+        write_json(path, results | {name: asdict(line)})
+        return line
+
+    def _job(self, point: Point) -> Job:
+        settings = self.recipe.settings(point)
+        settings["run"] |= self.changes
+        return make_job(settings)
+
+    def _place(self, point: Point) -> Path:
+        """Where a point's run lies; points that are distilled alike share one."""
+        if all(self._first(other) == self._first(point) for other in self.recipe.points):
+            return self.folder / "run"
+        return self.folder / f"run-{self._first(point).slug}"
+
+    def _first(self, point: Point) -> Point:
+        """The first point that is distilled like this one."""
+        mine = self.recipe.settings(point)
+        return next(other for other in self.recipe.points if self.recipe.settings(other) == mine)
+
+    def _point(self, point: Point) -> Line:
+        job, place = self._job(point), self._place(point)
+        if place not in self._runs:
+            resume = RunFolder(place).exists()
+            if point.label:
+                self.say(f"{self.recipe.name}: {point.label}")
+            with self.watch() as reporter:
+                self._runs[place] = job.start(self.real, self.pool, place, resume, self.command, reporter)
+        run = self._runs[place]
+        if point.scheme is None:
+            _, score = conclude(run, self.real, self.nets, self.pool)
+        else:
+            with self.bar(f"evaluating {point.label}", self.nets or NETS) as count:
+                score = evaluate(
+                    run.distilled,
+                    self.real,
+                    weights="random-init",
+                    scheme=point.scheme,
+                    nets=self.nets,
+                    count=count,
+                )
+        line = _line(run.distilled, score, run.seconds if self._first(point) == point else 0.0)
+        return line if job.run["attack"] is None else self._attacked(line, job, run.distilled)
+
+    def _attacked(self, line: Line, job: Job, distilled: DistilledData) -> Line:
+        """The line with what malicious data costs good networks on each class."""
+        problem = self._problem(job)
+        assert self.pool is not None, "recipes with an attack have a pool"
+        judges = self.pool.for_judging.to(problem.device).sample(line.nets, stream(0, "evaluation"))
+        starts = judges if problem.starts.fixed is None else [problem.starts.fixed]
+        tables = []
+        with self.bar("class by class", len(starts)) as count:
+            for start in starts:
+                found = audit(distilled, self.real, problem.network, [start], trained=True, count=count)
+                tables.append({change.name: change.before - change.after for change in found.classes})
+        falls = {name: sum(table[name] for table in tables) / len(tables) for name in tables[0]}
+        attacked = [table[job.run["attack"][0]] for table in tables]
+        return replace(line, falls=falls, fall_std=summarize(attacked, len(self.real.test)).std)
+
+    def _problem(self, job: Job) -> Problem:
+        run = job.run
+        return make_problem(
+            self.real,
+            **{name: run[name] for name in ("model", "weights", "scheme", "seed", "batch_norm", "attack")},
+            ipc=run["ipc"] or getattr(job.method, "steps", 1),
+            device=self.real.train.images.device,
+            engine=job.engine,
+            pool=self.pool,
+        )
+
+    def _baseline(self, name: str) -> Line:
+        job, info = self._job(self.recipe.points[0]), BASELINES.get(name)
+        steps, epochs = getattr(job.method, "steps", 1), getattr(job.method, "epochs", 1)
+        problem = self._problem(job)
+        sets = info.choose(problem, steps, epochs, info.sets, self.bar)
+        with self.bar(f"evaluating {name}", len(sets) * nets_per_set(self.nets or NETS, len(sets))) as count:
+            _, score = evaluate_sets(sets, problem.real, nets=self.nets, pool=self.pool, count=count)
+        return _line(sets[0], score, 0.0)
+
+
+def _line(distilled: DistilledData, score: Score, seconds: float) -> Line:
+    return Line("", len(distilled.labels), score.nets, score.accuracy, score.before, seconds)
