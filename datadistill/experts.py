@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from datadistill.data.real import RealData, Split
 from datadistill.errors import DamagedFileError, DatadistillError, Interrupted, RequestError
@@ -83,12 +84,13 @@ def make_pool(
         raise RequestError(f"the batch norm policy is {batch_norm}, but a pool holds no running statistics: use batch")
     on = resolve_device(device)
     real = real.to(on)
+    module = create_model(model, real).to(on)
+    _check_size(module, nets, max_gb, say)
     if on.type == "cpu":
         if native.must_build():
             say("building fast operations for this processor, once; this takes about 20 seconds.")
         native.build()
-    network = make_network(create_model(model, real).to(on), batch_norm)
-    _check_size(network, nets, max_gb, say)
+    network = make_network(module, batch_norm)
     facts = PoolFacts(
         dataset=real.name,
         classes=real.classes,
@@ -115,14 +117,14 @@ def make_pool(
     return making.finish(test)
 
 
-def size_of(network: Network, nets: int) -> tuple[int, int]:
+def size_of(module: nn.Module, nets: int) -> tuple[int, int]:
     """Bytes of a pool's file, and of the folder that holds its networks in full precision while it is made."""
-    weights = sum(weight.numel() for weight in network.module.parameters())
+    weights = sum(weight.numel() for weight in module.parameters())
     return 2 * weights * nets, 4 * weights * nets
 
 
-def _check_size(network: Network, nets: int, max_gb: float, say: Callable[[str], None]) -> None:
-    last, meanwhile = size_of(network, nets)
+def _check_size(module: nn.Module, nets: int, max_gb: float, say: Callable[[str], None]) -> None:
+    last, meanwhile = size_of(module, nets)
     sizes = f"{last / 1e6:.1f} MB, and {meanwhile / 1e6:.1f} MB more while they are trained"
     if not last + meanwhile <= max_gb * 1e9:
         raise RequestError(
