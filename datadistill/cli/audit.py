@@ -101,7 +101,8 @@ def _trained(arguments: argparse.Namespace, real: RealData, network: Network) ->
     with counting("training good networks", arguments.nets * training.epochs) as count:
 
         def one(number: int) -> Weights:
-            start = draw_weights(network.module, "xavier", stream(arguments.seed, "audit-start", number))
+            with network.alone:
+                start = draw_weights(network.module, "xavier", stream(arguments.seed, "audit-start", number))
             draw = stream(arguments.seed, "audit-training", number)
             return train(network, start, real.train, training, draw, count)
 
