@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from datadistill.audit import audit
 from datadistill.baselines import BASELINES
 from datadistill.data import RealData, load
@@ -97,7 +95,8 @@ def reproduce(
     if recipe.sweep is not None:
         save_sweep(recipe.sweep.axis, [(line.name, line.accuracy) for line in lines], folder / CURVE_NAME)
     shortened = _shortened(recipe, nets, iterations, budget)
-    return Verdict(recipe, tuple(lines), shortened, seed, on.type, torch.get_num_threads(), folder)
+    threads = RunFolder(work.place(recipe.points[0])).settings().threads
+    return Verdict(recipe, tuple(lines), shortened, seed, on.type, threads, folder)
 
 
 def _check_folder(folder: Path, asked: dict[str, Any], resume: bool) -> None:
@@ -185,7 +184,7 @@ class _Work:
         settings["run"] |= self.changes
         return make_job(settings)
 
-    def _place(self, point: Point) -> Path:
+    def place(self, point: Point) -> Path:
         """Where a point's run lies; points that are distilled alike share one."""
         if all(self._first(other) == self._first(point) for other in self.recipe.points):
             return self.folder / "run"
@@ -197,7 +196,7 @@ class _Work:
         return next(other for other in self.recipe.points if self.recipe.settings(other) == mine)
 
     def _point(self, point: Point) -> Line:
-        job, place = self._job(point), self._place(point)
+        job, place = self._job(point), self.place(point)
         if place not in self._runs:
             resume = RunFolder(place).exists()
             if point.label:

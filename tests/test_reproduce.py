@@ -11,7 +11,6 @@ from PIL import Image
 
 import datadistill as dd
 from datadistill.cli.main import main
-from datadistill.evaluation import evaluate_sets
 from datadistill.recipes import Expect, Point, PoolRecipe, Recipe, Sweep, measured, recipes
 from datadistill.recipes.measured import load_measured
 from datadistill.registry import Registry
@@ -222,11 +221,15 @@ def test_list_shows_what_was_recorded(ship: Callable[[Recipe], None], capsys: py
     capsys.readouterr()
     entry = load_measured(Path("measured.json"))["digits-plain"]
     assert main(["reproduce", "--list"]) == 0
-    figures = f"measured {100 * entry.value:.1f} ± {100 * entry.std:.1f} % on 3 networks"
+    figures = f"pass: measured {100 * entry.value:.1f} ± {100 * entry.std:.1f} % on 3 networks"
     assert figures in capsys.readouterr().out
     assert main(["reproduce", "--list", "--json"]) == 0
     (document,) = json.loads(capsys.readouterr().out)
     assert (document["stale"], document["measured"]["value"]) == (False, entry.value)
+    assert document["measured"]["passed"] is True
+    ship(replace(PLAIN, baselines=(), expect=Expect(nets=3, accuracy=(0.999, 1.0))))
+    assert main(["reproduce", "--list"]) == 0
+    assert "FAIL: measured" in capsys.readouterr().out
     ship(replace(PLAIN, baselines=(), outer={}))
     assert main(["reproduce", "--list"]) == 0
     out = capsys.readouterr().out
@@ -284,21 +287,3 @@ def test_missing_data_is_one_sentence(
 def test_distill_takes_no_recipe_without_its_pool(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["distill", "--recipe", "mnist-malicious"]) == 2
     assert "datadistill reproduce mnist-malicious" in capsys.readouterr().err
-
-
-def test_evaluate_with_another_scheme(digits: dd.RealData, capsys: pytest.CaptureFixture[str]) -> None:
-    reproduce(replace(PLAIN, baselines=()), "out")
-    assert main(["evaluate", "out/run", "--scheme", "Normal", "--nets", "2", "--json"]) == 0
-    (found,) = json.loads(capsys.readouterr().out)["results"]
-    assert found["weights"] == "random-init (normal)"
-    data = dd.load_distilled("out/run")
-    assert found["accuracy"]["mean"] != dd.evaluate(data, digits, nets=2).accuracy.mean
-    assert dd.evaluate(data, digits, nets=2, scheme="xavier") != found
-    with pytest.raises(dd.RequestError, match="trains no network"):
-        dd.evaluate(data, digits, protocol="nearest", scheme="normal")
-    fixed = replace(PLAIN, run={**PLAIN.run, "weights": "fixed-init"}, baselines=())
-    reproduce(fixed, "fixed")
-    assert main(["evaluate", "fixed/run", "--scheme", "normal"]) == 2
-    assert "--weights random-init" in capsys.readouterr().err
-    assert main(["evaluate", "fixed/run", "--scheme", "normal", "--weights", "random-init", "--nets", "1"]) == 0
-    assert evaluate_sets([data], digits, nets=1)

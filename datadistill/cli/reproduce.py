@@ -15,7 +15,7 @@ from datadistill.recipes.measured import Measured, load_measured, record_measure
 from datadistill.recipes.record import range_text
 from datadistill.report.card import CURVE_NAME
 from datadistill.reproduce import reproduce
-from datadistill.verdict import Line, Verdict
+from datadistill.verdict import Line, Verdict, check, parse_line
 
 USAGE = "[ID]"
 DESCRIPTION = """\
@@ -94,12 +94,12 @@ def _print(verdict: Verdict) -> None:
     title = f"{recipe.name}, {verdict.seconds:.0f} s of distilling on {_machine(verdict.device, verdict.threads)}"
     if recipe.sweep is not None:
         rows = [[line.name, *_figures(line)] for line in verdict.lines]
-        print_table(title, [recipe.sweep.axis, "images", "networks", "before", "test accuracy"], rows)
+        print_table(title, [recipe.sweep.axis, "images", "nets", "before", "test accuracy"], rows)
         print(f"expected  {recipe.expect}")
         print(f"curve     {verdict.folder / CURVE_NAME}")
         return
     expected = "" if recipe.expect.accuracy is None else range_text(*recipe.expect.accuracy)
-    columns = ["", "images", "networks", "before", "test accuracy", "expected", *paper]
+    columns = ["", "images", "nets", "before", "test accuracy", "expected", *paper]
     published = " to ".join(text for text in map(recipe.published, ("before", "after")) if text)
     rows = [[own.name, *_figures(own), expected, published]]
     rows += [[line.name, *_figures(line), "", ""] for line in verdict.lines[1:]]
@@ -145,17 +145,24 @@ def _last(recipe: Recipe, found: Measured | None) -> str:
     value = value if found.what == "accuracy" else f"{found.what} {value.replace('%', 'points')}"
     nets = "one network" if found.nets == 1 else f"{found.nets} networks"
     machine = _machine(found.device, found.threads)
-    return f"measured {value} on {nets}, {clock(found.seconds)} of distilling on {machine}, {found.date}"
+    passed = "pass" if _passed(recipe, found) else "FAIL"
+    return f"{passed}: measured {value} on {nets}, {clock(found.seconds)} of distilling on {machine}, {found.date}"
+
+
+def _passed(recipe: Recipe, found: Measured) -> bool:
+    """Whether what was measured is within what is expected now."""
+    return all(entry.passed for entry in check(recipe, [parse_line(line) for line in found.details]))
 
 
 def _entry(recipe: Recipe, found: Measured | None) -> dict[str, Any]:
     """A recipe for programs; a stale value is left out."""
-    stale = found is not None and found.is_stale(recipe)
-    return {
+    entry = {
         "recipe": recipe.name,
         "line": recipe.line,
         "expected": {name: value for name, value in vars(recipe.expect).items() if value is not None},
         "paper": recipe.paper,
-        "stale": stale,
-        "measured": None if found is None or stale else {k: v for k, v in vars(found).items() if k != "digest"},
     }
+    if found is None or found.is_stale(recipe):
+        return entry | {"stale": found is not None, "measured": None}
+    measured = {name: value for name, value in vars(found).items() if name != "digest"}
+    return entry | {"stale": False, "measured": measured | {"passed": _passed(recipe, found)}}

@@ -1,11 +1,11 @@
-"""What a recipe holds, and the check that it holds nothing else."""
+"""What a recipe holds, and the check that it can be run."""
 
 import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any
 
@@ -187,7 +187,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         try:
-            _known("paper", self.paper, _PAPER)
+            check_keys("paper", self.paper, _PAPER)
             Engine(**self.engine)
             for point in self.points:
                 self._check(self.settings(point))
@@ -229,7 +229,7 @@ class Recipe:
 
     def _check(self, settings: Mapping[str, dict[str, Any]]) -> None:
         run, method = settings["run"], dict(settings["method"])
-        _known("run", {**self.run, **{key: run[key] for point in self.points for key in point.run}}, _IN_RUN)
+        check_keys("run", {**self.run, **{key: run[key] for point in self.points for key in point.run}}, _IN_RUN)
         METHODS.get(method.pop("name")).make(**method)
         Outer(**settings["outer"])
         SCHEMES.get(run["scheme"])
@@ -254,47 +254,8 @@ class Recipe:
             raise RequestError(f"[expect] has nets {expect.nets}, but the pool has {reserved} for judging")
 
 
-def parse_recipe(name: str, data: Mapping[str, Any]) -> Recipe:
-    """A recipe from what its TOML file holds.
-
-    Raises:
-        RequestError: something is missing, unknown or impossible.
-    """
-    try:
-        _known("file", data, [entry.name for entry in fields(Recipe) if entry.name != "name"])
-        parts = dict(data)
-        parts["expect"] = _expect(parts.get("expect", {}))
-        parts["baselines"] = tuple(parts.get("baselines", ()))
-        if "pool" in parts:
-            parts["pool"] = _pool(parts["pool"])
-        if "sweep" in parts:
-            _known("sweep", parts["sweep"], ("axis", "points"))
-            points = tuple(_point(point) for point in parts["sweep"]["points"])
-            parts["sweep"] = Sweep(parts["sweep"]["axis"], points)
-        return Recipe(name=name, **parts)
-    except (TypeError, KeyError) as error:
-        raise RequestError(f"recipe {name} is wrong: {error}") from error
-
-
-def _known(where: str, given: Mapping[str, Any], known: Any) -> None:
+def check_keys(where: str, given: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuse keys that a part of a recipe does not have."""
     for key in given:
         if key not in known:
             raise unknown_name(f"key of [{where}]", key, sorted(known))
-
-
-def _expect(data: Mapping[str, Any]) -> Expect:
-    _known("expect", data, [entry.name for entry in fields(Expect)])
-    low_high = data.get("accuracy")
-    return Expect(**{**data, "accuracy": None if low_high is None else (float(low_high[0]), float(low_high[1]))})
-
-
-def _pool(data: Mapping[str, Any]) -> PoolRecipe:
-    training = [entry.name for entry in fields(Training)]
-    _known("pool", data, [entry.name for entry in fields(PoolRecipe) if entry.name != "training"] + training)
-    own = {key: value for key, value in data.items() if key not in training}
-    return PoolRecipe(**own, training=Training(**{key: data[key] for key in training if key in data}))
-
-
-def _point(data: Mapping[str, Any]) -> Point:
-    _known("sweep.points", data, [entry.name for entry in fields(Point)])
-    return Point(**data)

@@ -1,0 +1,49 @@
+"""A recipe's TOML file becomes a recipe; whatever it holds that a recipe does not is refused."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from datadistill.errors import RequestError
+from datadistill.recipes.record import Expect, Point, PoolRecipe, Recipe, Sweep, check_keys
+from datadistill.training import Training
+
+
+def parse_recipe(name: str, data: Mapping[str, Any]) -> Recipe:
+    """A recipe from what its TOML file holds.
+
+    Raises:
+        RequestError: something is missing, unknown or impossible.
+    """
+    try:
+        check_keys("file", data, [entry.name for entry in fields(Recipe) if entry.name != "name"])
+        parts = dict(data)
+        parts["expect"] = _expect(parts.get("expect", {}))
+        parts["baselines"] = tuple(parts.get("baselines", ()))
+        if "pool" in parts:
+            parts["pool"] = _pool(parts["pool"])
+        if "sweep" in parts:
+            check_keys("sweep", parts["sweep"], ("axis", "points"))
+            points = tuple(_point(point) for point in parts["sweep"]["points"])
+            parts["sweep"] = Sweep(parts["sweep"]["axis"], points)
+        return Recipe(name=name, **parts)
+    except (TypeError, KeyError) as error:
+        raise RequestError(f"recipe {name} is wrong: {error}") from error
+
+
+def _expect(data: Mapping[str, Any]) -> Expect:
+    check_keys("expect", data, [entry.name for entry in fields(Expect)])
+    low_high = data.get("accuracy")
+    return Expect(**{**data, "accuracy": None if low_high is None else (float(low_high[0]), float(low_high[1]))})
+
+
+def _pool(data: Mapping[str, Any]) -> PoolRecipe:
+    training = [entry.name for entry in fields(Training)]
+    check_keys("pool", data, [entry.name for entry in fields(PoolRecipe) if entry.name != "training"] + training)
+    own = {key: value for key, value in data.items() if key not in training}
+    return PoolRecipe(**own, training=Training(**{key: data[key] for key in training if key in data}))
+
+
+def _point(data: Mapping[str, Any]) -> Point:
+    check_keys("sweep.points", data, [entry.name for entry in fields(Point)])
+    return Point(**data)
