@@ -51,7 +51,10 @@ def save_sweep(axis: str, points: Sequence[tuple[str, Summary]], path: Path) -> 
     axes = figure.subplots()
     means = [100 * summary.mean for _, summary in points]
     spread = [100 * (summary.std or 0.0) for _, summary in points]
-    axes.errorbar(range(len(points)), means, yerr=spread, marker="o", capsize=3, color="#1b6ca8")
+    # Names have no order that a line could follow.
+    line = "-" if all(label.replace(".", "", 1).isdigit() for label, _ in points) else "none"
+    axes.errorbar(range(len(points)), means, yerr=spread, marker="o", linestyle=line, capsize=3, color="#1b6ca8")
+    axes.margins(x=0.08)
     axes.set_xticks(range(len(points)), [label for label, _ in points])
     axes.set(xlabel=axis, ylabel="test accuracy (%)")
     axes.spines[["top", "right"]].set_visible(False)
