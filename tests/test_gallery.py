@@ -33,13 +33,34 @@ def test_evaluate_prints_the_accuracy_of_the_card(
 ) -> None:
     monkeypatch.setattr("datadistill.cli.main.keep_freed_memory", lambda: True)
     data = dd.load_distilled(folder)
+    if data.provenance.weights["kind"] == "random-pretrained":
+        pytest.skip("its pool of trained networks takes minutes to make: datadistill reproduce " + folder.name)
     said = [score["accuracy"]["mean"] for score in data.provenance.scores if score["split"] == "test"]
     printed = re.search(r"test accuracy \| \*\*([\d.]+)(?: ± [\d.]+)? %\*\*", (folder / "README.md").read_text())
     assert printed is not None
     assert float(printed[1]) == pytest.approx(100 * said[0], abs=0.06)
-    assert main(["evaluate", str(folder), "--json"]) == 0
+    nets = [score["nets"] for score in data.provenance.scores if score["split"] == "test"]
+    assert main(["evaluate", str(folder), "--json", "--nets", str(min(nets[0], 20))]) == 0
     found = json.loads(capsys.readouterr().out)["results"][0]["accuracy"]["mean"]
-    assert found == pytest.approx(said[0], abs=TOLERANCE)
+    tolerance = TOLERANCE if nets[0] <= 20 else 0.02  # a few of the card's networks
+    assert found == pytest.approx(said[0], abs=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "code"), [("mnist-fixed-10", 0), ("mnist-malicious", 1)])
+def test_the_audit_tells_attacks_from_honest_sets(
+    name: str, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datadistill.cli.main.keep_freed_memory", lambda: True)
+    quick = ["--nets", "2", "--train-epochs", "1", "--json"]
+    assert main(["audit", str(ROOT / "gallery" / name), *quick]) == code
+    assert json.loads(capsys.readouterr().out)["suspect"] is bool(code)
+
+
+def test_no_card_names_a_place_of_the_machine_that_made_it() -> None:
+    for folder in SETS:
+        for name in ("README.md", "config.json"):
+            assert "/tmp" not in (folder / name).read_text(), folder.name
 
 
 def test_the_main_result_beats_the_paper(mnist: dd.RealData) -> None:

@@ -81,6 +81,7 @@ def make_card(distilled: DistilledData, score: Score, place: str, pool: Pool | N
         score=score,
         command=shlex.join(["datadistill", *judging(distilled, place, pool)]),
         place=json.dumps(place, ensure_ascii=False),
+        path=shlex.quote(place),
         sheet=SHEET_NAME,
         count=len(distilled.labels),
         ipc=distilled.ipc,
