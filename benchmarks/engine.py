@@ -44,11 +44,17 @@ from datadistill.runtime import keep_freed_memory, stream
 
 
 class ReferenceAlexCifarNet(AlexCifarNet):
-    """With PyTorch's own local response normalisation."""
+    """With PyTorch's own local response normalisation, and ReLU before pooling, as published."""
 
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.LocalResponseNorm(4, 0.001 / 9, 0.75, 1)  # type: ignore[assignment]
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.norm(self.pool(F.relu(self.conv1(images))))
+        hidden = self.pool(self.norm(F.relu(self.conv2(hidden))))
+        hidden = F.relu(self.fc1(hidden.flatten(1)))
+        return self.fc3(F.relu(self.fc2(hidden)))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ CASES = (
         engine=Engine(storage="recompute"),
         reference=ReferenceAlexCifarNet,
         rate=0.0001,
-        seed=2,
+        seed=12,
     ),
 )
 

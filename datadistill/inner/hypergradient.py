@@ -181,7 +181,7 @@ class _All:
             product = self._product(position, step, update.gradients)
         else:
             product = self._product(position, step, along)
-            update = self._through_update(v, position, product.gradient, index)
+            update = self._through_update(v, position, product.gradient, index, along)
         return _joined(update, product)
 
     def keep(self, position: Position, index: int) -> None:
@@ -193,9 +193,13 @@ class _All:
     def advance(self, position: Position, index: int) -> Position:
         return _advance(self.network, self.optimizer, self.steps, self.engine.inner_chunk, position, index)
 
-    def _through_update(self, v: Position, position: Position, gradient: Weights, index: int) -> UpdatePulledBack:
+    def _through_update(
+        self, v: Position, position: Position, gradient: Weights, index: int, along: Weights | None = None
+    ) -> UpdatePulledBack:
         rate = self.steps[index].rate.detach()
-        return self.optimizer.pull_back(v.weights, v.state, position.weights, gradient, position.state, rate, index)
+        return self.optimizer.pull_back(
+            v.weights, v.state, position.weights, gradient, position.state, rate, index, along
+        )
 
     def _product(self, position: Position, step: InnerStep, along: Weights) -> Product:
         """The product for the whole batch, in chunks: every part of it is a mean over images."""

@@ -1,4 +1,4 @@
-"""Fast convolution and pooling on a CPU for networks with few channels: built once from `native.cpp`, then loaded.
+"""Fast layers on a CPU for small networks and small batches: built once from `native.cpp`, then loaded.
 
 Without a C++ compiler, or with `DATADISTILL_NATIVE=0` in the environment, PyTorch's own operations do the same work.
 """
@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datadistill.models.alexcifarnet import LocalResponseNorm
+
 FLAGS = ("-O3", "-march=native", "-std=c++20", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
-FEW_CHANNELS = 16
-"""Below so many channels, on either side of a convolution, the operations here beat PyTorch's."""
 
 
 @cache
@@ -67,15 +67,23 @@ def _place() -> tuple[str, Path]:
     """The compiler, and where its library lies: under a name for everything that it depends on."""
     if os.environ.get("DATADISTILL_NATIVE", "1") == "0":
         raise _CannotBeHad("DATADISTILL_NATIVE is 0")
-    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
-    compiler = next((path for name in names if name and (path := shutil.which(name))), None)
+    compilers = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
+    compiler = next((path for name in compilers if name and (path := shutil.which(name))), None)
     if sys.platform not in ("linux", "darwin") or compiler is None:
         raise _CannotBeHad("there is no C++ compiler")
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    facts = [_source(), version, " ".join(FLAGS).encode(), str(torch.__version__).encode(), _processor().encode()]
+    names = (*_flags(compiler), str(torch.__version__), _processor())
+    facts = [_source(), version, *(name.encode() for name in names)]
     digest = hashlib.blake2b(b"\0".join(facts), digest_size=8).hexdigest()
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return compiler, Path(root) / "datadistill" / f"native-{digest}.so"
+
+
+@cache
+def _flags(compiler: str) -> tuple[str, ...]:
+    """With threads where the compiler's are PyTorch's: two pools of threads would fight for the cores."""
+    macros = subprocess.run([compiler, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, check=False).stdout
+    return FLAGS if b"__clang__" in macros or sys.platform != "linux" else (*FLAGS, "-fopenmp")
 
 
 def _source() -> bytes:
@@ -114,7 +122,7 @@ def _compile(compiler: str, target: Path) -> None:
         headers = [word for path in include_paths() for word in ("-isystem", path)]
         libraries = [word for path in library_paths() for word in (f"-L{path}", f"-Wl,-rpath,{path}")]
         names = ("-ltorch", "-ltorch_cpu", "-lc10")
-        command = [compiler, *FLAGS, *headers, str(source), *libraries, *names, "-o", str(built)]
+        command = [compiler, *_flags(compiler), *headers, str(source), *libraries, *names, "-o", str(built)]
         subprocess.run(command, capture_output=True, text=True, check=True)
         written.write_text(hashlib.blake2b(built.read_bytes()).hexdigest())
         # Whoever builds at the same time may write other bytes; a sum that does not fit is built again, later.
@@ -139,7 +147,6 @@ class _Conv2d(nn.Conv2d):
             or self.stride != (1, 1)
             or self.dilation != (1, 1)
             or self.groups != 1
-            or min(self.in_channels, self.out_channels) >= FEW_CHANNELS
             or self.kernel_size == (1, 1)
             or not _is_plain(input)
             or input.shape[1] != self.in_channels
@@ -148,6 +155,19 @@ class _Conv2d(nn.Conv2d):
         ):
             return super().forward(input)
         return torch.ops.datadistill.conv2d.default(input, self.weight, self.bias, *self.padding)  # type: ignore[no-any-return]
+
+
+class _Linear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        if (
+            not _is_plain(input, 2)
+            or input.shape[1] != self.in_features
+            or self.weight.dtype != torch.float32
+            or self.weight.numel() == 0
+            or torch.is_autocast_enabled("cpu")
+        ):
+            return super().forward(input)
+        return torch.ops.datadistill.linear.default(input, self.weight, self.bias)  # type: ignore[no-any-return]
 
 
 class _MaxPool2d(nn.MaxPool2d):
@@ -166,12 +186,25 @@ class _MaxPool2d(nn.MaxPool2d):
         return torch.ops.datadistill.max_pool2d.default(input, kernel[0], stride[0], padding[0])
 
 
-_LAYERS: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: _Conv2d, nn.MaxPool2d: _MaxPool2d}
+class _LocalResponseNorm(LocalResponseNorm):
+    def forward(self, images: Tensor) -> Tensor:
+        if not _is_plain(images) or self.beta != 0.75 or self.alpha < 0:
+            return super().forward(images)
+        neighbours = self.n // 2, (self.n - 1) // 2
+        return torch.ops.datadistill.local_response_norm.default(images, self.alpha / self.n, *neighbours)  # type: ignore[no-any-return]
 
 
-def _is_plain(images: Tensor) -> bool:
-    """Four dimensions of float32 in a CPU's memory."""
-    return images.dtype == torch.float32 and images.is_cpu and images.dim() == 4 and images.numel() > 0
+_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: _Conv2d,
+    nn.Linear: _Linear,
+    nn.MaxPool2d: _MaxPool2d,
+    LocalResponseNorm: _LocalResponseNorm,
+}
+
+
+def _is_plain(images: Tensor, dimensions: int = 4) -> bool:
+    """Float32 in a CPU's memory."""
+    return images.dtype == torch.float32 and images.is_cpu and images.dim() == dimensions and images.numel() > 0
 
 
 def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:

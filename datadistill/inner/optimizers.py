@@ -55,8 +55,12 @@ class Optimizer(Protocol):
         state: State,
         rate: Tensor,
         step: int,
+        along: Weights | None = None,
     ) -> UpdatePulledBack:
-        """The vector-Jacobian product of `update`: derivatives at its end become derivatives at its start."""
+        """The vector-Jacobian product of `update`: derivatives at its end become derivatives at its start.
+
+        What `along` returned may be handed on, where it is known already.
+        """
         ...
 
 
@@ -79,9 +83,9 @@ class SGD:
         self, weights: Weights, gradients: Weights, state: State, rate: Tensor | float, step: int
     ) -> tuple[Weights, State]:
         if self.momentum == 0:
-            return {name: weight - rate * gradients[name] for name, weight in weights.items()}, state
+            return {name: _minus(weight, rate, gradients[name]) for name, weight in weights.items()}, state
         moved = {f"momentum/{name}": self.momentum * state[f"momentum/{name}"] + gradients[name] for name in weights}
-        return {name: weight - rate * moved[f"momentum/{name}"] for name, weight in weights.items()}, moved
+        return {name: _minus(weight, rate, moved[f"momentum/{name}"]) for name, weight in weights.items()}, moved
 
     def along(self, v_weights: Weights, v_state: State, rate: Tensor) -> Weights:
         back = -rate
@@ -98,11 +102,12 @@ class SGD:
         state: State,
         rate: Tensor,
         step: int,
+        along: Weights | None = None,
     ) -> UpdatePulledBack:
         moved = gradients
         if self.momentum != 0:
             moved = {name: self.momentum * state[f"momentum/{name}"] + g for name, g in gradients.items()}
-        along = self.along(v_weights, v_state, rate)
+        along = along or self.along(v_weights, v_state, rate)
         return UpdatePulledBack(
             weights=v_weights,
             state={key: self.momentum * along[key.removeprefix("momentum/")] for key in v_state},
@@ -155,6 +160,7 @@ class Adam:
         state: State,
         rate: Tensor,
         step: int,
+        along: Weights | None = None,
     ) -> UpdatePulledBack:
         starts = [as_leaves(part) for part in (weights, state, gradients)]
         leaf = rate.detach().requires_grad_()
@@ -167,6 +173,13 @@ class Adam:
         values = iter(found)
         pulled = [{name: next(values) for name in part} for part in starts]
         return UpdatePulledBack(weights=pulled[0], state=pulled[1], gradients=pulled[2], rate=d_rate)
+
+
+def _minus(weight: Tensor, rate: Tensor | float, direction: Tensor) -> Tensor:
+    """`weight - rate * direction` in one pass: large layers take as long as their memory does."""
+    if isinstance(rate, Tensor):
+        return torch.addcmul(weight, direction, -rate)
+    return torch.add(weight, direction, alpha=-rate)
 
 
 def _root(values: Tensor) -> Tensor:

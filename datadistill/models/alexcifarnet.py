@@ -66,7 +66,8 @@ class AlexCifarNet(nn.Module):
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """Class scores (logits)."""
-        hidden = self.norm(self.pool(F.relu(self.conv1(images))))
+        # ReLU and the maximum may change places; after pooling there is a quarter of the numbers.
+        hidden = self.norm(F.relu(self.pool(self.conv1(images))))
         hidden = self.pool(self.norm(F.relu(self.conv2(hidden))))
         hidden = F.relu(self.fc1(hidden.flatten(1)))
         hidden = F.relu(self.fc2(hidden))

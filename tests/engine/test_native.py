@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from datadistill.inner import make_network, native
+from datadistill.models.alexcifarnet import LocalResponseNorm
 from datadistill.models.lenet import LeNet
 from datadistill.runtime import stream
 
@@ -45,6 +46,8 @@ SHAPES = [
     (17, 2, 9, (5, 5), (2, 2), (28, 28)),
     (2, 20, 15, (3, 3), (1, 1), (8, 33)),
     (1, 1, 1, (7, 7), (0, 0), (7, 7)),
+    (3, 16, 17, (3, 3), (1, 1), (6, 5)),
+    (2, 20, 16, (5, 3), (2, 0), (7, 8)),
 ]
 
 
@@ -54,6 +57,46 @@ def test_convolution(shape: tuple[int, int, int, tuple[int, int], tuple[int, int
     torch.manual_seed(0)
     images = torch.randn(n, channels, *size)
     compare(nn.Conv2d(channels, out, kernel, padding=padding, bias=n == 1), images)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (10, 84, 10), (6, 64, 5), (3, 800, 7), (33, 17, 9), (70, 40, 3), (2, 1600, 21)], ids=str
+)
+def test_linear(shape: tuple[int, int, int]) -> None:
+    n, inputs, outputs = shape
+    torch.manual_seed(0)
+    compare(nn.Linear(inputs, outputs, bias=n != 6), torch.randn(n, inputs))
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 5, 5), (3, 64, 4, 4), (1, 3, 8, 3)], ids=str)
+@pytest.mark.parametrize("n", [1, 4, 5])
+def test_local_response_norm(n: int, shape: tuple[int, int, int, int]) -> None:
+    images = 2 * torch.randn(shape, generator=stream(0))
+    layer = native.fitted(nn.Sequential(LocalResponseNorm(n, 0.3, 0.75)))
+    expected = nn.LocalResponseNorm(n, 0.3, 0.75, 1)(images)
+    assert torch.allclose(layer(images), expected, atol=1e-6)
+    compare(LocalResponseNorm(n, 0.3, 0.75), images)
+    # Without a graph for a third derivative the second has an operation of its own.
+    second = []
+    for norm, x in ((layer, images), (nn.LocalResponseNorm(n, 0.3, 0.75, 1), images.double())):
+        leaf, along = x.requires_grad_(), torch.cos(x.detach()).requires_grad_()
+        (first,) = torch.autograd.grad(norm(leaf), leaf, along, create_graph=True)
+        second.append(torch.autograd.grad(first, [leaf, along], torch.sin(x.detach())))
+    for one, other in zip(*second, strict=True):
+        assert float((one.double() - other).norm() / other.norm()) < 1e-6
+
+
+def test_shared_out_among_cores() -> None:
+    images, rows = torch.randn(24, 3, 32, 32, generator=stream(0)), torch.randn(10, 900, generator=stream(1))
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        for layer in (nn.Conv2d(3, 20, 5), nn.Conv2d(3, 5, 5), nn.MaxPool2d(3, 2, 1), LocalResponseNorm(4, 0.1, 0.75)):
+            compare(layer, images)
+        compare(nn.Linear(900, 700), rows)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("size", [(28, 28), (10, 10), (7, 9), (2, 2), (5, 70), (3, 64)])
@@ -98,13 +141,17 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
         (nn.Conv2d(3, 4, 3), torch.randn(3, 8, 8)),
         (nn.MaxPool2d(2, ceil_mode=True), torch.randn(2, 3, 7, 7)),
         (nn.MaxPool2d((2, 3)), torch.randn(2, 3, 6, 6)),
+        (nn.Linear(3, 4), torch.randn(2, 5, 3)),
+        (nn.Linear(3, 4), torch.randn(0, 3)),
+        (LocalResponseNorm(4, 0.1, 0.5), torch.randn(2, 3, 6, 6)),
     ):
         expected = layer(images)
         assert torch.equal(native.fitted(nn.Sequential(layer))(images), expected)
-    double = nn.Conv2d(3, 4, 3).double()
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    expected = double(images)
-    assert torch.equal(native.fitted(nn.Sequential(double))(images), expected)
+    for layer in (nn.Conv2d(3, 4, 3), nn.Linear(8, 4), LocalResponseNorm(4, 0.1, 0.75)):
+        double, x = layer.double(), images[0, 0] if isinstance(layer, nn.Linear) else images
+        expected = double(x)
+        assert torch.equal(native.fitted(nn.Sequential(double))(x), expected)
 
 
 def test_a_network_uses_them_and_its_module_stays_as_it_was() -> None:
