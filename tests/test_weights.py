@@ -187,7 +187,7 @@ def test_adaptation_from_another_dataset(digits: dd.RealData, pool: dd.Pool) -> 
 
 
 def test_baselines_start_from_the_pool_too(digits: dd.RealData, pool: dd.Pool) -> None:
-    data = random_real(problem(digits, "random-pretrained", pool), 1, 1)
+    data = random_real(problem(digits, "random-pretrained", pool), 1, 1)[0]
     assert data.provenance.weights["pool"] == pool.digest
     assert dd.evaluate(data, digits, pool=pool).nets == 5
 

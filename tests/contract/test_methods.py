@@ -32,7 +32,13 @@ ROWS = [
     Row("dd", dd.methods.DD(steps=2, epochs=2, batch=128, networks=2), "random-init", 2, 150),
     Row("dd", dd.methods.DD(steps=1, epochs=3, images="mean", batch=128, labels="soft"), "fixed-init", 1, 150, "-soft"),
     Row("dd", dd.methods.DD(steps=1, epochs=3, images="mean", batch=128), "fixed-pretrained", 1, 150),
-    Row("dd", dd.methods.DD(steps=2, epochs=2, batch=128, networks=2), "random-pretrained", 2, 250),
+    Row(
+        "dd",
+        dd.methods.DD(steps=2, epochs=2, batch=128, networks=3, images="real", rates="falling", network_clip=1.0),
+        "random-pretrained",
+        2,
+        250,
+    ),
 ]
 OUTER = dd.Outer(rate=0.03, betas=(0.5, 0.99), schedule="cosine", clip=1.0, average=0.9, look_every=25)
 

@@ -27,9 +27,12 @@ def predicted_and_measured(method: DD, asked: Problem) -> tuple[int, int]:
     predicted = predict(asked.network, asked.real.train.images[:1], demand, asked.engine).peak_bytes
     start = method.start(asked, stream(0))
     method.gradient(start, asked, {}, stream(0), 0.0)
-    with LiveBytes() as memory:
-        method.gradient(start, asked, {}, stream(0), 0.0)
-    return predicted, memory.peak
+    peaks = []
+    for _ in range(3):  # Two threads need not be at their peaks at the same moment.
+        with LiveBytes() as memory:
+            method.gradient(start, asked, {}, stream(0), 0.0)
+        peaks.append(memory.peak)
+    return predicted, max(peaks)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
