@@ -34,7 +34,17 @@ ROWS = [
     Row("dd", dd.methods.DD(steps=1, epochs=3, images="mean", batch=128), "fixed-pretrained", 1, 150),
     Row(
         "dd",
-        dd.methods.DD(steps=2, epochs=2, batch=128, networks=3, images="real", rates="falling", network_clip=1.0),
+        dd.methods.DD(
+            steps=2,
+            epochs=2,
+            learning_rate=0.1,
+            rates="falling",
+            labels="soft",
+            images="real",
+            batch=128,
+            networks=3,
+            network_clip=1.0,
+        ),
         "random-pretrained",
         2,
         250,
