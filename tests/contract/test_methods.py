@@ -43,7 +43,6 @@ ROWS = [
             images="real",
             batch=128,
             networks=3,
-            network_clip=1.0,
         ),
         "random-pretrained",
         2,
@@ -184,7 +183,7 @@ def test_gradient_against_finite_differences(row: Row, digits: dd.RealData) -> N
     start = row.method.start(small, stream(0))
     assert start.learning_rates is not None
     soft = None if start.soft_labels is None else start.soft_labels.double()
-    rates = start.learning_rates.double() * 5
+    rates = start.learning_rates.double() * (0.1 / start.learning_rates.max())
     data = replace(start, images=start.images.double(), learning_rates=rates, soft_labels=soft)
 
     def loss(candidate: dd.DistilledData) -> float:
