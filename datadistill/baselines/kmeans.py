@@ -2,17 +2,15 @@
 
 from collections.abc import Callable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from datadistill.baselines.base import assemble, by_class, tune
+from datadistill.data.clusters import STARTS, cluster_centres
 from datadistill.distilled import DistilledData
 from datadistill.methods import Problem
 from datadistill.progress import Bar, quiet
 from datadistill.runtime import stream
-
-STARTS = 3
 
 
 def kmeans(problem: Problem, steps: int, epochs: int, sets: int = 1, bar: Bar = quiet) -> list[DistilledData]:
@@ -31,7 +29,8 @@ def kmeans(problem: Problem, steps: int, epochs: int, sets: int = 1, bar: Bar = 
         with bar("finding clusters", problem.real.num_classes) as count:
 
             def pick(label: int, number: int = number, count: Callable[[], None] = count) -> Float[Tensor, "k c h w"]:
-                centres = _centres(problem, label, number)
+                generator = stream(problem.seed, "kmeans", number, label)
+                centres = cluster_centres(problem.real.train, label, int(problem.ipc), generator)
                 count()
                 return centres
 
@@ -39,16 +38,3 @@ def kmeans(problem: Problem, steps: int, epochs: int, sets: int = 1, bar: Bar = 
         options = {"name": "kmeans", "set": number, "starts": STARTS}
         made.append(tune(assemble(problem, steps, epochs, images, options), problem, bar))
     return made
-
-
-def _centres(problem: Problem, label: int, number: int) -> Float[Tensor, "k c h w"]:
-    from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
-
-    train = problem.real.train
-    images = train.take(train.of_class(label)).images.cpu()
-    seed = int(torch.randint(2**31, (), generator=stream(problem.seed, "kmeans", number, label)))
-    # Several threads add up in the order in which they are ready: the last bits would differ from run to run.
-    with threadpool_limits(limits=1):
-        found = KMeans(int(problem.ipc), n_init=STARTS, tol=0, random_state=seed).fit(images.flatten(1).numpy())
-    return torch.from_numpy(found.cluster_centers_).to(images).view(-1, *images.shape[1:])

@@ -7,7 +7,7 @@ Where this differs from the authors' code:
     - the learning rates are kept positive by learning their logarithm (theirs: the inverse of softplus), which gives a
       rate of 0.01 and a rate of 1 steps of the same relative size;
     - real batches are class-balanced;
-    - images can start from class means or real images as well as from noise;
+    - images can start from class means, cluster centres or real images as well as from noise;
     - labels can be learned with the images (Sucholutsky and Schonlau, "Soft-Label Dataset Distillation and Text Dataset
       Distillation", arXiv 1910.02551, section 3), and then there may be fewer images than classes. They are free
       numbers that start from 0 and 1.
@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from datadistill.data.clusters import cluster_centres
 from datadistill.distilled import DistilledData
 from datadistill.errors import RequestError
 from datadistill.inner.engine import Engine
@@ -55,7 +56,8 @@ class DD:
             after the last. With falling ones training settles at its end and stays away from chaos
             (`docs/mnist-random-100.md`).
         labels: `hard` class indices, or `soft` ones that are learned too.
-        images: what the images start from: `noise` (standard normal), `mean` (class means) or `real`.
+        images: what the images start from: `noise` (standard normal), `mean` (class means),
+            `real` images, or `kmeans` (cluster centres of each class).
         batch: real images per outer step.
         batch_last: real images per outer step at the end; in between the size grows geometrically. 0: no growth.
         networks: networks per outer step with random initial weights; fixed ones need one.
@@ -71,7 +73,7 @@ class DD:
     learning_rate: float = 0.02
     rates: Literal["constant", "falling"] = "constant"
     labels: Literal["hard", "soft"] = "hard"
-    images: Literal["noise", "mean", "real"] = "noise"
+    images: Literal["noise", "mean", "real", "kmeans"] = "noise"
     batch: int = 1024
     batch_last: int = 0
     networks: int = 4
@@ -205,7 +207,9 @@ def _first_images(kind: str, problem: Problem, generator: torch.Generator) -> Fl
     for label in range(min(classes, count)):
         mine = range(label, count, classes)
         members = train.of_class(label)
-        if kind == "real":
+        if kind == "kmeans":
+            images[list(mine)] = cluster_centres(train, label, len(mine), generator)
+        elif kind == "real":
             chosen = members[torch.randperm(len(members), generator=generator)[: len(mine)]]
             images[list(mine)] = train.take(chosen).images.cpu()
         else:
