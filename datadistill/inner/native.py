@@ -1,4 +1,4 @@
-"""Fast layers on a CPU for small networks and small batches: built once from `native.cpp`, then loaded.
+"""Fast layers on a CPU for small networks and small batches: built once from `cpp/`, then loaded.
 
 Without a C++ compiler, or with `DATADISTILL_NATIVE=0` in the environment, PyTorch's own operations do the same work.
 """
@@ -73,7 +73,7 @@ def _place() -> tuple[str, Path]:
         raise _CannotBeHad("there is no C++ compiler")
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
     names = (*_flags(compiler), str(torch.__version__), _processor())
-    facts = [_source(), version, *(name.encode() for name in names)]
+    facts = [*_sources().values(), version, *(name.encode() for name in names)]
     digest = hashlib.blake2b(b"\0".join(facts), digest_size=8).hexdigest()
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return compiler, Path(root) / "datadistill" / f"native-{digest}.so"
@@ -86,8 +86,11 @@ def _flags(compiler: str) -> tuple[str, ...]:
     return FLAGS if b"__clang__" in macros or sys.platform != "linux" else (*FLAGS, "-fopenmp")
 
 
-def _source() -> bytes:
-    return (resources.files("datadistill") / "inner" / "native.cpp").read_bytes()
+@cache
+def _sources() -> dict[str, bytes]:
+    """The files to compile, by name and in order; the one that is not a header includes the others."""
+    folder = resources.files("datadistill") / "inner" / "cpp"
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir(), key=lambda file: file.name)}
 
 
 def _processor() -> str:
@@ -117,8 +120,9 @@ def _compile(compiler: str, target: Path) -> None:
 
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        source, built, written = (Path(folder) / name for name in ("native.cpp", "native.so", "native.sum"))
-        source.write_bytes(_source())
+        source, built, written = (Path(folder) / name for name in ("operations.cpp", "native.so", "native.sum"))
+        for name, content in _sources().items():
+            (Path(folder) / name).write_bytes(content)
         headers = [word for path in include_paths() for word in ("-isystem", path)]
         libraries = [word for path in library_paths() for word in (f"-L{path}", f"-Wl,-rpath,{path}")]
         names = ("-ltorch", "-ltorch_cpu", "-lc10")
