@@ -3,7 +3,6 @@
 import copy
 import itertools
 import threading
-from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,14 +20,12 @@ from torch.overrides import TorchFunctionMode
 from datadistill.errors import RequestError
 from datadistill.inner import native
 from datadistill.inner.parallel import map_on_cores, shared_out
+from datadistill.inner.replaced import Replaced, dropouts
 
 Weights: TypeAlias = dict[str, Tensor]
 Labels: TypeAlias = Int64[Tensor, "n"] | Float[Tensor, "n k"]
 """Class indices, or soft labels: the targets as the cross-entropy uses them."""
 BatchNorm: TypeAlias = Literal["refused", "batch", "frozen"]
-
-_DROPOUTS: dict[Callable[..., Tensor], int | None] = {F.dropout: None, F.dropout1d: 2, F.dropout2d: 2, F.dropout3d: 2}
-"""Functions and how many leading dimensions share one draw with the rest; None: every element has its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +169,7 @@ class Network:
             return torch.allclose(body(values, few), expected, rtol=1e-3, atol=1e-4, equal_nan=True)
 
     def _calls(self, noise: int | None, device: torch.device) -> TorchFunctionMode | None:
-        return _Replaced(_dropouts(noise, device)) if self.draws else None
+        return Replaced(dropouts(noise, device)) if self.draws else None
 
 
 class _Body:
@@ -234,62 +231,6 @@ def _settle(layer: Any, batch_norm: str) -> None:
         return
     layer.track_running_stats = False
     layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-
-
-_WITH_KINKS = {"relu", "leaky_relu", "rrelu", "prelu", "relu6", "hardtanh", "threshold", "max_pool2d", "amax", "abs"}
-
-
-def kinks_of(network: Network, image: Float[Tensor, "1 c h w"]) -> list[str]:
-    """The names of the functions with kinks, such as ReLU and max pooling, that a network calls."""
-    seen: set[str] = set()
-
-    class Listening(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-        ) -> Any:
-            seen.add(getattr(func, "__name__", "").strip("_"))
-            return func(*args, **(kwargs or {}))
-
-    weights = {name: parameter.detach() for name, parameter in network.module.named_parameters()}
-    with torch.no_grad(), Listening():
-        Network(network.module).logits(weights, torch.cat([image, image]).to(next(iter(weights.values())).dtype))
-    return sorted(
-        seen & {"relu", "leaky_relu", "rrelu", "relu6", "hardtanh", "threshold", "max_pool2d", "amax", "clamp_min"}
-    )
-
-
-class _Replaced(TorchFunctionMode):
-    """While entered, some of PyTorch's functions are others."""
-
-    def __init__(self, table: dict[Callable[..., Any], Callable[..., Any]]) -> None:
-        super().__init__()
-        self._table = table
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        return self._table.get(func, func)(*args, **(kwargs or {}))
-
-
-def _dropouts(noise: int | None, device: torch.device) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Dropout that draws from a generator of its own, or not at all."""
-    generator = None if noise is None else torch.Generator(device).manual_seed(noise)
-
-    def dropping(shared: int | None) -> Callable[..., Tensor]:
-        def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-            if generator is None or not training:
-                return input
-            shape = input.shape if shared is None else (*input.shape[:shared], *[1] * (input.dim() - shared))
-            kept = torch.rand(shape, generator=generator, device=input.device, dtype=input.dtype) >= p
-            return input * kept / (1 - p) if p < 1 else input * 0
-
-        return dropout
-
-    return {function: dropping(shared) for function, shared in _DROPOUTS.items()}
 
 
 def as_leaves(tensors: Weights) -> Weights:

@@ -13,14 +13,18 @@ vanishes almost everywhere. Spiking networks are trained by the same device, the
 Mostafa and Zenke, "Surrogate Gradient Learning in Spiking Neural Networks", 2019).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from datadistill.inner.functional import Network
+from datadistill.inner.replaced import Replaced
 
 
 class _Step(torch.autograd.Function):
@@ -58,27 +62,13 @@ _IN_PLACE = (F.relu_, torch.relu_, Tensor.relu_)
 _RELUS = (F.relu, torch.relu, Tensor.relu, *_IN_PLACE)
 
 
-class _Widened(TorchFunctionMode):
-    """While entered, every ReLU of PyTorch is one whose derivative can be differentiated."""
+def _wide(width: float, always_in_place: bool) -> Callable[..., Tensor]:
+    def relu(input: Tensor, inplace: bool = False) -> Tensor:
+        in_place = inplace or always_in_place
+        value: Tensor = _ReLU.apply(input.clone() if in_place else input, width)  # type: ignore[no-untyped-call]
+        return input.copy_(value) if in_place else value
 
-    def __init__(self, width: float) -> None:
-        super().__init__()
-        self._width = width
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        named = kwargs or {}
-        if func not in _RELUS:
-            return func(*args, **named)
-        z = args[0] if args else named["input"]
-        in_place = func in _IN_PLACE or named.get("inplace", False) or args[1:2] == (True,)
-        value = _ReLU.apply(z.clone() if in_place else z, self._width)  # type: ignore[no-untyped-call]
-        return z.copy_(value) if in_place else value
+    return relu
 
 
 def widened(width: float) -> AbstractContextManager[Any]:
@@ -86,4 +76,24 @@ def widened(width: float) -> AbstractContextManager[Any]:
 
     Only `relu` is known, called in any way; leaky ReLU and max pooling keep the derivative almost everywhere.
     """
-    return _Widened(width) if width > 0 else nullcontext()
+    return Replaced({relu: _wide(width, relu in _IN_PLACE) for relu in _RELUS}) if width > 0 else nullcontext()
+
+
+_WITH_KINKS = {"relu", "leaky_relu", "rrelu", "relu6", "hardtanh", "threshold", "max_pool2d", "amax", "clamp_min"}
+
+
+def kinks_of(network: Network, image: Float[Tensor, "1 c h w"]) -> list[str]:
+    """The names of the functions with kinks, such as ReLU and max pooling, that a network calls."""
+    seen: set[str] = set()
+
+    class Listening(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            seen.add(getattr(func, "__name__", "").strip("_"))
+            return func(*args, **(kwargs or {}))
+
+    weights = {name: parameter.detach() for name, parameter in network.module.named_parameters()}
+    with torch.no_grad(), Listening():
+        Network(network.module).logits(weights, torch.cat([image, image]).to(next(iter(weights.values())).dtype))
+    return sorted(seen & _WITH_KINKS)

@@ -19,8 +19,9 @@ from torch import Tensor
 from datadistill.errors import RequestError
 from datadistill.inner.check import require_differentiable
 from datadistill.inner.engine import Engine, Storage
-from datadistill.inner.functional import Network, Weights, as_leaves, batch_gradient, kinks_of, pieces_of
+from datadistill.inner.functional import Network, Weights, as_leaves, batch_gradient, pieces_of
 from datadistill.inner.hypergradient import hypergradient, spacing_of, window_of
+from datadistill.inner.kinks import kinks_of
 from datadistill.inner.memory import LiveBytes
 from datadistill.inner.optimizers import Optimizer
 from datadistill.inner.unroll import InnerStep
