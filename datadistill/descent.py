@@ -34,6 +34,9 @@ class Outer:
             that of the rates with it. 0 allows any.
         average: the result is an exponential average of the images and rates with this decay; 0 takes the last.
         look_every: outer steps between looks at held-out data, each with a checkpoint.
+        settle: networks with which, at the end, the best look and the last are compared on held-out data, with all
+            learning rates as learned and lower: those that are learned lie where training is about to become chaotic,
+            which the gradient cannot see (`docs/mnist-random-100.md`). 0 keeps the best look as it is.
     """
 
     rate: float = 0.01
@@ -45,6 +48,7 @@ class Outer:
     clip: float = 0.0
     average: float = 0.0
     look_every: int = 100
+    settle: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < math.inf:
@@ -56,6 +60,8 @@ class Outer:
         for name in ("rate_of_rates", "rate_of_labels", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RequestError(f"{name} is {getattr(self, name)}, but must be finite and not negative")
+        if self.settle < 0:
+            raise RequestError(f"settle is {self.settle}, but must not be negative")
         if self.look_every < 1:
             raise RequestError(f"look_every is {self.look_every}, but must be at least 1")
 

@@ -1,12 +1,18 @@
 """What the outer loop looks at: is it sound, and how good is it on held-out data?"""
 
+import math
+from dataclasses import replace
+
 from datadistill.distilled import DistilledData
 from datadistill.evaluation.accuracy import Accuracy, accuracy_along
 from datadistill.inner import with_noise
 from datadistill.methods.base import Outcome, Problem
+from datadistill.moments import Best
 from datadistill.runtime import stream
 
 LOOK_NETWORKS = 4
+SLOWER = (1.0, 0.93, 0.86, 0.8)
+"""Factors that all learning rates are tried with at the end of a run."""
 
 
 def is_sound(distilled: DistilledData) -> bool:
@@ -22,13 +28,25 @@ def is_finite(outcome: Outcome) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
-def held_out(problem: Problem, distilled: DistilledData) -> Accuracy:
-    """Mean accuracy and loss of a few networks, the same ones at every look."""
-    count = 1 if problem.starts.fixed is not None else LOOK_NETWORKS
+def held_out(
+    problem: Problem, distilled: DistilledData, networks: int = LOOK_NETWORKS, purpose: str = "look"
+) -> Accuracy:
+    """Mean accuracy and loss of a few networks, the same ones at every look of the same purpose."""
+    count = 1 if problem.starts.fixed is not None else networks
     steps, wanted = distilled.inner_steps(), problem.wanted(problem.real.held_out)
-    steps = with_noise(problem.network, steps, stream(problem.seed, "look-noise"))
+    steps = with_noise(problem.network, steps, stream(problem.seed, f"{purpose}-noise"))
     seen = [
         accuracy_along(problem.network, weights, steps, wanted)[-1]
-        for weights in problem.starts.sample(count, stream(problem.seed, "look"))
+        for weights in problem.starts.sample(count, stream(problem.seed, purpose))
     ]
     return Accuracy(sum(s.correct for s in seen) / count, sum(s.loss for s in seen) / count)
+
+
+def slower(found: Best) -> list[Best]:
+    """The same data with learning rates as they are and somewhat lower, not measured yet."""
+    if "log_rates" not in found.values:
+        return [found]
+    return [
+        replace(found, values={**found.values, "log_rates": found.values["log_rates"] + math.log(factor)})
+        for factor in SLOWER
+    ]

@@ -24,7 +24,7 @@ from datadistill.errors import DatadistillError, Interrupted, RequestError
 from datadistill.evaluation.accuracy import Accuracy
 from datadistill.inner import Engine, native
 from datadistill.length import Length, parse_duration
-from datadistill.looks import held_out, is_finite, is_sound
+from datadistill.looks import held_out, is_finite, is_sound, slower
 from datadistill.methods import DD, method_name
 from datadistill.methods.base import Method, Outcome, Problem, make_problem, options_of
 from datadistill.models import ModelFactory
@@ -257,15 +257,34 @@ class _Loop:
 
     def finish(self, moment: Moment) -> Run:
         """The best data of a finished run, with what it cost."""
-        assert moment.best is not None, "a finished run has looked at least once"
+        best = moment.best
+        assert best is not None, "a finished run has looked at least once"
+        if self.outer.settle:
+            best = self._settled(moment, best)
+        distilled = self._result(moment, best)
+        if self.outer.settle and self.folder is not None:
+            distilled.save(self.folder.path / FILE_NAME)
         return Run(
-            distilled=self._result(moment, moment.best),
-            held_out=Accuracy(moment.best.correct, moment.best.loss),
+            distilled=distilled,
+            held_out=Accuracy(best.correct, best.loss),
             steps=moment.step,
             seconds=moment.seconds,
             folder=self.folder.path if self.folder else None,
             remarks=moment.remarks,
         )
+
+    def _settled(self, moment: Moment, best: Best) -> Best:
+        """The best look or the last, with learning rates as they are or lower, by many more networks than a look."""
+        last = replace(best, step=moment.step, values=moment.variables.average)
+        candidates = slower(best) + (slower(last) if moment.step != best.step else [])
+        self.reporter.say(f"choosing between {len(candidates)} results with {self.outer.settle} networks each.")
+        measured = []
+        for candidate in candidates:
+            distilled = replace(moment.variables, average=candidate.values).put_average(self.template)
+            if is_sound(distilled):
+                seen = held_out(self.problem, distilled, self.outer.settle, "settle")
+                measured.append(replace(candidate, correct=seen.correct, loss=seen.loss))
+        return max(measured, key=lambda one: (one.correct, -one.loss))
 
     def _ask(self, moment: Moment, progress: float) -> Outcome:
         distilled = moment.variables.put(self.template)

@@ -14,10 +14,14 @@ import datadistill as dd
 from datadistill.descent import Variables, improve
 from datadistill.errors import Interrupted, RequestError
 from datadistill.length import Length, parse_duration
-from datadistill.methods import DD, Gradients, Outcome
+from datadistill.looks import SLOWER, held_out, slower
+from datadistill.methods import DD, Gradients, Outcome, make_problem
+from datadistill.moments import Best
 from datadistill.runs import RunFolder
+from datadistill.runtime import stream
 
 SMALL = DD(images="mean", batch=64)
+CPU = torch.device("cpu")
 QUICK = dd.Outer(rate=0.03, betas=(0.5, 0.99), look_every=10)
 
 
@@ -194,6 +198,34 @@ def test_best_is_by_held_out_accuracy(digits: dd.RealData, tmp_path: Path) -> No
     assert judged.accuracy.mean == result.held_out.correct
 
 
+def test_what_settles_is_the_best_on_held_out_data(digits: dd.RealData, tmp_path: Path) -> None:
+    method = DD(images="real", batch=64, learning_rate=0.3, networks=2)
+    options: dict[str, Any] = {"weights": "random-init", "method": method, "out": tmp_path / "run"}
+    plain = run(digits, **options | {"out": None})
+    settled = run(digits, **options, outer=replace(QUICK, settle=5))
+    problem = make_problem(digits, model="mlp", weights="random-init", scheme="xavier", ipc=1, seed=0, device=CPU)
+    assert settled.held_out == held_out(problem, settled.distilled, 5, "settle")
+    assert settled.held_out.correct >= held_out(problem, plain.distilled, 5, "settle").correct
+    assert plain.distilled.learning_rates is not None
+    assert settled.distilled.learning_rates is not None
+    assert (settled.distilled.learning_rates <= 1.1 * plain.distilled.learning_rates).all()
+    saved = dd.load_distilled(tmp_path / "run")
+    assert torch.equal(saved.images, settled.distilled.images)
+    assert torch.equal(saved.learning_rates, settled.distilled.learning_rates)
+    again = run(digits, **options, outer=replace(QUICK, settle=5), resume=True)
+    assert torch.equal(again.distilled.learning_rates, settled.distilled.learning_rates)
+
+
+def test_only_the_rates_are_lowered(digits: dd.RealData) -> None:
+    problem = make_problem(digits, model="mlp", weights="random-init", scheme="xavier", ipc=1, seed=0, device=CPU)
+    distilled = DD(images="real", learning_rate=0.3).start(problem, stream(0))
+    found = Best(0.0, 0.0, 0, Variables.of(distilled, QUICK).values)
+    candidates = slower(found)
+    factors = [float((one.values["log_rates"] - found.values["log_rates"]).exp()[0]) for one in candidates]
+    assert factors == pytest.approx(list(SLOWER))
+    assert all(torch.equal(one.values["images"], found.values["images"]) for one in candidates)
+
+
 @pytest.mark.parametrize(
     ("given", "seconds"), [("90", 90), ("90s", 90), ("5m", 300), (" 1.5H ", 5400), (7.5, 7.5), (None, None)]
 )
@@ -226,6 +258,7 @@ def test_lengths(iterations: int | None, budget: float | None) -> None:
         {"warmup": -0.1},
         {"clip": -1.0},
         {"look_every": 0},
+        {"settle": -1},
         {"rate_of_rates": -1.0},
     ],
 )
