@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from datadistill.data.real import RealData
+from datadistill.data import Datasets, RealData, as_real
 from datadistill.descent import Outer, Variables, improve
 from datadistill.distilled import FILE_NAME, DistilledData
 from datadistill.errors import DatadistillError, Interrupted, RequestError
@@ -62,7 +62,7 @@ class Run:
 
 
 def distill(
-    real: RealData,
+    real: RealData | Datasets,
     method: Method | None = None,
     *,
     model: str | ModelFactory = "lenet",
@@ -86,7 +86,7 @@ def distill(
     """Distil a dataset.
 
     Args:
-        real: the dataset.
+        real: the dataset; or a training and a test `Dataset` of pairs (image, label), as for `from_datasets`.
         method: hyper-parameters of a method; `DD()` without one.
         model: the network, by name or as a function that returns a `torch.nn.Module`.
         weights: the kind of initial weights, one of `weights.KINDS`.
@@ -115,7 +115,7 @@ def distill(
     """
     method, outer, reporter = method or DD(), outer or Outer(), reporter or Silent()
     length = Length(iterations, parse_duration(budget))
-    on = resolve_device(device)
+    real, on = as_real(real), resolve_device(device)
     pool = load_pool(pool) if isinstance(pool, str | Path) else pool
     _prepare(on, reporter)
     problem = make_problem(
@@ -134,7 +134,8 @@ def distill(
     _check_pool(method, problem)
     template = method.start(problem, stream(seed, "start"))
     settings = Settings(
-        dataset=real.name,
+        dataset=real.name if real.source is None else real.source.place or real.name,
+        source=real.source,
         model=problem.model,
         weights=problem.kind,
         scheme=problem.scheme,

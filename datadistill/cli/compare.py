@@ -110,7 +110,8 @@ def _real(sets: dict[str, DistilledData], arguments: argparse.Namespace) -> Real
             f"these sets were made from {', '.join(sorted(datasets))}: say with --dataset what to test on"
         )
     name = arguments.dataset or datasets.pop()
-    return load_data(name, arguments).to(resolve_device(arguments.device))
+    first = next(iter(sets.values()))
+    return load_data(name, arguments, like=first).to(resolve_device(arguments.device))
 
 
 def _size(path: str, data: DistilledData, model: str | None, arguments: argparse.Namespace) -> _Size:
@@ -170,7 +171,7 @@ def _baseline(name: str, problem: Problem, size: _Size, arguments: argparse.Name
 def _print(lines: list[_Line], real: RealData, arguments: argparse.Namespace) -> None:
     if arguments.json:
         document = {
-            "dataset": real.name,
+            "dataset": real.origin,
             "protocol": arguments.protocol,
             "results": [{"set": line.name, "distilled_images": line.images, **line.score.as_json()} for line in lines],
             "chance": 1 / real.num_classes,

@@ -1,7 +1,6 @@
 """distill: a dataset becomes distilled data."""
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from datadistill.cli.common import (
     load_data,
     new_folder,
     print_table,
+    repeated,
 )
 from datadistill.cli.parsing import (
     Parser,
@@ -118,7 +118,8 @@ def run(arguments: argparse.Namespace) -> None:
     recipe, settings = _settings(arguments, folder)
     job = make_job(settings)
     chosen = job.run
-    real = load_data(chosen["dataset"], arguments)
+    before = RunFolder(folder).settings().source if folder is not None and _is_resumed(arguments, folder) else None
+    real = load_data(chosen["dataset"], arguments, before=before)
     pool = None if chosen["pool"] is None else load_pool(chosen["pool"])
     check_nets(arguments.nets, chosen["weights"], None if pool is None else pool.facts.reserved)
     if folder is None:
@@ -144,6 +145,10 @@ def _folder(arguments: argparse.Namespace) -> Path | None:
     return max(runs, key=lambda path: (path / "config.json").stat().st_mtime_ns)
 
 
+def _is_resumed(arguments: argparse.Namespace, folder: Path) -> bool:
+    return bool(arguments.resume) and RunFolder(folder).exists()
+
+
 def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recipe | None, dict[str, dict[str, Any]]]:
     """Settings of the resumed run or of the recipe, with what was given as flags on top.
 
@@ -151,7 +156,7 @@ def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recip
         The recipe, if nothing but the seed, the device and the length differs from it; and the settings.
     """
     recipe = None
-    if arguments.resume and folder is not None and RunFolder(folder).exists():
+    if folder is not None and _is_resumed(arguments, folder):
         if arguments.recipe:
             raise RequestError("--resume goes on with the run's own settings: leave --recipe out")
         kept = RunFolder(folder).settings()
@@ -194,13 +199,7 @@ def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recip
 
 def _repeat(arguments: argparse.Namespace) -> str:
     """The command that makes the result from the start, as it belongs into the file."""
-    skipped = ("command", "out", "resume", "data_root", "nets")
-    words = ["datadistill", "distill"]
-    for name, value in vars(arguments).items():
-        if value is not None and name not in skipped:
-            values = [":".join(value)] if name == "attack" else value if isinstance(value, list) else [value]
-            words += ["--" + name.replace("_", "-"), *map(str, values)]
-    return shlex.join(words)
+    return repeated(arguments, "distill", ("command", "out", "resume", "data_root", "nets"))
 
 
 def _print(done: Run, score: Score, recipe: Recipe | None, pool: Pool | None) -> None:

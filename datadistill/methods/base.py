@@ -87,7 +87,7 @@ class Problem:
     def provenance(self, method: str, options: Mapping[str, Any], inner: Mapping[str, Any]) -> Provenance:
         """The part of a result's provenance that is known before it is made."""
         return Provenance(
-            dataset=self.real.name,
+            dataset=self.real.origin,
             classes=self.real.classes,
             normalization=self.real.normalization,
             model=self.model,
