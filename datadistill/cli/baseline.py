@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
     with counting("evaluating", len(sets) * nets_per_set(arguments.nets or NETS, len(sets))) as count:
         scores, score = evaluate_sets(sets, problem.real, nets=arguments.nets, pool=problem.pool, count=count)
     recipe = f"datadistill baseline --how {info.name} --dataset {shlex.quote(real.origin)} --model {problem.model} "
-    recipe += "" if real.source is None else real.source.options.as_words()
+    recipe += "" if real.source is None else "".join(f"{word} " for word in real.source.options.as_words())
     recipe += "" if problem.pool is None else f"--pool {shlex.quote(arguments.pool)} "
     recipe += f"--weights {problem.kind} --scheme {problem.scheme} --ipc {problem.ipc} "
     recipe += f"--steps {arguments.steps} --epochs {arguments.epochs} --sets {drawn} --seed {problem.seed}"

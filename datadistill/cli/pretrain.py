@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
             say=say,
             count=count,
         )
-    _print(pool, out, time.perf_counter() - began)
+    _print(pool, out, time.perf_counter() - began, [] if real.source is None else real.source.options.as_words())
 
 
 def _repeat(arguments: argparse.Namespace) -> str:
@@ -88,7 +88,7 @@ def _repeat(arguments: argparse.Namespace) -> str:
     return repeated(arguments, "pretrain", ("command", "out", "resume", "data_root", "max_gb", "test"))
 
 
-def _print(pool: Pool, out: Path, seconds: float) -> None:
+def _print(pool: Pool, out: Path, seconds: float, options: list[str]) -> None:
     facts, columns = pool.facts, ["", "networks", "mean", "std", "lowest"]
     rows = [_row("held-out accuracy", facts.accuracies), _row("before rounding", facts.unrounded)]
     if facts.test:
@@ -101,7 +101,7 @@ def _print(pool: Pool, out: Path, seconds: float) -> None:
     )
     print(f"pool      {out}")
     print(f"networks  {len(pool) - facts.reserved} to distil with, {facts.reserved} to judge by")
-    words = ["distill", "--dataset", facts.dataset, "--model", facts.model, "--weights", "random-pretrained"]
+    words = ["distill", "--dataset", facts.dataset, *options, "--model", facts.model, "--weights", "random-pretrained"]
     print(f"distil    {command_line(*words, '--pool', str(out))}")
 
 

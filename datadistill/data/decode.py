@@ -80,8 +80,9 @@ def decode(pictures: Pictures, options: Options, bar: Bar) -> Decoded:
         size = options.size
         if size is None:
             sizes = _sizes(pool, sources, failed)
-            _refuse(pictures, failed, options)
-            size = _common(sizes, pictures.place)
+            if not sizes:
+                _refuse(pictures, failed, options)
+            size = common_size(sizes, f"the images of {pictures.place}")
         channels = options.channels or 3
         check_room(pictures.place, len(sources) * size * size * channels)
         pixels = np.empty((len(sources), size, size, channels), np.uint8)
@@ -177,10 +178,6 @@ def _sizes(pool: ThreadPoolExecutor, sources: Sequence[Path | bytes], failed: di
         else:
             sizes.append(found)
     return sizes
-
-
-def _common(sizes: list[tuple[int, int]], place: str) -> int:
-    return common_size(sizes, f"the images of {place}")
 
 
 def common_size(sizes: Sequence[tuple[int, int]], what: str) -> int:

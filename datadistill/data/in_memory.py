@@ -28,6 +28,8 @@ def collect(dataset: Dataset[Any], what: str, size: int | None, bar: Bar) -> Pai
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise RequestError(f"{what} is no dataset with a length and items by number")
     images, labels, total = list[np.ndarray](), list[Any](), len(dataset)
+    if total == 0:
+        raise RequestError(f"{what} is empty")
     with bar(f"reading {what}", total) as count:
         for number in range(total):
             item = dataset[number]
@@ -42,9 +44,8 @@ def collect(dataset: Dataset[Any], what: str, size: int | None, bar: Bar) -> Pai
             f"the images of {what} have several shapes, {min(shapes)} and {max(shapes)} among them: let the dataset "
             "resize them, or give Pillow images and a size"
         )
-    stacked = np.stack(images) if images else np.zeros((0, 1, 1, 1), np.uint8)
     try:
-        return Named(f"images of {what}", stacked), Named(f"labels of {what}", np.asarray(labels))
+        return Named(f"images of {what}", np.stack(images)), Named(f"labels of {what}", np.asarray(labels))
     except ValueError as error:
         raise RequestError(f"the labels of {what} have several shapes: one label is needed for each image") from error
 

@@ -36,10 +36,12 @@ class Options:
         """What was asked, by the names of the attributes."""
         return {name: value for name, value in vars(self).items() if value not in (None, False)}
 
-    def as_words(self) -> str:
-        """The same as flags of a command, each followed by a space."""
-        texts = {name: "" if value is True else f"{value} " for name, value in self.flags.items()}
-        return "".join(f"--{name.replace('_', '-')} {text}" for name, text in texts.items())
+    def as_words(self) -> list[str]:
+        """The same as flags of a command."""
+        words = []
+        for name, value in self.flags.items():
+            words += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
+        return words
 
 
 def check_room(what: str, count: int) -> None:
