@@ -11,6 +11,7 @@ of threads, and with `iterations`; a `budget` follows the clock and cannot).
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -69,7 +70,7 @@ def distill(
     weights: str = "fixed-init",
     scheme: str = "xavier",
     pool: Pool | str | Path | None = None,
-    ipc: int | float | None = None,
+    ipc: int | float | str | Sequence[int] | None = None,
     outer: Outer | None = None,
     engine: Engine | None = None,
     batch_norm: str = "refused",
@@ -92,8 +93,9 @@ def distill(
         weights: the kind of initial weights, one of `weights.KINDS`.
         scheme: how initial weights are drawn, one of `models.SCHEMES`.
         pool: trained networks, or their file, for the pretrained kinds of initial weights.
-        ipc: images per class; one for each of the method's steps without it. With soft labels classes can share images:
-            0.5 makes one for two classes.
+        ipc: images per class, or one number for each class, or text such as `proportional:100`, which shares that many
+            out as the classes have training images; one for each of the method's steps without it. With soft labels
+            classes can share images: 0.5 makes one for two classes.
         outer: hyper-parameters of the outer loop.
         engine: how hypergradients are computed; whatever it leaves open is chosen by prediction.
         batch_norm: what layers with running statistics do: `refused`, `batch` or `frozen` (see `inner.make_network`).
@@ -139,7 +141,7 @@ def distill(
         model=problem.model,
         weights=problem.kind,
         scheme=problem.scheme,
-        ipc=problem.ipc,
+        ipc=list(problem.ipc) if isinstance(problem.ipc, tuple) else problem.ipc,
         seed=seed,
         method={"name": method_name(method), **options_of(method)},
         outer=asdict(outer),

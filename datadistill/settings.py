@@ -26,7 +26,7 @@ class Settings:
         model: the network's name.
         weights: the kind of initial weights.
         scheme: how they are drawn.
-        ipc: images per class.
+        ipc: images per class, or one number for each.
         seed: of all randomness.
         method: name and hyper-parameters.
         outer: the outer loop's hyper-parameters.
@@ -48,7 +48,7 @@ class Settings:
     model: str
     weights: str
     scheme: str
-    ipc: int | float
+    ipc: int | float | list[int]
     seed: int
     method: dict[str, Any]
     outer: dict[str, Any]

@@ -25,13 +25,12 @@ def kmeans(problem: Problem, steps: int, epochs: int, sets: int = 1, bar: Bar = 
         sets: how many.
         bar: shows progress.
     """
-    problem.real.check_ipc(problem.ipc)
-    made = []
+    ipc, made = problem.real.check_ipc(problem.ipc), list[DistilledData]()
     for number in range(sets):
         with bar("finding clusters", problem.real.num_classes) as count:
 
             def pick(label: int, number: int = number, count: Callable[[], None] = count) -> Float[Tensor, "k c h w"]:
-                centres = _centres(problem, label, number)
+                centres = _centres(problem, label, number, ipc[label])
                 count()
                 return centres
 
@@ -41,7 +40,7 @@ def kmeans(problem: Problem, steps: int, epochs: int, sets: int = 1, bar: Bar = 
     return made
 
 
-def _centres(problem: Problem, label: int, number: int) -> Float[Tensor, "k c h w"]:
+def _centres(problem: Problem, label: int, number: int, count: int) -> Float[Tensor, "k c h w"]:
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
@@ -50,5 +49,5 @@ def _centres(problem: Problem, label: int, number: int) -> Float[Tensor, "k c h 
     seed = int(torch.randint(2**31, (), generator=stream(problem.seed, "kmeans", number, label)))
     # Several threads add up in the order in which they are ready: the last bits would differ from run to run.
     with threadpool_limits(limits=1):
-        found = KMeans(int(problem.ipc), n_init=STARTS, tol=0, random_state=seed).fit(images.flatten(1).numpy())
+        found = KMeans(count, n_init=STARTS, tol=0, random_state=seed).fit(images.flatten(1).numpy())
     return torch.from_numpy(found.cluster_centers_).to(images).view(-1, *images.shape[1:])

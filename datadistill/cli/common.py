@@ -2,13 +2,14 @@
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from datadistill.cli.parsing import one_of, positive_int
+from datadistill.cli.parsing import images_per_class, one_of, positive_int
 from datadistill.data import DATASETS, Options, RealData, Source, is_named, load
 from datadistill.distilled import DistilledData
 from datadistill.evaluation import NETS
@@ -80,6 +81,24 @@ def add_nets_flag(parser: argparse._ActionsContainer) -> None:
         metavar="N",
         help=f"fresh networks to judge by; fixed initial weights need one (default: {NETS}, or all that the pool has)",
     )
+
+
+def add_ipc_flag(parser: argparse._ActionsContainer) -> None:
+    """`--ipc`."""
+    parser.add_argument(
+        "--ipc",
+        type=images_per_class,
+        metavar="N",
+        help="images per class; or one number for each class as in 5,10,20; or proportional:100, which shares 100 out "
+        "as the classes have training images (default: one for each step)",
+    )
+
+
+def ipc_name(ipc: int | float | str | Sequence[int]) -> str:
+    """Images per class as a part of a folder's name."""
+    if isinstance(ipc, int | float):
+        return str(ipc)
+    return ipc.replace(":", "-") if isinstance(ipc, str) and ":" in ipc else "unequal"
 
 
 def add_pool_flag(parser: argparse._ActionsContainer) -> None:

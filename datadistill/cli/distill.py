@@ -7,9 +7,11 @@ from typing import Any
 from datadistill.cli.common import (
     add_batch_norm_flag,
     add_data_flags,
+    add_ipc_flag,
     add_nets_flag,
     add_pool_flag,
     add_run_flags,
+    ipc_name,
     load_data,
     new_folder,
     print_table,
@@ -19,7 +21,6 @@ from datadistill.cli.parsing import (
     Parser,
     add_fields,
     command_line,
-    fraction,
     given_fields,
     one_of,
     positive_int,
@@ -78,7 +79,7 @@ def add_flags(parser: Parser) -> None:
     )
     parser.add_argument("--scheme", metavar="NAME", help="how initial weights are drawn: datadistill list schemes")
     add_pool_flag(parser)
-    parser.add_argument("--ipc", type=fraction, metavar="N", help="images per class (default: one for each step)")
+    add_ipc_flag(parser)
     parser.add_argument(
         "--iterations",
         type=positive_int,
@@ -123,7 +124,8 @@ def run(arguments: argparse.Namespace) -> None:
     pool = None if chosen["pool"] is None else load_pool(chosen["pool"])
     check_nets(arguments.nets, chosen["weights"], None if pool is None else pool.facts.reserved)
     if folder is None:
-        folder = new_folder(f"{real.name}-dd-{chosen['weights']}-{chosen['ipc'] or getattr(job.method, 'steps', 1)}")
+        ipc = ipc_name(chosen["ipc"] or getattr(job.method, "steps", 1))
+        folder = new_folder(f"{real.name}-dd-{chosen['weights']}-{ipc}")
     with Progress() as progress:
         done = job.start(real, pool, folder, arguments.resume, _repeat(arguments), progress)
     try:

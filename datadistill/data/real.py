@@ -133,12 +133,23 @@ class RealData:
 
         return replace(self, train=moved(self.train), held_out=moved(self.held_out), test=moved(self.test))
 
-    def check_ipc(self, ipc: int | float) -> int:
-        """The images per class as a whole number, where the smallest class of the training split has that many.
+    def check_ipc(self, ipc: int | float | tuple[int, ...]) -> tuple[int, ...]:
+        """The images of each class as whole numbers, where the training split has that many.
+
+        Args:
+            ipc: one number for all classes, or one for each.
 
         Raises:
-            RequestError: it has not, or they are no whole number.
+            RequestError: it has not, or they are no whole numbers.
         """
+        if isinstance(ipc, tuple):
+            for name, asked, there in zip(self.classes, ipc, self.train.counts.tolist(), strict=True):
+                if not 1 <= asked <= there:
+                    raise RequestError(
+                        f"ipc is {asked} for class '{name}' of {self.name}, but must be from 1 to its {there} training "
+                        "images"
+                    )
+            return ipc
         if ipc != int(ipc):
             raise RequestError(f"ipc is {ipc:g}, but only dd with --labels soft lets classes share images")
         if ipc < 1:
@@ -150,7 +161,7 @@ class RealData:
                 f"ipc is {ipc}, but class '{label}' of {self.name} has only {fewest} training images: "
                 f"ask for at most {fewest}"
             )
-        return int(ipc)
+        return (int(ipc),) * self.num_classes
 
 
 def stratified(labels: Int64[Tensor, "n"], count: int, seed: int) -> Int64[Tensor, "{count}"]:

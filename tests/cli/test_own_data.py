@@ -88,6 +88,23 @@ def test_a_run_does_not_go_on_with_other_images(capsys: pytest.CaptureFixture[st
     assert "there is no folder or file" in capsys.readouterr().err
 
 
+def test_unequal_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["--dataset", "my pets", "--ipc", "proportional:20"]
+    assert main(["distill", *own, *QUICK]) == 0
+    place = Path("runs/my-pets-dd-fixed-init-proportional-20")
+    assert len(dd.load_distilled(place).labels) == 20
+    assert main(["distill", "--resume", "--out", str(place)]) == 0
+    ipc = ",".join(["1", "3"] * 5)
+    assert main(["distill", *own[:2], "--ipc", ipc, *QUICK, "--out", "run"]) == 0
+    assert torch.bincount(dd.load_distilled("run").labels).tolist() == [1, 3] * 5
+    capsys.readouterr()
+    assert main(["compare", "run", "--baselines", "random", "--nets", "2", "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert [result["distilled_images"] for result in results] == [20, 20]
+    assert main(["distill", *own[:2], "--ipc", "1,2", *QUICK, "--out", "other"]) == 2
+    assert "ipc has 2 numbers, but my-pets has 10 classes" in capsys.readouterr().err
+
+
 def test_a_listed_name_is_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
     write_folder(Path("digits"), digit_arrays(100, 30))
     assert main(["plan", "--dataset", "digits", "--model", "mlp"]) == 0
