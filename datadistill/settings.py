@@ -100,6 +100,8 @@ def parse_settings(document: Any) -> Settings:
             values[name] = _parse_source(values[name])
         if name not in values or not isinstance(values[name], _classes(kind)):
             raise DamagedFileError(f"'{name}' is missing or of the wrong type")
+    if isinstance(values["ipc"], list) and not all(type(one) is int for one in values["ipc"]):
+        raise DamagedFileError("'ipc' is not made of whole numbers")
     if values.keys() - kinds:
         raise DamagedFileError(f"'{min(values.keys() - kinds)}' is unknown")
     # A file without an engine is from before there was a choice; what is missing is as it is by default.

@@ -39,8 +39,6 @@ def resolve_ipc(asked: int | float | str | Sequence[int], real: RealData) -> Ipc
                 f"ipc is '{asked}', but must be a number, one for each class as in 5,10,20, or {PROPORTIONAL}100"
             )
         asked = [int(word) for word in asked.split(",")]
-    if not all(isinstance(one, int) for one in asked):
-        raise RequestError(f"ipc is {asked}, but must be whole numbers, one for each class")
     if len(asked) != real.num_classes:
         raise RequestError(f"ipc has {len(asked)} numbers, but {real.name} has {real.num_classes} classes")
     return _same(asked)
