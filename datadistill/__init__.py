@@ -11,7 +11,7 @@ run.distilled.save("ten-images.safetensors")
 __version__ = "0.1.0"
 
 from datadistill import methods
-from datadistill.data import RealData, load
+from datadistill.data import RealData, from_arrays, from_datasets, load
 from datadistill.descent import Outer
 from datadistill.distilled import DistilledData, load_distilled
 from datadistill.errors import DamagedFileError, DatadistillError, Interrupted, RequestError
@@ -39,6 +39,8 @@ __all__ = [
     "Training",
     "distill",
     "evaluate",
+    "from_arrays",
+    "from_datasets",
     "load",
     "load_distilled",
     "load_pool",

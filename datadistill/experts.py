@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from datadistill.data.real import RealData, Split
+from datadistill.data import Datasets, RealData, Split, as_real
 from datadistill.errors import DamagedFileError, DatadistillError, Interrupted, RequestError
 from datadistill.evaluation.accuracy import accuracy_of
 from datadistill.files import digest_of, read_json, read_tensors, write_json, write_tensors
@@ -34,7 +34,7 @@ MAX_GB = 2.0
 
 
 def make_pool(
-    real: RealData,
+    real: RealData | Datasets,
     out: str | Path,
     *,
     model: str | ModelFactory = "lenet",
@@ -57,7 +57,8 @@ def make_pool(
     Every finished network is kept in a folder beside that file until all are done.
 
     Args:
-        real: the dataset; training sees its training split, and never the held-out slice.
+        real: the dataset, or a training and a test `Dataset`; training sees its training split, and never
+            the held-out slice.
         out: the file.
         model: the network, by name or as a function that returns a `torch.nn.Module`.
         scheme: how weights before training are drawn, one of `models.SCHEMES`.
@@ -83,7 +84,7 @@ def make_pool(
     if batch_norm not in ("refused", "batch"):
         raise RequestError(f"the batch norm policy is {batch_norm}, but a pool holds no running statistics: use batch")
     on = resolve_device(device)
-    real = real.to(on)
+    real = as_real(real).to(on)
     module = create_model(model, real).to(on)
     _check_size(module, nets, max_gb, say)
     if on.type == "cpu":
@@ -92,7 +93,7 @@ def make_pool(
         native.build()
     network = make_network(module, batch_norm)
     facts = PoolFacts(
-        dataset=real.name,
+        dataset=real.origin,
         classes=real.classes,
         normalization=real.normalization,
         image_shape=tuple(real.train.images.shape[1:]),

@@ -11,13 +11,14 @@ of threads, and with `iterations`; a `budget` follows the clock and cannot).
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
-from datadistill.data.real import RealData
+from datadistill.data import Datasets, RealData, as_real
 from datadistill.descent import Outer, Variables, improve
 from datadistill.distilled import FILE_NAME, DistilledData
 from datadistill.errors import DatadistillError, Interrupted, RequestError
@@ -62,14 +63,14 @@ class Run:
 
 
 def distill(
-    real: RealData,
+    real: RealData | Datasets,
     method: Method | None = None,
     *,
     model: str | ModelFactory = "lenet",
     weights: str = "fixed-init",
     scheme: str = "xavier",
     pool: Pool | str | Path | None = None,
-    ipc: int | float | None = None,
+    ipc: int | float | str | Sequence[int] | None = None,
     outer: Outer | None = None,
     engine: Engine | None = None,
     batch_norm: str = "refused",
@@ -86,14 +87,15 @@ def distill(
     """Distil a dataset.
 
     Args:
-        real: the dataset.
+        real: the dataset; or a training and a test `Dataset` of pairs (image, label), as for `from_datasets`.
         method: hyper-parameters of a method; `DD()` without one.
         model: the network, by name or as a function that returns a `torch.nn.Module`.
         weights: the kind of initial weights, one of `weights.KINDS`.
         scheme: how initial weights are drawn, one of `models.SCHEMES`.
         pool: trained networks, or their file, for the pretrained kinds of initial weights.
-        ipc: images per class; one for each of the method's steps without it. With soft labels classes can share images:
-            0.5 makes one for two classes.
+        ipc: images per class, or one number for each class, or text such as `proportional:100`, which shares that many
+            out as the classes have training images; one for each of the method's steps without it. With soft labels
+            classes can share images: 0.5 makes one for two classes.
         outer: hyper-parameters of the outer loop.
         engine: how hypergradients are computed; whatever it leaves open is chosen by prediction.
         batch_norm: what layers with running statistics do: `refused`, `batch` or `frozen` (see `inner.make_network`).
@@ -115,7 +117,7 @@ def distill(
     """
     method, outer, reporter = method or DD(), outer or Outer(), reporter or Silent()
     length = Length(iterations, parse_duration(budget))
-    on = resolve_device(device)
+    real, on = as_real(real), resolve_device(device)
     pool = load_pool(pool) if isinstance(pool, str | Path) else pool
     _prepare(on, reporter)
     problem = make_problem(
@@ -134,11 +136,12 @@ def distill(
     _check_pool(method, problem)
     template = method.start(problem, stream(seed, "start"))
     settings = Settings(
-        dataset=real.name,
+        dataset=real.name if real.source is None else real.source.place or real.name,
+        source=real.source,
         model=problem.model,
         weights=problem.kind,
         scheme=problem.scheme,
-        ipc=problem.ipc,
+        ipc=list(problem.ipc) if isinstance(problem.ipc, tuple) else problem.ipc,
         seed=seed,
         method={"name": method_name(method), **options_of(method)},
         outer=asdict(outer),

@@ -2,14 +2,16 @@
 
 import json
 import types
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args, get_origin, get_type_hints
 
-from datadistill.errors import DamagedFileError
+from datadistill.data.options import Options
+from datadistill.data.real import Source
+from datadistill.errors import DamagedFileError, RequestError
 from datadistill.inner.engine import Engine
 
 FORMAT = 1
-_NEW = ("engine", "batch_norm", "attack", "pool", "pool_digest")
+_NEW = ("engine", "batch_norm", "attack", "pool", "pool_digest", "source")
 """Settings that the first files of this format do not have."""
 _ONLY_CHANGES_BITS = ("versions", "threads", "recipe", "pool")
 """What two parts of one run may differ in. A pool may have been moved: its digest says whether it is the same."""
@@ -24,7 +26,7 @@ class Settings:
         model: the network's name.
         weights: the kind of initial weights.
         scheme: how they are drawn.
-        ipc: images per class.
+        ipc: images per class, or one number for each.
         seed: of all randomness.
         method: name and hyper-parameters.
         outer: the outer loop's hyper-parameters.
@@ -39,13 +41,14 @@ class Settings:
         attack: the class that is to be taken for another, and that other, or None.
         pool: the file that the pretrained kinds of initial weights come from.
         pool_digest: of that file's contents.
+        source: of data of one's own: what it was called, how it was read, and what was in it.
     """
 
     dataset: str
     model: str
     weights: str
     scheme: str
-    ipc: int | float
+    ipc: int | float | list[int]
     seed: int
     method: dict[str, Any]
     outer: dict[str, Any]
@@ -60,6 +63,7 @@ class Settings:
     attack: list[str] | None = None
     pool: str | None = None
     pool_digest: str | None = None
+    source: Source | None = None
 
     def as_json(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -67,6 +71,11 @@ class Settings:
 
     def difference(self, other: "Settings") -> str | None:
         """The first setting in which two runs differ, in words, or None; what only changes bits does not count."""
+        if self.source is not None and other.source is not None:
+            if self.source.digest != other.source.digest:
+                return f"the images of {self.source.given} have changed since it was started"
+            # The same images may have been moved, or come from another kind of file.
+            other = replace(other, dataset=self.dataset, source=self.source)
         there, here = (json.loads(json.dumps(settings.as_json())) for settings in (self, other))
         for name in there:
             if name not in _ONLY_CHANGES_BITS and there[name] != here[name]:
@@ -87,8 +96,12 @@ def parse_settings(document: Any) -> Settings:
     for name, kind in kinds.items():
         if name in _NEW and name not in values:
             continue
+        if name == "source" and values[name] is not None:
+            values[name] = _parse_source(values[name])
         if name not in values or not isinstance(values[name], _classes(kind)):
             raise DamagedFileError(f"'{name}' is missing or of the wrong type")
+    if isinstance(values["ipc"], list) and not all(type(one) is int for one in values["ipc"]):
+        raise DamagedFileError("'ipc' is not made of whole numbers")
     if values.keys() - kinds:
         raise DamagedFileError(f"'{min(values.keys() - kinds)}' is unknown")
     # A file without an engine is from before there was a choice; what is missing is as it is by default.
@@ -96,6 +109,16 @@ def parse_settings(document: Any) -> Settings:
     if not isinstance(values["method"].get("name"), str):
         raise DamagedFileError("the method has no name")
     return Settings(**values)
+
+
+def _parse_source(document: Any) -> Source:
+    try:
+        source = Source(**{**document, "options": Options(**document["options"])})
+    except (TypeError, KeyError, RequestError) as error:
+        raise DamagedFileError("'source' is of the wrong type") from error
+    if not all(isinstance(text, str) for text in (source.given, source.place, source.digest)):
+        raise DamagedFileError("'source' is of the wrong type")
+    return source
 
 
 def _classes(hint: Any) -> tuple[type, ...]:

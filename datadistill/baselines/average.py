@@ -31,8 +31,9 @@ def average(problem: Problem, steps: int, epochs: int, sets: int = 1, bar: Bar =
     if sets > 1:
         raise RequestError(f"sets is {sets}, but class means are always the same: ask for 1")
     train, classes = problem.real.train, problem.real.num_classes
-    images = by_class(problem, lambda label: train.take(train.of_class(label)).images.mean(0, keepdim=True))
-    once = assemble(replace(problem, ipc=steps), steps, epochs, images.repeat(steps, 1, 1, 1), {"name": "average"})
+    once = replace(problem, ipc=1)
+    images = by_class(once, lambda label: train.take(train.of_class(label)).images.mean(0, keepdim=True))
+    drawn = assemble(replace(problem, ipc=steps), steps, epochs, images.repeat(steps, 1, 1, 1), {"name": "average"})
     labels = torch.arange(classes, device=problem.device)
-    data = replace(once, images=images, labels=labels, batches=labels.repeat(steps, 1))
+    data = replace(drawn, images=images, labels=labels, batches=labels.repeat(steps, 1))
     return [tune(data, problem, bar)]

@@ -58,7 +58,7 @@ def assemble(
         problem: dataset, network, initial weights, images per class, seed.
         steps: batches the images are cut into.
         epochs: how often they are walked.
-        images: the first of every class, then the second of every class, and so on.
+        images: of the classes `problem.labels`.
         method: name and options, for the provenance.
 
     Raises:
@@ -70,7 +70,11 @@ def assemble(
 
 def by_class(problem: Problem, pick: Callable[[int], Float[Tensor, "ipc c h w"]]) -> Float[Tensor, "n c h w"]:
     """Images picked for each class, in the order that `assemble` takes."""
-    return torch.stack([pick(label) for label in range(problem.real.num_classes)], 1).flatten(0, 1)
+    picked = torch.cat([pick(label) for label in range(problem.real.num_classes)])
+    order = torch.argsort(problem.labels, stable=True)
+    images = torch.empty_like(picked)
+    images[order.to(picked.device)] = picked
+    return images
 
 
 def tuning_networks(problem: Problem) -> list[Weights]:

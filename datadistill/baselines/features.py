@@ -53,7 +53,7 @@ def chosen_by_features(
         def pick(label: int, values: Tensor = features.values) -> Float[Tensor, "ipc c h w"]:
             members = split.of_class(label)
             mine = values[members.to(values.device)]
-            return split.take(members[select(mine, ipc)]).images
+            return split.take(members[select(mine, ipc[label])]).images
 
         options = {"name": name, "set": number, "feature_network_held_out": features.accuracy}
         made.append(tune(assemble(problem, steps, epochs, by_class(problem, pick), options), problem, bar))

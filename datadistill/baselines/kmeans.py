@@ -23,14 +23,13 @@ def kmeans(problem: Problem, steps: int, epochs: int, sets: int = 1, bar: Bar = 
         sets: how many.
         bar: shows progress.
     """
-    problem.real.check_ipc(problem.ipc)
-    made = []
+    ipc, made = problem.real.check_ipc(problem.ipc), list[DistilledData]()
     for number in range(sets):
         with bar("finding clusters", problem.real.num_classes) as count:
 
             def pick(label: int, number: int = number, count: Callable[[], None] = count) -> Float[Tensor, "k c h w"]:
                 generator = stream(problem.seed, "kmeans", number, label)
-                centres = cluster_centres(problem.real.train, label, int(problem.ipc), generator)
+                centres = cluster_centres(problem.real.train, label, ipc[label], generator)
                 count()
                 return centres
 

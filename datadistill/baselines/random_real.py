@@ -32,6 +32,6 @@ def draw(problem: Problem, steps: int, epochs: int, name: str, number: int) -> D
 
     def pick(label: int) -> Float[Tensor, "ipc c h w"]:
         members = train.of_class(label)
-        return train.take(members[torch.randperm(len(members), generator=generator)[:ipc]]).images
+        return train.take(members[torch.randperm(len(members), generator=generator)[: ipc[label]]]).images
 
     return assemble(problem, steps, epochs, by_class(problem, pick), {"name": name, "set": number})

@@ -57,7 +57,8 @@ def add_flags(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     device = resolve_device(arguments.device)
     distilled = load_distilled(arguments.path).to(device)
-    real = load_data(arguments.dataset or distilled.provenance.dataset, arguments).to(device)
+    name = arguments.dataset or distilled.provenance.dataset
+    real = load_data(name, arguments, like=distilled).to(device)
     distilled.check_matches(real)
     model = arguments.model or distilled.provenance.model
     if ":" in model and arguments.model is None:
@@ -143,7 +144,7 @@ def _print(found: Audit) -> None:
 def _document(arguments: argparse.Namespace, real: RealData, audits: list[Audit]) -> dict[str, Any]:
     return {
         "path": arguments.path,
-        "dataset": real.name,
+        "dataset": real.origin,
         "suspect": any(found.suspects for found in audits),
         "audits": [found.as_json() for found in audits],
         "versions": versions(),

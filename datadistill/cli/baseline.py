@@ -9,10 +9,12 @@ from datadistill.baselines import BASELINES
 from datadistill.baselines.optimized import SETS
 from datadistill.cli.common import (
     add_data_flags,
+    add_ipc_flag,
     add_nets_flag,
     add_pool_flag,
     add_run_flags,
     given_pool,
+    ipc_name,
     load_data,
     new_folder,
     print_table,
@@ -58,7 +60,7 @@ def add_flags(parser: Parser) -> None:
         help="initial weights (default: %(default)s)",
     )
     parser.add_argument("--scheme", metavar="NAME", default="xavier", help="how they are drawn (default: %(default)s)")
-    parser.add_argument("--ipc", type=positive_int, metavar="N", help="images per class (default: one for each step)")
+    add_ipc_flag(parser)
     parser.add_argument("--steps", type=positive_int, metavar="N", default=10, help="batches (default: %(default)s)")
     parser.add_argument(
         "--epochs", type=positive_int, metavar="N", default=3, help="walks over them (default: %(default)s)"
@@ -94,11 +96,13 @@ def run(arguments: argparse.Namespace) -> None:
     sets = info.choose(problem, arguments.steps, arguments.epochs, drawn, counting)
     with counting("evaluating", len(sets) * nets_per_set(arguments.nets or NETS, len(sets))) as count:
         scores, score = evaluate_sets(sets, problem.real, nets=arguments.nets, pool=problem.pool, count=count)
-    recipe = f"datadistill baseline --how {info.name} --dataset {real.name} --model {problem.model} "
+    ipc = ",".join(map(str, problem.ipc)) if isinstance(problem.ipc, tuple) else problem.ipc
+    recipe = f"datadistill baseline --how {info.name} --dataset {shlex.quote(real.origin)} --model {problem.model} "
+    recipe += "" if real.source is None else "".join(f"{word} " for word in real.source.options.as_words())
     recipe += "" if problem.pool is None else f"--pool {shlex.quote(arguments.pool)} "
-    recipe += f"--weights {problem.kind} --scheme {problem.scheme} --ipc {problem.ipc} "
+    recipe += f"--weights {problem.kind} --scheme {problem.scheme} --ipc {ipc} "
     recipe += f"--steps {arguments.steps} --epochs {arguments.epochs} --sets {drawn} --seed {problem.seed}"
-    place = new_folder(f"{real.name}-{info.name}-{problem.ipc}") if folder is None else folder.path
+    place = new_folder(f"{real.name}-{info.name}-{ipc_name(problem.ipc)}") if folder is None else folder.path
     with RunFolder(place).locked():
         for number, (data, own) in enumerate(zip(sets, scores, strict=True), 1):
             mine = data.provenance

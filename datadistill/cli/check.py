@@ -93,7 +93,7 @@ def _document(arguments: argparse.Namespace, problem: Problem, check: Check) -> 
         "method": arguments.method,
         "model": problem.model,
         "weights": problem.kind,
-        "dataset": problem.real.name,
+        "dataset": problem.real.origin,
         "storage": problem.engine.storage,
         "product": problem.engine.product,
         "exact": check.is_exact,

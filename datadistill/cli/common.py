@@ -1,21 +1,47 @@
 """Flags and tables that several commands share."""
 
 import argparse
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from datadistill.cli.parsing import one_of, positive_int
-from datadistill.data import DATASETS, RealData, load
+from datadistill.cli.parsing import images_per_class, one_of, positive_int
+from datadistill.data import DATASETS, Options, RealData, Source, is_named, load
+from datadistill.distilled import DistilledData
 from datadistill.evaluation import NETS
 from datadistill.pools import Pool, load_pool
 
 
 def add_data_flags(parser: argparse._ActionsContainer, dataset: str) -> None:
-    """`--dataset`, `--data-root`; `dataset` says what is taken without the flag."""
+    """`--dataset`, how it is read, `--data-root`; `dataset` says what is taken without the flag."""
     names = ", ".join(DATASETS.names())
-    parser.add_argument("--dataset", metavar="NAME", help=f"one of {names} (default: {dataset})")
+    parser.add_argument(
+        "--dataset",
+        metavar="NAME|FOLDER|FILE.npz|hf:NAME",
+        help=f"one of {names}; or your own images: docs/your-data.md (default: {dataset})",
+    )
+    parser.add_argument(
+        "--size",
+        type=positive_int,
+        metavar="N",
+        help="your own images: resize the shorter edge to N pixels and cut out the middle (default: their own size)",
+    )
+    parser.add_argument(
+        "--channels",
+        type=positive_int,
+        metavar="1|3",
+        help="your own images: 1 for grey, 3 for colour (default: grey where all pixels are)",
+    )
+    parser.add_argument(
+        "--skip-unreadable",
+        action="store_true",
+        default=None,
+        help="your own images: go on without files that cannot be read (default: say which, and stop)",
+    )
     add_data_root_flag(parser)
 
 
@@ -57,6 +83,24 @@ def add_nets_flag(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_ipc_flag(parser: argparse._ActionsContainer) -> None:
+    """`--ipc`."""
+    parser.add_argument(
+        "--ipc",
+        type=images_per_class,
+        metavar="N",
+        help="images per class; or one number for each class as in 5,10,20; or proportional:100, which shares 100 out "
+        "as the classes have training images (default: one for each step)",
+    )
+
+
+def ipc_name(ipc: int | float | str | Sequence[int]) -> str:
+    """Images per class as a part of a folder's name."""
+    if isinstance(ipc, int | float):
+        return str(ipc)
+    return ipc.replace(":", "-") if isinstance(ipc, str) and ":" in ipc else "unequal"
+
+
 def add_pool_flag(parser: argparse._ActionsContainer) -> None:
     """`--pool`."""
     parser.add_argument(
@@ -69,9 +113,42 @@ def given_pool(arguments: argparse.Namespace) -> Pool | None:
     return None if arguments.pool is None else load_pool(arguments.pool)
 
 
-def load_data(name: str, arguments: argparse.Namespace) -> RealData:
-    """The dataset, from `--data-root` where that is given."""
-    return load(name, arguments.data_root)
+def load_data(
+    name: str, arguments: argparse.Namespace, like: DistilledData | None = None, before: Source | None = None
+) -> RealData:
+    """The dataset, from `--data-root` where that is given.
+
+    Args:
+        name: what `--dataset` takes.
+        arguments: with the flags of `add_data_flags`.
+        like: distilled data, whose images say how those of one's own are read where no flag does.
+        before: where an earlier run had it from.
+    """
+    asked = {} if before is None else before.options.flags
+    if like is not None and not is_named(name):
+        asked |= {"channels": like.images.shape[1], "size": like.images.shape[3]}
+    flags = {flag: getattr(arguments, flag) for flag in vars(Options())}
+    asked |= {flag: value for flag, value in flags.items() if value is not None}
+    real = load(name, arguments.data_root, **asked)
+    if before is None or real.source is None:
+        return real
+    return replace(real, source=replace(real.source, given=before.given))
+
+
+def repeated(arguments: argparse.Namespace, command: str, skipped: tuple[str, ...]) -> str:
+    """The command that these flags were given to, for people to copy.
+
+    Args:
+        arguments: parsed; what is None was not given.
+        command: its name.
+        skipped: flags that make no difference to the result.
+    """
+    words = ["datadistill", command]
+    for name, value in vars(arguments).items():
+        if value is not None and value is not False and name not in skipped:
+            values = [":".join(value)] if isinstance(value, tuple) else value if isinstance(value, list) else [value]
+            words += ["--" + name.replace("_", "-"), *([] if value is True else map(str, values))]
+    return shlex.join(words)
 
 
 def new_folder(name: str) -> Path:

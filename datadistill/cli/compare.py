@@ -4,6 +4,8 @@ import argparse
 import json
 from dataclasses import dataclass, replace
 
+import torch
+
 from datadistill.baselines import BASELINES
 from datadistill.cli import evaluate as evaluate_command
 from datadistill.cli.common import given_pool, load_data, print_table
@@ -35,7 +37,7 @@ class _Size:
     """What a baseline has in common with the set that it is compared with.
 
     Attributes:
-        ipc: images per class.
+        ipc: images of each class.
         steps: batches.
         epochs: walks over them.
         model: the network.
@@ -44,7 +46,7 @@ class _Size:
         path: of the set whose saved initial weights are used, or empty.
     """
 
-    ipc: int
+    ipc: tuple[int, ...]
     steps: int
     epochs: int
     model: str
@@ -110,21 +112,22 @@ def _real(sets: dict[str, DistilledData], arguments: argparse.Namespace) -> Real
             f"these sets were made from {', '.join(sorted(datasets))}: say with --dataset what to test on"
         )
     name = arguments.dataset or datasets.pop()
-    return load_data(name, arguments).to(resolve_device(arguments.device))
+    first = next(iter(sets.values()))
+    return load_data(name, arguments, like=first).to(resolve_device(arguments.device))
 
 
 def _size(path: str, data: DistilledData, model: str | None, arguments: argparse.Namespace) -> _Size:
     mine, steps = data.provenance, len(data.batches)
-    ipc, rest = divmod(len(data.labels), len(mine.classes))
-    if rest or sorted(data.batches.flatten().tolist()) != list(range(len(data.labels))):
+    counts = torch.bincount(data.labels.cpu(), minlength=len(mine.classes)).tolist()
+    if 0 in counts or sorted(data.batches.flatten().tolist()) != list(range(len(data.labels))):
         raise RequestError(
-            f"baselines are cut into steps of different images, as many of each class, which those of {path} are not: "
+            f"baselines are cut into steps of different images, some of each class, which those of {path} are not: "
             "leave out --baselines"
         )
     epochs = int(mine.inner.get("epochs", 1)) if data.learning_rates is None else len(data.learning_rates) // steps
     own = arguments.weights == "own" and (model is None or model_name(model) == mine.model)
     return _Size(
-        ipc=ipc,
+        ipc=tuple(counts),
         steps=steps,
         epochs=epochs,
         model=model or mine.model,
@@ -170,7 +173,7 @@ def _baseline(name: str, problem: Problem, size: _Size, arguments: argparse.Name
 def _print(lines: list[_Line], real: RealData, arguments: argparse.Namespace) -> None:
     if arguments.json:
         document = {
-            "dataset": real.name,
+            "dataset": real.origin,
             "protocol": arguments.protocol,
             "results": [{"set": line.name, "distilled_images": line.images, **line.score.as_json()} for line in lines],
             "chance": 1 / real.num_classes,

@@ -1,25 +1,26 @@
 """distill: a dataset becomes distilled data."""
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import Any
 
 from datadistill.cli.common import (
     add_batch_norm_flag,
     add_data_flags,
+    add_ipc_flag,
     add_nets_flag,
     add_pool_flag,
     add_run_flags,
+    ipc_name,
     load_data,
     new_folder,
     print_table,
+    repeated,
 )
 from datadistill.cli.parsing import (
     Parser,
     add_fields,
     command_line,
-    fraction,
     given_fields,
     one_of,
     positive_int,
@@ -78,7 +79,7 @@ def add_flags(parser: Parser) -> None:
     )
     parser.add_argument("--scheme", metavar="NAME", help="how initial weights are drawn: datadistill list schemes")
     add_pool_flag(parser)
-    parser.add_argument("--ipc", type=fraction, metavar="N", help="images per class (default: one for each step)")
+    add_ipc_flag(parser)
     parser.add_argument(
         "--iterations",
         type=positive_int,
@@ -118,11 +119,13 @@ def run(arguments: argparse.Namespace) -> None:
     recipe, settings = _settings(arguments, folder)
     job = make_job(settings)
     chosen = job.run
-    real = load_data(chosen["dataset"], arguments)
+    before = RunFolder(folder).settings().source if folder is not None and _is_resumed(arguments, folder) else None
+    real = load_data(chosen["dataset"], arguments, before=before)
     pool = None if chosen["pool"] is None else load_pool(chosen["pool"])
     check_nets(arguments.nets, chosen["weights"], None if pool is None else pool.facts.reserved)
     if folder is None:
-        folder = new_folder(f"{real.name}-dd-{chosen['weights']}-{chosen['ipc'] or getattr(job.method, 'steps', 1)}")
+        ipc = ipc_name(chosen["ipc"] or getattr(job.method, "steps", 1))
+        folder = new_folder(f"{real.name}-dd-{chosen['weights']}-{ipc}")
     with Progress() as progress:
         done = job.start(real, pool, folder, arguments.resume, _repeat(arguments), progress)
     try:
@@ -144,6 +147,10 @@ def _folder(arguments: argparse.Namespace) -> Path | None:
     return max(runs, key=lambda path: (path / "config.json").stat().st_mtime_ns)
 
 
+def _is_resumed(arguments: argparse.Namespace, folder: Path) -> bool:
+    return bool(arguments.resume) and RunFolder(folder).exists()
+
+
 def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recipe | None, dict[str, dict[str, Any]]]:
     """Settings of the resumed run or of the recipe, with what was given as flags on top.
 
@@ -151,7 +158,7 @@ def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recip
         The recipe, if nothing but the seed, the device and the length differs from it; and the settings.
     """
     recipe = None
-    if arguments.resume and folder is not None and RunFolder(folder).exists():
+    if folder is not None and _is_resumed(arguments, folder):
         if arguments.recipe:
             raise RequestError("--resume goes on with the run's own settings: leave --recipe out")
         kept = RunFolder(folder).settings()
@@ -194,13 +201,7 @@ def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recip
 
 def _repeat(arguments: argparse.Namespace) -> str:
     """The command that makes the result from the start, as it belongs into the file."""
-    skipped = ("command", "out", "resume", "data_root", "nets")
-    words = ["datadistill", "distill"]
-    for name, value in vars(arguments).items():
-        if value is not None and name not in skipped:
-            values = [":".join(value)] if name == "attack" else value if isinstance(value, list) else [value]
-            words += ["--" + name.replace("_", "-"), *map(str, values)]
-    return shlex.join(words)
+    return repeated(arguments, "distill", ("command", "out", "resume", "data_root", "nets"))
 
 
 def _print(done: Run, score: Score, recipe: Recipe | None, pool: Pool | None) -> None:

@@ -4,6 +4,8 @@ import argparse
 import json
 from typing import Any
 
+import torch
+
 from datadistill.cli.common import add_data_flags, add_nets_flag, add_pool_flag, given_pool, load_data, print_table
 from datadistill.cli.parsing import Parser, one_of
 from datadistill.data import RealData
@@ -61,19 +63,21 @@ def add_flags(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     device, pool = resolve_device(arguments.device), given_pool(arguments)
     models: list[str | None] = [name.strip() for name in (arguments.models or "").split(",") if name.strip()] or [None]
-    loaded: dict[str, RealData] = {}
+    loaded: dict[tuple[str, torch.Size], RealData] = {}
     documents, rows = [], []
     for path in arguments.paths:
         distilled = load_distilled(path)
         name = arguments.dataset or distilled.provenance.dataset
-        if name not in loaded:
-            loaded[name] = load_data(name, arguments).to(device)
+        key = (name, distilled.images.shape[1:])
+        if key not in loaded:
+            loaded[key] = load_data(name, arguments, like=distilled).to(device)
+        real = loaded[key]
         scores = []
         for model in models:
             with counting(f"evaluating {path}", arguments.nets or NETS) as count:
                 score = evaluate(
                     distilled,
-                    loaded[name],
+                    real,
                     model=model,
                     weights=arguments.weights,
                     nets=arguments.nets,
@@ -85,7 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
                 )
             scores.append(score)
             rows.append(_row(path, score))
-        documents.append(_document(path, loaded[name], arguments.protocol, scores))
+        documents.append(_document(path, real, arguments.protocol, scores))
     if arguments.json:
         print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
     else:
@@ -110,7 +114,7 @@ def _row(path: str, score: Score) -> list[str]:
 def _document(path: str, real: RealData, protocol: str, scores: list[Score]) -> dict[str, Any]:
     return {
         "path": path,
-        "dataset": real.name,
+        "dataset": real.origin,
         "protocol": protocol,
         "results": [score.as_json() for score in scores],
         "chance": 1 / real.num_classes,

@@ -67,6 +67,13 @@ def fraction(text: str) -> int | float:
     return int(value) if value == int(value) else value
 
 
+def images_per_class(text: str) -> int | float | str:
+    """A parser for `10`, `0.5`, `5,10,20` or `proportional:100`; the last two stay text."""
+    if re.fullmatch(r"proportional:\d{1,9}|\d{1,9}(,\d{1,9})+", text):
+        return text
+    return fraction(text)
+
+
 def number(text: str) -> float:
     """A parser for a number."""
     try:

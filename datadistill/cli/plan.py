@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         document = {
             "method": arguments.method,
             "model": problem.model,
-            "dataset": problem.real.name,
+            "dataset": problem.real.origin,
             "inner_steps": demand.steps,
             "networks": demand.networks,
             "chosen": _document(chosen),

@@ -1,12 +1,11 @@
 """pretrain: many trained networks in one file, for the pretrained kinds of initial weights."""
 
 import argparse
-import shlex
 import statistics
 import time
 from pathlib import Path
 
-from datadistill.cli.common import add_batch_norm_flag, add_data_flags, load_data, print_table
+from datadistill.cli.common import add_batch_norm_flag, add_data_flags, load_data, print_table, repeated
 from datadistill.cli.parsing import Parser, add_fields, command_line, given_fields, number, positive_int
 from datadistill.experts import MAX_GB, make_pool
 from datadistill.pools import Pool
@@ -81,20 +80,15 @@ def run(arguments: argparse.Namespace) -> None:
             say=say,
             count=count,
         )
-    _print(pool, out, time.perf_counter() - began)
+    _print(pool, out, time.perf_counter() - began, [] if real.source is None else real.source.options.as_words())
 
 
 def _repeat(arguments: argparse.Namespace) -> str:
     """The command that makes the same networks from the start."""
-    skipped = ("command", "out", "resume", "data_root", "max_gb", "test")
-    words = ["datadistill", "pretrain"]
-    for name, value in vars(arguments).items():
-        if value is not None and name not in skipped:
-            words += ["--" + name.replace("_", "-"), str(value)]
-    return shlex.join(words)
+    return repeated(arguments, "pretrain", ("command", "out", "resume", "data_root", "max_gb", "test"))
 
 
-def _print(pool: Pool, out: Path, seconds: float) -> None:
+def _print(pool: Pool, out: Path, seconds: float, options: list[str]) -> None:
     facts, columns = pool.facts, ["", "networks", "mean", "std", "lowest"]
     rows = [_row("held-out accuracy", facts.accuracies), _row("before rounding", facts.unrounded)]
     if facts.test:
@@ -107,7 +101,7 @@ def _print(pool: Pool, out: Path, seconds: float) -> None:
     )
     print(f"pool      {out}")
     print(f"networks  {len(pool) - facts.reserved} to distil with, {facts.reserved} to judge by")
-    words = ["distill", "--dataset", facts.dataset, "--model", facts.model, "--weights", "random-pretrained"]
+    words = ["distill", "--dataset", facts.dataset, *options, "--model", facts.model, "--weights", "random-pretrained"]
     print(f"distil    {command_line(*words, '--pool', str(out))}")
 
 

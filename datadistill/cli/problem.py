@@ -4,9 +4,16 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from datadistill.cli.common import add_batch_norm_flag, add_data_flags, add_pool_flag, given_pool, load_data
+from datadistill.cli.common import (
+    add_batch_norm_flag,
+    add_data_flags,
+    add_ipc_flag,
+    add_pool_flag,
+    given_pool,
+    load_data,
+)
 from datadistill.cli.distill import RECIPE_FOR
-from datadistill.cli.parsing import Parser, add_fields, fraction, given_fields, one_of
+from datadistill.cli.parsing import Parser, add_fields, given_fields, one_of
 from datadistill.inner import Engine
 from datadistill.methods import DD, METHODS, Method, Problem, make_problem
 from datadistill.recipes import recipes
@@ -39,7 +46,7 @@ def add_problem_flags(parser: Parser, changes: Mapping[str, Any]) -> None:
     )
     parser.add_argument("--scheme", metavar="NAME", help="how initial weights are drawn: datadistill list schemes")
     add_pool_flag(parser)
-    parser.add_argument("--ipc", type=fraction, metavar="N", help="images per class (default: one for each step)")
+    add_ipc_flag(parser)
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of all randomness (default: %(default)s)")
     parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu or cuda (default: auto)")
     add_batch_norm_flag(parser)

@@ -6,13 +6,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datadistill.data.bundled import digits, mnist, mnist_rgb
+from datadistill.data.external import Datasets, as_real, from_arrays, from_datasets, is_external, load_external
 from datadistill.data.named import cifar_10, cifar_100, fashion_mnist, svhn, usps, usps_16
-from datadistill.data.real import RealData, Split
+from datadistill.data.options import Options
+from datadistill.data.real import RealData, Source, Split
 from datadistill.data.transforms import Normalization
 from datadistill.errors import RequestError
+from datadistill.progress import Bar, counting, say
 from datadistill.registry import Registry
 
-__all__ = ["DATASETS", "DatasetInfo", "Normalization", "RealData", "Split", "load"]
+__all__ = [
+    "DATASETS",
+    "DatasetInfo",
+    "Datasets",
+    "Normalization",
+    "Options",
+    "RealData",
+    "Source",
+    "Split",
+    "as_real",
+    "from_arrays",
+    "from_datasets",
+    "is_named",
+    "load",
+]
 
 
 @dataclass(frozen=True)
@@ -46,21 +63,50 @@ DATASETS = Registry(
 )
 
 
-def load(name: str, data_root: str | Path | None = None) -> RealData:
-    """A dataset by name, on the CPU.
+def is_named(name: str) -> bool:
+    """Whether a dataset of this name is listed; a folder of that name is then `./NAME`."""
+    return name.lower() in (known.lower() for known in DATASETS.names())
+
+
+def load(
+    name: str | Path,
+    data_root: str | Path | None = None,
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    skip_unreadable: bool = False,
+    say: Callable[[str], None] = say,
+    bar: Bar = counting,
+) -> RealData:
+    """A dataset, on the CPU.
 
     Args:
-        name: one of `datadistill list datasets`, in any case.
+        name: one of `datadistill list datasets`, in any case; or data of your own (docs/your-data.md): an image folder,
+            an NPZ file, a Hugging Face dataset's folder or Parquet file, or `hf:NAME`.
         data_root: where official files lie; the environment variable `DATADISTILL_DATA` without it. What is not there
             is looked for in the user's cache and else fetched into it from its authors (docs/datasets.md).
+        size: of data of your own: the edge of its square images; inferred where all have one.
+        channels: of data of your own: 1 or 3; inferred from the pixels.
+        skip_unreadable: of data of your own: go on without images that cannot be read.
+        say: is told what was inferred of data of your own; on standard error without it.
+        bar: shows progress.
 
     Raises:
         RequestError: there is no such dataset, or no such folder.
-        DamagedFileError: a file is not the official one.
+        DamagedFileError: a file is not the official one, or cannot be read.
         DatadistillError: a file is missing and cannot be fetched.
     """
+    options = Options(size, channels, skip_unreadable)
+    if isinstance(name, Path) or (not is_named(name) and is_external(name)):
+        return load_external(str(name), options, say, bar)
     root = data_root if data_root is not None else os.environ.get("DATADISTILL_DATA")
-    info = DATASETS.get(name)
+    try:
+        info = DATASETS.get(name)
+    except RequestError as error:
+        raise RequestError(f"{error}; data of your own is a folder, an .npz file or hf:NAME") from error
+    if options.flags:
+        flag = next(iter(options.flags)).replace("_", "-")
+        raise RequestError(f"--{flag} is for data of your own, but {info.name} is read as it is")
     if root and not Path(root).is_dir():
         raise RequestError(f"there is no folder {root} to read datasets from")
     return info.read(Path(root) if root else None)

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from datadistill.data.labelled import Labelled
+from datadistill.data.options import Options
 from datadistill.data.transforms import Normalization
 from datadistill.errors import RequestError
 from datadistill.runtime import stream
@@ -65,6 +67,23 @@ class Split:
         return Split(self.images[indices], self.labels[indices], self.num_classes)
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where data of one's own comes from, so that a run can get it again and see whether it is the same.
+
+    Attributes:
+        given: what the user called it: a path as it was typed, `hf:NAME`, or a name.
+        place: the same, to be found from any folder; empty where it came from arrays or datasets in Python.
+        options: how it was read.
+        digest: SHA-256 of all pixels, labels and class names, hexadecimal.
+    """
+
+    given: str
+    place: str
+    options: Options
+    digest: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class RealData:
     """A dataset: what distilling learns from (`train`), chooses by (`held_out`) and is judged by (`test`).
@@ -72,10 +91,12 @@ class RealData:
     Attributes:
         name: the dataset's name.
         train: the training split less the held-out slice.
-        held_out: a fixed, stratified slice of the training split: a tenth, at most 5,000 images.
+        held_out: a fixed, stratified slice of the training split: a tenth, at most 5,000 images; or the validation
+            split of one's own data.
         test: the test split; for the last line of a report only.
         classes: class names, by index.
         normalization: how pixels in [0, 1] became the images here.
+        source: where data of one's own comes from; None for a dataset with a name.
     """
 
     name: str
@@ -84,6 +105,12 @@ class RealData:
     test: Split
     classes: tuple[str, ...]
     normalization: Normalization
+    source: Source | None = None
+
+    @property
+    def origin(self) -> str:
+        """What `load` takes to get it again: its name, or what the user called it."""
+        return self.name if self.source is None else self.source.given
 
     @property
     def num_classes(self) -> int:
@@ -106,12 +133,23 @@ class RealData:
 
         return replace(self, train=moved(self.train), held_out=moved(self.held_out), test=moved(self.test))
 
-    def check_ipc(self, ipc: int | float) -> int:
-        """The images per class as a whole number, where the smallest class of the training split has that many.
+    def check_ipc(self, ipc: int | float | tuple[int, ...]) -> tuple[int, ...]:
+        """The images of each class as whole numbers, where the training split has that many.
+
+        Args:
+            ipc: one number for all classes, or one for each.
 
         Raises:
-            RequestError: it has not, or they are no whole number.
+            RequestError: it has not, or they are no whole numbers.
         """
+        if isinstance(ipc, tuple):
+            for name, asked, there in zip(self.classes, ipc, self.train.counts.tolist(), strict=True):
+                if not 1 <= asked <= there:
+                    raise RequestError(
+                        f"ipc is {asked} for class '{name}' of {self.name}, but must be from 1 to its {there} training "
+                        "images"
+                    )
+            return ipc
         if ipc != int(ipc):
             raise RequestError(f"ipc is {ipc:g}, but only dd with --labels soft lets classes share images")
         if ipc < 1:
@@ -123,7 +161,7 @@ class RealData:
                 f"ipc is {ipc}, but class '{label}' of {self.name} has only {fewest} training images: "
                 f"ask for at most {fewest}"
             )
-        return int(ipc)
+        return (int(ipc),) * self.num_classes
 
 
 def stratified(labels: Int64[Tensor, "n"], count: int, seed: int) -> Int64[Tensor, "{count}"]:
@@ -147,23 +185,27 @@ def from_pixels(
     test_pixels: UInt8[Tensor, "m h w c"],
     test_labels: Int64[Tensor, "m"],
     classes: tuple[str, ...],
+    held_out: Labelled | None = None,
+    source: Source | None = None,
 ) -> RealData:
     """RealData from 8-bit pixels; mean and deviation per channel come from the whole training split.
 
     The held-out slice depends on the labels alone, never on a run's seed, so that every run and every
-    method chooses by the same images.
+    method chooses by the same images. A validation split takes its place where one is given.
     """
-    normalization = Normalization.measure(train_pixels)
-    count = min(round(HELD_OUT_FRACTION * len(train_labels)), HELD_OUT_MOST)
-    held = stratified(train_labels, count, seed=0)
+    normalization, num_classes = Normalization.measure(train_pixels), len(classes)
     kept = torch.ones(len(train_labels), dtype=torch.bool)
-    kept[held] = False
-    num_classes = len(classes)
+    if held_out is None:
+        count = min(round(HELD_OUT_FRACTION * len(train_labels)), HELD_OUT_MOST)
+        held = stratified(train_labels, count, seed=0)
+        kept[held] = False
+        held_out = Labelled(train_pixels[held], train_labels[held])
     return RealData(
         name=name,
         train=Split(normalization.apply(train_pixels[kept]), train_labels[kept], num_classes),
-        held_out=Split(normalization.apply(train_pixels[held]), train_labels[held], num_classes),
+        held_out=Split(normalization.apply(held_out.pixels), held_out.labels, num_classes),
         test=Split(normalization.apply(test_pixels), test_labels, num_classes),
         classes=classes,
         normalization=normalization,
+        source=source,
     )

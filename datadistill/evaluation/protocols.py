@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from datadistill.data.real import RealData
+from datadistill.data import Datasets, RealData, as_real
 from datadistill.distilled import DistilledData
 from datadistill.errors import RequestError, unknown_name
 from datadistill.evaluation.accuracy import accuracy_along
@@ -47,7 +47,7 @@ _BY_STEP_AT_MOST = 10
 
 def evaluate(
     distilled: DistilledData,
-    real: RealData,
+    real: RealData | Datasets,
     *,
     model: str | ModelFactory | None = None,
     weights: Literal["own", "random-init"] = "own",
@@ -65,7 +65,7 @@ def evaluate(
 
     Args:
         distilled: what is judged.
-        real: the dataset it is judged on.
+        real: the dataset it is judged on; or a training and a test `Dataset`, as for `from_datasets`.
         model: another network than the one it was made for.
         weights: `own`: where the data was made to start, so that fixed-init data is judged from its saved initial
             weights, with one network; `random-init`: fresh draws in any case.
@@ -89,6 +89,7 @@ def evaluate(
             raise unknown_name(kind, given, known)
     if nets is not None and nets < 1:
         raise RequestError(f"nets is {nets}, but must be at least 1")
+    real = as_real(real)
     distilled.check_matches(real)
     if protocol == "nearest":
         if scheme is not None:

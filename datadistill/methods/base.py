@@ -1,13 +1,14 @@
 """What a method is: hyper-parameters, a start, and a gradient."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
+from datadistill.data.ipc import Ipc, labels_in_order, resolve_ipc
 from datadistill.data.real import RealData, Split
 from datadistill.distilled import DistilledData, Provenance
 from datadistill.errors import RequestError, unknown_name
@@ -36,7 +37,7 @@ class Problem:
         starts: the initial weights.
         kind: the kind of initial weights, by name.
         scheme: how initial weights are drawn, by name.
-        ipc: images per class; not a whole number where images are shared by classes.
+        ipc: images per class, or one number for each; not whole where images are shared by classes.
         seed: of the run.
         attack: malicious data: real images of the first class count as the second (class indices).
         batch_norm: what layers with running statistics do, as for `make_network`.
@@ -50,7 +51,7 @@ class Problem:
     starts: InitialWeights
     kind: str
     scheme: str
-    ipc: int | float
+    ipc: Ipc
     seed: int
     attack: tuple[int, int] | None = None
     batch_norm: str = "refused"
@@ -67,7 +68,14 @@ class Problem:
     @property
     def count(self) -> int:
         """Distilled images."""
-        return round(self.ipc * self.real.num_classes)
+        return sum(self.ipc) if isinstance(self.ipc, tuple) else round(self.ipc * self.real.num_classes)
+
+    @property
+    def labels(self) -> Int64[Tensor, "n"]:
+        """The classes of the distilled images, on the CPU."""
+        if isinstance(self.ipc, tuple):
+            return labels_in_order(self.ipc)
+        return torch.arange(self.count) % self.real.num_classes
 
     def wanted(self, split: Split) -> Split:
         """A split with the answers that networks are to learn: the true ones, except under an attack.
@@ -87,7 +95,7 @@ class Problem:
     def provenance(self, method: str, options: Mapping[str, Any], inner: Mapping[str, Any]) -> Provenance:
         """The part of a result's provenance that is known before it is made."""
         return Provenance(
-            dataset=self.real.name,
+            dataset=self.real.origin,
             classes=self.real.classes,
             normalization=self.real.normalization,
             model=self.model,
@@ -110,7 +118,7 @@ def make_problem(
     model: str | ModelFactory,
     weights: str,
     scheme: str,
-    ipc: int | float,
+    ipc: int | float | str | Sequence[int],
     seed: int,
     device: torch.device,
     engine: Engine | None = None,
@@ -143,7 +151,7 @@ def make_problem(
         starts=kind.make(network, scheme, seed, pool),
         kind=kind.name,
         scheme=scheme,
-        ipc=ipc,
+        ipc=resolve_ipc(ipc, real),
         seed=seed,
         attack=None if attack is None else _parse_attack(real, attack),
         batch_norm=batch_norm,

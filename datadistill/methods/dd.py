@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from datadistill.data.clusters import cluster_centres
@@ -97,9 +97,8 @@ class DD:
     def start(self, problem: Problem, generator: torch.Generator) -> DistilledData:
         """Images of every class for every step, hard labels, and equal learning rates."""
         self._check_count(problem)
-        num_classes = problem.real.num_classes
-        labels = torch.arange(problem.count) % num_classes
-        soft = _shared_classes(problem.count, num_classes) if self.labels == "soft" else None
+        labels = problem.labels
+        soft = _shared_classes(labels, problem.real.num_classes) if self.labels == "soft" else None
         device = problem.real.train.images.device
         inner = {
             "optimizer": "sgd",
@@ -121,6 +120,13 @@ class DD:
     def _check_count(self, problem: Problem) -> None:
         """Refuse numbers of images that cannot be had, or not be cut into equal steps."""
         ipc, classes = problem.ipc, problem.real.num_classes
+        if isinstance(ipc, tuple):
+            problem.real.check_ipc(ipc)
+            if problem.count % self.steps:
+                raise RequestError(
+                    f"{problem.count} images cannot be cut into {self.steps} equal steps: ask for others"
+                )
+            return
         problem.real.check_ipc(math.ceil(ipc) if self.labels == "soft" else ipc)
         if problem.count < 1 or abs(problem.count - ipc * classes) > 1e-6:
             raise RequestError(f"{ipc:g} images per class of {classes} classes are not a whole number of images")
@@ -190,11 +196,12 @@ class DD:
         return round(self.batch * math.exp(progress * math.log(self.batch_last / self.batch)))
 
 
-def _shared_classes(count: int, num_classes: int) -> Float[Tensor, "{count} {num_classes}"]:
-    """Soft labels at first: image i stands for class i modulo K, or for several classes if there are fewer images."""
-    shares = torch.zeros(count, num_classes)
-    for i in range(max(count, num_classes)):
-        shares[i % count, i % num_classes] = 1.0
+def _shared_classes(labels: Int64[Tensor, "n"], num_classes: int) -> Float[Tensor, "n {num_classes}"]:
+    """Soft labels at first: each image stands for its class; if there are fewer images, for several classes."""
+    count, shares = len(labels), torch.zeros(len(labels), num_classes)
+    shares[torch.arange(count), labels] = 1.0
+    for label in range(count, num_classes):
+        shares[label % count, label] = 1.0
     return shares / shares.sum(1, keepdim=True)
 
 
@@ -205,17 +212,17 @@ def _first_images(kind: str, problem: Problem, generator: torch.Generator) -> Fl
         return torch.randn(shape, generator=generator)
     images = torch.empty(shape)
     for label in range(min(classes, count)):
-        mine = range(label, count, classes)
+        mine = torch.nonzero(problem.labels == label).flatten().tolist()
         members = train.of_class(label)
         if kind == "kmeans":
-            images[list(mine)] = cluster_centres(train, label, len(mine), generator)
+            images[mine] = cluster_centres(train, label, len(mine), generator)
         elif kind == "real":
             chosen = members[torch.randperm(len(members), generator=generator)[: len(mine)]]
-            images[list(mine)] = train.take(chosen).images.cpu()
+            images[mine] = train.take(chosen).images.cpu()
         else:
             shared = range(label, classes, count)  # all classes that the image stands for
             means = [train.take(train.of_class(one)).images.mean(0) for one in shared]
-            images[list(mine)] = torch.stack(means).mean(0).cpu()
+            images[mine] = torch.stack(means).mean(0).cpu()
     return images
 
 

@@ -159,7 +159,7 @@ def test_every_recipe_is_well_formed() -> None:
 WRONG = {
     "an unknown command": (["distil"], "did you mean distill"),
     "a mistyped flag": (["distill", "--stesp", "3"], "did you mean --steps"),
-    "a flag that does not exist": (["evaluate", "x", "--zzz"], "--help lists them"),
+    "a flag that does not exist": (["evaluate", "x", "--qqqqqq"], "--help lists them"),
     "a word too many": (["list", "models", "now"], "does not know what to do with 'now'"),
     "an unknown dataset": (["distill", "--dataset", "mnits"], "did you mean mnist"),
     "an unknown model": (["distill", "--model", "lenett"], "did you mean lenet"),

@@ -1,0 +1,70 @@
+"""What may be asked of data of one's own, and whether there is room for it."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from datadistill.errors import RequestError
+
+MOST_EDGE = 4096
+_BYTES_PER_PIXEL = 6
+"""While data is loaded: 8 bit, 32 bit, and copies on the way."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How images of one's own are read.
+
+    Attributes:
+        size: edge of the square images in pixels; inferred where all have one.
+        channels: 1 or 3; inferred from the pixels.
+        skip_unreadable: go on without files that cannot be read.
+    """
+
+    size: int | None = None
+    channels: int | None = None
+    skip_unreadable: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size is not None and not 1 <= self.size <= MOST_EDGE:
+            raise RequestError(f"the size is {self.size}, but must be from 1 to {MOST_EDGE} pixels")
+        if self.channels not in (None, 1, 3):
+            raise RequestError(f"the channels are {self.channels}, but must be 1 (grey) or 3 (colour)")
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """What was asked, by the names of the attributes."""
+        return {name: value for name, value in vars(self).items() if value not in (None, False)}
+
+    def as_words(self) -> list[str]:
+        """The same as flags of a command."""
+        words = []
+        for name, value in self.flags.items():
+            words += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
+        return words
+
+
+def check_room(what: str, count: int) -> None:
+    """Refuse more pixels than the machine can hold, before memory is taken.
+
+    Args:
+        what: has them.
+        count: pixels times channels.
+
+    Raises:
+        RequestError: they do not fit.
+    """
+    needed, there = count * _BYTES_PER_PIXEL, _memory()
+    if needed > there:
+        raise RequestError(
+            f"the images of {what} take {needed / 2**30:,.1f} GiB while they are loaded, and this machine has "
+            f"{there / 2**30:,.1f}: give a smaller --size, or fewer images"
+        )
+
+
+def _memory() -> int:
+    """Bytes of memory of this machine; a guess where it does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 16 * 2**30

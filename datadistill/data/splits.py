@@ -1,0 +1,173 @@
+"""Splits of one's own data become RealData: what is missing is made, what is odd is said."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from datadistill.data.decode import shown
+from datadistill.data.labelled import Labelled
+from datadistill.data.real import RealData, Source, from_pixels, stratified
+from datadistill.errors import RequestError
+
+TEST_SHARE = 5
+"""Where there is no test split, one in so many images of the training split makes it."""
+
+
+MOST_CLASSES = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """What a reader found.
+
+    Attributes:
+        train: the training split.
+        held_out: a validation split, if there is one.
+        test: the test split, if there is one.
+        classes: names, by index.
+        remarks: sentences on what was odd.
+    """
+
+    train: Labelled
+    held_out: Labelled | None
+    test: Labelled | None
+    classes: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+
+
+def class_order(name: str) -> tuple[int, int, str]:
+    """Numbers as numbers, 2 before 10; then everything else as text."""
+    return (0, int(name), name) if name.isascii() and name.isdigit() and len(name) < 20 else (1, 0, name)
+
+
+def clean_classes(names: Sequence[str], what: str) -> tuple[str, ...]:
+    """Class names that can be printed: one line each, and not endless.
+
+    Raises:
+        RequestError: fewer than two, or two that cannot be told apart.
+    """
+    cleaned = tuple(shown(name) for name in names)
+    if len(cleaned) < 2:
+        have = f"only the class '{cleaned[0]}'" if cleaned else "no classes"
+        raise RequestError(f"{what} has {have}, but at least 2 are needed")
+    if len(cleaned) > MOST_CLASSES:
+        raise RequestError(f"{what} has {len(cleaned):,} different labels, but classes are at most {MOST_CLASSES:,}")
+    if len(set(cleaned)) < len(cleaned):
+        twice = next(name for name in cleaned if cleaned.count(name) > 1)
+        raise RequestError(f"{what} has two classes that are called '{twice}'")
+    return cleaned
+
+
+def assemble(name: str, source: Source, found: Splits, say: Callable[[str], None]) -> RealData:
+    """RealData from splits.
+
+    Args:
+        name: the dataset's name.
+        source: where it comes from, still without a digest.
+        found: the splits.
+        say: is told what was inferred.
+
+    Raises:
+        RequestError: there are too few images.
+    """
+    given = {"train": found.train, "held_out": found.held_out, "test": found.test}
+    splits = {role: split for role, split in given.items() if split is not None}
+    for role, split in splits.items():
+        if len(split.labels) == 0:
+            raise RequestError(f"{source.given} has no images to {'train on' if role == 'train' else 'judge by'}")
+    prints = {role: _prints(split.pixels) for role, split in splits.items()}
+    digest = _digest(splits, prints, found.classes)
+    if "test" not in splits:
+        _cut_test(splits, prints)
+    counts = torch.bincount(splits["train"].labels, minlength=len(found.classes))
+    held_out = splits.get("held_out")
+    real = from_pixels(
+        name,
+        splits["train"].pixels,
+        splits["train"].labels,
+        splits["test"].pixels,
+        splits["test"].labels,
+        found.classes,
+        held_out=held_out,
+        source=replace(source, digest=digest),
+    )
+    fewest = int(real.train.counts.argmin())
+    if int(real.train.counts[fewest]) == 0 or len(real.held_out) == 0:
+        raise RequestError(
+            f"{source.given} has too few images: {int(counts[fewest])} of class '{found.classes[fewest]}' and "
+            f"{len(splits['train'].labels)} in all are left to train on, less a slice for every choice"
+        )
+    say(_sizes(real, found))
+    say(_statistics(real))
+    for remark in (*found.remarks, *_duplicates(prints, source.given)):
+        say(remark)
+    return real
+
+
+def _prints(pixels: UInt8[Tensor, "n h w c"]) -> list[bytes]:
+    """A hash of each image's pixels."""
+    plain = pixels.contiguous().numpy()
+    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in plain]
+
+
+def _digest(splits: dict[str, Labelled], prints: dict[str, list[bytes]], classes: tuple[str, ...]) -> str:
+    """SHA-256 of everything that a run can see, hexadecimal."""
+    found = hashlib.sha256("\n".join(classes).encode())
+    for role, split in splits.items():
+        found.update(f"{role} {tuple(split.pixels.shape)}".encode())
+        found.update(b"".join(prints[role]))
+        found.update(split.labels.numpy().tobytes())
+    return found.hexdigest()
+
+
+def _cut_test(splits: dict[str, Labelled], prints: dict[str, list[bytes]]) -> None:
+    """Take a stratified share of the training split, always the same, for the test split."""
+    train = splits["train"]
+    test = stratified(train.labels, len(train.labels) // TEST_SHARE, seed=1)
+    kept = torch.ones(len(train.labels), dtype=torch.bool)
+    kept[test] = False
+    parts = {"train": torch.nonzero(kept).flatten(), "test": test}
+    all_prints = prints["train"]
+    for role, indices in parts.items():
+        splits[role] = Labelled(train.pixels[indices], train.labels[indices])
+        prints[role] = [all_prints[index] for index in indices.tolist()]
+
+
+def _sizes(real: RealData, found: Splits) -> str:
+    held_out = "val" if found.held_out is not None else "of the training split"
+    test = "" if found.test is not None else ", a fifth of the images as there is no test split"
+    colour = "grey" if real.in_channels == 1 else "colour"
+    return (
+        f"{real.name}: {real.num_classes} classes, {real.image_size}x{real.image_size} {colour}; {len(real.train):,} "
+        f"images to train on, {len(real.held_out):,} held out ({held_out}), {len(real.test):,} to test on{test}"
+    )
+
+
+def _statistics(real: RealData) -> str:
+    mean, std = (" ".join(f"{value:.4f}" for value in values) for values in vars(real.normalization).values())
+    counts = real.train.counts
+    low, high = int(counts.argmin()), int(counts.argmax())
+    classes = f"{int(counts[low]):,} training images of each class"
+    if counts[low] != counts[high]:
+        classes = (
+            f"unequal classes: from {int(counts[low]):,} training images ({real.classes[low]}) to "
+            f"{int(counts[high]):,} ({real.classes[high]})"
+        )
+    return f"mean {mean}, deviation {std}; {classes}"
+
+
+def _duplicates(prints: dict[str, list[bytes]], given: str) -> list[str]:
+    """How many images of a split that judges are in one that it judges."""
+    train, held_out = set(prints["train"]), set(prints.get("held_out", []))
+    in_test = sum(one in train or one in held_out for one in prints["test"])
+    in_held_out = sum(one in train for one in prints.get("held_out", []))
+    found = {"test": (in_test, len(prints["test"])), "held-out": (in_held_out, len(prints.get("held_out", [])))}
+    return [
+        f"{count:,} of the {total:,} {role} images of {given} are images to train on, too: accuracies will flatter"
+        for role, (count, total) in found.items()
+        if count
+    ]

@@ -1,0 +1,135 @@
+import builtins
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from own import digit_arrays, write_hugging_face, write_npz
+from PIL import Image
+
+import datadistill as dd
+
+ARRAYS = digit_arrays(100, 40)
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+def reference(tmp_path: Path) -> dd.RealData:
+    return dd.load(write_npz(tmp_path / "reference.npz", ARRAYS), say=quiet)
+
+
+def same(one: dd.RealData, two: dd.RealData) -> bool:
+    return bool(one.source and two.source and one.source.digest == two.source.digest)
+
+
+@pytest.fixture
+def datasets() -> Any:
+    return pytest.importorskip("datasets", reason="the extra hf is not installed")
+
+
+def test_parquet_files(tmp_path: Path, datasets: Any) -> None:
+    saved = datasets.load_from_disk(str(write_hugging_face(tmp_path / "saved", ARRAYS)))
+    folder = tmp_path / "parquet/data"
+    folder.mkdir(parents=True)
+    for split, table in saved.items():
+        table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    assert same(dd.load(tmp_path / "parquet", say=quiet), reference(tmp_path))
+    alone = dd.load(folder / "train-00000-of-00001.parquet", say=quiet)
+    assert (len(alone.train), len(alone.held_out), len(alone.test)) == (72, 8, 20)
+
+
+def test_one_split_and_labels_that_are_text(tmp_path: Path, datasets: Any) -> None:
+    rows = {"img": [Image.fromarray(image) for image in ARRAYS[0]], "label": [f"n{label}" for label in ARRAYS[1]]}
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("string")})
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "saved"))
+    real = dd.load(tmp_path / "saved", say=quiet)
+    assert real.classes == tuple(f"n{label}" for label in range(10))
+    assert len(real.test) == 20
+
+
+def test_a_selection_is_kept(tmp_path: Path, datasets: Any) -> None:
+    saved = datasets.load_from_disk(str(write_hugging_face(tmp_path / "saved", ARRAYS)))
+    order = list(range(99, -1, -1))
+    saved["train"].select(order).save_to_disk(str(tmp_path / "selected"))
+    real = dd.load(tmp_path / "selected", say=quiet)
+    other = dd.from_arrays(ARRAYS[0][::-1], ARRAYS[1][::-1], say=quiet)
+    assert torch.equal(real.train.images, other.train.images)
+
+
+def test_a_dataset_on_the_hub(tmp_path: Path, datasets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub is not at hand in tests: what the library gives for a name stands for it."""
+    saved = datasets.load_from_disk(str(write_hugging_face(tmp_path / "saved", ARRAYS)))
+    asked = []
+
+    def load_dataset(*names: str | None) -> Any:
+        asked.append(names)
+        return saved
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    real = dd.load("hf:somebody/digits:small", say=quiet)
+    assert asked == [("somebody/digits", "small")]
+    assert same(real, reference(tmp_path))
+    assert real.source is not None
+    assert real.source.place == "hf:somebody/digits:small"
+    assert real.name == "somebody-digits-small"
+
+
+def test_a_dataset_that_cannot_be_fetched(datasets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*names: str | None) -> Any:
+        raise ConnectionError("no network\nand more lines")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(dd.DatadistillError, match=r"hf:nobody/nothing could not be loaded: no network$"):
+        dd.load("hf:nobody/nothing", say=quiet)
+
+
+def test_damaged_folders(tmp_path: Path, datasets: Any) -> None:
+    folder = write_hugging_face(tmp_path / "saved", ARRAYS)
+    arrow = next((folder / "train").glob("*.arrow"))
+    arrow.write_bytes(arrow.read_bytes()[:100])
+    with pytest.raises(dd.DamagedFileError, match="is damaged or no Hugging Face dataset") as caught:
+        dd.load(folder, say=quiet)
+    assert "\n" not in str(caught.value)
+    (folder / "train/state.json").write_text("{")
+    with pytest.raises(dd.DamagedFileError, match="is damaged or no Hugging Face dataset"):
+        dd.load(folder, say=quiet)
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1" + bytes(100))
+    with pytest.raises(dd.DamagedFileError, match="is damaged or no Hugging Face dataset"):
+        dd.load(tmp_path / "bad.parquet", say=quiet)
+
+
+def test_columns_that_are_missing(tmp_path: Path, datasets: Any) -> None:
+    datasets.Dataset.from_dict({"text": ["a"], "label": [0]}).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(dd.RequestError, match="no column of images: it has text"):
+        dd.load(tmp_path / "saved", say=quiet)
+
+
+def test_images_outside_of_the_folder_are_refused(tmp_path: Path, datasets: Any) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    outside = tmp_path / "private.png"
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(outside)
+    image = pa.array([{"bytes": None, "path": str(outside)}] * 20)
+    (tmp_path / "folder").mkdir()
+    pq.write_table(pa.table({"image": image, "label": [0, 1] * 10}), tmp_path / "folder/train.parquet")
+    with pytest.raises(dd.RequestError, match=r"names .*private.png outside: refused"):
+        dd.load(tmp_path / "folder", say=quiet)
+
+
+def test_without_the_extra_it_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name == "datasets":
+            raise ImportError(name)
+        return plain(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(dd.RequestError, match=r"needs the extra hf: pip install 'datadistill\[hf\]'"):
+        dd.load("hf:ylecun/mnist", say=quiet)
