@@ -7,6 +7,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from datadistill.errors import DamagedFileError
 from datadistill.inner.engine import Engine
+from datadistill.models import same_model
 
 FORMAT = 1
 _NEW = ("engine", "batch_norm", "attack", "pool", "pool_digest")
@@ -68,6 +69,8 @@ class Settings:
     def difference(self, other: "Settings") -> str | None:
         """The first setting in which two runs differ, in words, or None; what only changes bits does not count."""
         there, here = (json.loads(json.dumps(settings.as_json())) for settings in (self, other))
+        if same_model(self.model, other.model):
+            here["model"] = there["model"]
         for name in there:
             if name not in _ONLY_CHANGES_BITS and there[name] != here[name]:
                 return f"{name} is {_brief(there[name], here[name])} there and {_brief(here[name], there[name])} here"

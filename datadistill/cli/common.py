@@ -1,13 +1,16 @@
 """Flags and tables that several commands share."""
 
 import argparse
+import re
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from datadistill.cli.parsing import one_of, positive_int
 from datadistill.data import DATASETS, RealData, load
+from datadistill.errors import plain
 from datadistill.evaluation import NETS
 from datadistill.pools import Pool, load_pool
 
@@ -29,6 +32,17 @@ def add_data_root_flag(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_model_flag(parser: argparse._ActionsContainer, default: str | None, otherwise: str = "") -> None:
+    """`--model`; `otherwise` says what is taken without the flag, if that is no default."""
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        default=default,
+        help="the network: a name (datadistill list models), your own as package.module:function or net.py:function, "
+        f"timm:NAME or torchvision:NAME (default: {otherwise or default})",
+    )
+
+
 def add_run_flags(parser: argparse._ActionsContainer) -> None:
     """`--seed`, `--device`, `--out`."""
     parser.add_argument("--seed", type=int, metavar="N", help="of all randomness (default: 0)")
@@ -36,14 +50,14 @@ def add_run_flags(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--out", metavar="DIR", help="where to write (default: a new folder in runs/)")
 
 
-def add_batch_norm_flag(parser: argparse._ActionsContainer) -> None:
+def add_batch_norm_flag(parser: argparse._ActionsContainer, default: str = "refused") -> None:
     """`--batch-norm`."""
     parser.add_argument(
         "--batch-norm",
         type=one_of("batch norm policy", ("refused", "batch", "frozen")),
         metavar="POLICY",
         help="layers with running statistics: batch uses each batch's own, frozen what the network has "
-        "(default: refused)",
+        f"(default: {default})",
     )
 
 
@@ -74,6 +88,11 @@ def load_data(name: str, arguments: argparse.Namespace) -> RealData:
     return load(name, arguments.data_root)
 
 
+def file_name(model: str) -> str:
+    """A network's name as a part of a file's, which the place of its code is not."""
+    return re.sub(r"[^\w.-]+", "-", Path(model).name.lower())
+
+
 def new_folder(name: str) -> Path:
     """`runs/NAME`, or the first of `runs/NAME-2`, `runs/NAME-3`, ... that is free."""
     root, count = Path("runs"), 1
@@ -90,9 +109,9 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(plain(cell)) for cell in row))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 120
-    console.print(title, style="bold")
+    console.print(Text(plain(title)), style="bold")
     console.print(table)

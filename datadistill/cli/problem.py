@@ -4,7 +4,14 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from datadistill.cli.common import add_batch_norm_flag, add_data_flags, add_pool_flag, given_pool, load_data
+from datadistill.cli.common import (
+    add_batch_norm_flag,
+    add_data_flags,
+    add_model_flag,
+    add_pool_flag,
+    given_pool,
+    load_data,
+)
 from datadistill.cli.distill import RECIPE_FOR
 from datadistill.cli.parsing import Parser, add_fields, fraction, given_fields, one_of
 from datadistill.inner import Engine
@@ -29,7 +36,7 @@ def add_problem_flags(parser: Parser, changes: Mapping[str, Any]) -> None:
         default="dd",
         help="default: %(default)s",
     )
-    parser.add_argument("--model", metavar="NAME", default="lenet", help="the network (default: %(default)s)")
+    add_model_flag(parser, "lenet")
     parser.add_argument(
         "--weights",
         type=one_of(KINDS.kind, KINDS.names()),
