@@ -107,7 +107,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A small table on standard output; the first column is text, the others are figures."""
     table = Table()
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left")
+        table.add_column(Text(plain(column)), justify="right" if index else "left")
     for row in rows:
         table.add_row(*(Text(plain(cell)) for cell in row))
     console = Console(highlight=False)

@@ -7,6 +7,7 @@ import io
 import math
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ _SMALL, _EXPANDS = 1 << 26, 100
 def write_npz(distilled: DistilledData, path: Path) -> None:
     """All of the data."""
     buffer = io.BytesIO()
-    arrays = {**distilled.as_arrays(), _KEY: np.array(distilled.header())}
+    arrays: dict[str, Any] = {**distilled.as_arrays(), _KEY: np.array(distilled.header())}
     np.savez(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
 

@@ -1,6 +1,8 @@
 """The card beside a distilled set: what it is, how well it does, how to use it; and the end of a run."""
 
+import html
 import json
+import re
 import shlex
 from dataclasses import replace
 
@@ -8,7 +10,7 @@ import jinja2
 
 from datadistill.data.real import RealData
 from datadistill.distilled import FILE_NAME, DistilledData
-from datadistill.errors import DatadistillError
+from datadistill.errors import DatadistillError, plain
 from datadistill.evaluation import NETS, Score, evaluate, percent
 from datadistill.files import write_atomically
 from datadistill.models import ModelFactory, is_code
@@ -67,6 +69,12 @@ def _kind(distilled: DistilledData) -> str:
     return str(distilled.provenance.weights.get("kind", ""))
 
 
+def _text(value: object) -> str:
+    """Somebody's words in Markdown: neither HTML nor a link, a table's edge or a new line."""
+    escaped = html.escape(plain(str(value)), quote=False)
+    return re.sub(r"([\\`*_\[\]|#])", r"\\\1", escaped)
+
+
 def make_card(distilled: DistilledData, score: Score, place: str, pool: Pool | None = None) -> str:
     """The card as Markdown.
 
@@ -84,6 +92,7 @@ def make_card(distilled: DistilledData, score: Score, place: str, pool: Pool | N
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("datadistill.report"), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
+    environment.filters |= {"text": _text, "code": lambda words: plain(str(words)).replace("`", "'")}
     return environment.get_template("card.md.jinja").render(
         p=provenance,
         score=score,
