@@ -31,7 +31,7 @@ for step, rate in enumerate(data["learning_rates"]):
     gradients = torch.autograd.grad(loss, list(leaves.values()))
     weights = {n: (w - rate * g).detach() for (n, w), g in zip(leaves.items(), gradients, strict=True)}
 
-# The network is trained. Only to test it we need real images, normalised as the file's metadata says; ours have MNIST's.
+# The network is trained. Only a test needs real images, normalised as the file's metadata says; here MNIST's.
 try:
     import datadistill
 

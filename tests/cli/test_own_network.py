@@ -88,6 +88,17 @@ def test_code_is_never_loaded_because_a_file_names_it(capsys: pytest.CaptureFixt
     assert Path("ran").exists()
 
 
+def test_the_way_to_go_on_names_the_network(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datadistill.signals import StopRequest
+
+    monkeypatch.setattr(StopRequest, "requested", True, raising=False)
+    monkeypatch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", None))
+    assert main(["distill", *QUICK, *OWN, "--batch-norm", "batch", "--out", "run"]) == 130
+    assert "go on with: datadistill distill --resume --out run --model net.py:resnet" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "command",
     [
