@@ -17,6 +17,7 @@ from datadistill.distilled import DistilledData, load_distilled
 from datadistill.errors import DamagedFileError, DatadistillError, Interrupted, RequestError
 from datadistill.evaluation import Score, evaluate
 from datadistill.experts import make_pool
+from datadistill.formats import Usage, export_to, import_from
 from datadistill.inner import Engine
 from datadistill.outer import Run, distill
 from datadistill.pools import Pool, load_pool
@@ -37,10 +38,13 @@ __all__ = [
     "Run",
     "Score",
     "Training",
+    "Usage",
     "distill",
     "evaluate",
+    "export_to",
     "from_arrays",
     "from_datasets",
+    "import_from",
     "load",
     "load_distilled",
     "load_pool",

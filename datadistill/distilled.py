@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from datadistill.data.real import RealData
 from datadistill.data.transforms import Normalization
@@ -17,6 +18,7 @@ from datadistill.errors import DamagedFileError, RequestError
 from datadistill.files import read_tensors, write_tensors
 from datadistill.inner.functional import Labels, Weights
 from datadistill.inner.unroll import InnerStep
+from datadistill.matching import check_classes, check_normalization, check_shape
 
 FORMAT = 1
 FILE_NAME = "distilled.safetensors"
@@ -123,6 +125,14 @@ class DistilledData:
         """Pairs (image [C, H, W], label) for a `torch.utils.data.DataLoader`; soft labels are [K]."""
         return TensorDataset(self.images, self.targets)
 
+    def as_loader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """The batches of one epoch, (images, labels), in the order in which the learning rates take them."""
+        return DataLoader(self.as_dataset(), batch_sampler=self.batches.tolist())
+
+    def as_arrays(self) -> dict[str, np.ndarray]:
+        """All tensors as NumPy arrays, by the names they have in a file."""
+        return {name: tensor.detach().cpu().numpy() for name, tensor in self.tensors().items()}
+
     def pixels(self) -> Float[Tensor, "n c h w"]:
         """The images before normalisation; learned ones may leave [0, 1]."""
         return self.provenance.normalization.invert(self.images)
@@ -133,31 +143,26 @@ class DistilledData:
         Raises:
             RequestError: naming what differs.
         """
-        mine = self.provenance
-        shape, real_shape = tuple(self.images.shape[1:]), tuple(real.train.images.shape[1:])
-        if mine.classes != real.classes:
-            raise RequestError(
-                f"the distilled data's classes are {', '.join(mine.classes[:12])}, but those of {real.name} are "
-                f"{', '.join(real.classes[:12])}"
-            )
-        if shape != real_shape:
-            raise RequestError(f"the distilled images are {shape}, but those of {real.name} are {real_shape}")
-        ours = (*mine.normalization.mean, *mine.normalization.std)
-        theirs = (*real.normalization.mean, *real.normalization.std)
-        if any(abs(a - b) > 1e-3 for a, b in zip(ours, theirs, strict=True)):
-            raise RequestError(f"the distilled data's normalisation {ours} differs from that of {real.name}, {theirs}")
+        check_classes(self.provenance.classes, real)
+        check_shape(self.images.shape[1:], real)
+        check_normalization(self.provenance.normalization, real)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically (layout: docs/file-format.md)."""
+        write_tensors(Path(path), self.tensors(), {"datadistill": self.header()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything but the provenance, by the names it has in a file."""
         tensors = {"images": self.images, "labels": self.labels, "batches": self.batches}
         if self.learning_rates is not None:
             tensors["learning_rates"] = self.learning_rates
         if self.soft_labels is not None:
             tensors["soft_labels"] = self.soft_labels
-        for name, weight in (self.initial_weights or {}).items():
-            tensors[_WEIGHT_PREFIX + name] = weight
-        header = json.dumps({"format": FORMAT, **asdict(self.provenance)}, allow_nan=False)
-        write_tensors(Path(path), tensors, {"datadistill": header})
+        return tensors | {_WEIGHT_PREFIX + name: weight for name, weight in (self.initial_weights or {}).items()}
+
+    def header(self) -> str:
+        """The provenance as a file's JSON."""
+        return json.dumps({"format": FORMAT, **asdict(self.provenance)}, allow_nan=False)
 
 
 def load_distilled(path: str | Path) -> DistilledData:
@@ -173,10 +178,21 @@ def load_distilled(path: str | Path) -> DistilledData:
         raise RequestError(f"no distilled data at {path}: give a .safetensors file, or a folder with {FILE_NAME}")
     tensors, metadata = read_tensors(file)
     try:
+        return parse_distilled(tensors, metadata)
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{file} is not distilled data of format {FORMAT}: {error}") from error
+
+
+def parse_distilled(tensors: dict[str, Tensor], metadata: dict[str, str]) -> DistilledData:
+    """Distilled data from the tensors and the metadata of a file.
+
+    Raises:
+        DamagedFileError: they break the format.
+    """
+    try:
         return _parse(tensors, metadata)
-    except (DamagedFileError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        reason = str(error) if isinstance(error, DamagedFileError) else f"its metadata is malformed ({error!r})"
-        raise DamagedFileError(f"{file} is not distilled data of format {FORMAT}: {reason}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise DamagedFileError(f"its metadata is malformed ({repr(error)[:200]})") from error
 
 
 def _parse(tensors: dict[str, Tensor], metadata: dict[str, str]) -> DistilledData:

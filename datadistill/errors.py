@@ -35,6 +35,11 @@ class Interrupted(DatadistillError):
         self.folder = folder
 
 
+def plain(text: str) -> str:
+    """A text on one line, without characters that a terminal obeys; names in files are anybody's."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
 def suggestion(given: str, known: Iterable[str]) -> str:
     """`; did you mean X?` when a known name is close to the given one, else an empty string."""
     by_folded = {name.lower(): name for name in known}

@@ -22,6 +22,7 @@ from datadistill.data.transforms import Normalization
 from datadistill.errors import DamagedFileError, RequestError
 from datadistill.files import digest_of, read_tensors, write_tensors
 from datadistill.inner.functional import Network, Weights
+from datadistill.models import same_model
 from datadistill.training import Training
 
 FORMAT = 1
@@ -170,7 +171,7 @@ class Pool:
             raise RequestError(
                 f"the pool's networks tell {len(mine.classes)} classes apart, but {real.name} has {real.num_classes}"
             )
-        if mine.model != model:
+        if not same_model(mine.model, model):
             raise RequestError(f"the pool holds networks {mine.model}, but the network here is {model}")
         if any(getattr(layer, "track_running_stats", False) for layer in network.module.modules()):
             raise RequestError("a pool holds no running statistics: choose --batch-norm batch, also when making it")
@@ -211,8 +212,17 @@ def load_pool(path: str | Path) -> Pool:
         pool = Pool(_parse(metadata), tensors, path)
         _check(pool)
         _require(metadata.get("sha256") == pool.digest, "its checksum differs")
-    except (DamagedFileError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        reason = str(error) if isinstance(error, DamagedFileError) else f"its metadata is malformed ({error!r})"
+    except (
+        DamagedFileError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
+        whole = isinstance(error, DamagedFileError)
+        reason = str(error) if whole else f"its metadata is malformed ({repr(error)[:200]})"
         raise DamagedFileError(f"{path} is not a pool of format {FORMAT}: {reason}") from error
     return pool
 

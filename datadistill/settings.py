@@ -9,6 +9,7 @@ from datadistill.data.options import Options
 from datadistill.data.real import Source
 from datadistill.errors import DamagedFileError, RequestError
 from datadistill.inner.engine import Engine
+from datadistill.models import same_model
 
 FORMAT = 1
 _NEW = ("engine", "batch_norm", "attack", "pool", "pool_digest", "source")
@@ -77,6 +78,8 @@ class Settings:
             # The same images may have been moved, or come from another kind of file.
             other = replace(other, dataset=self.dataset, source=self.source)
         there, here = (json.loads(json.dumps(settings.as_json())) for settings in (self, other))
+        if same_model(self.model, other.model):
+            here["model"] = there["model"]
         for name in there:
             if name not in _ONLY_CHANGES_BITS and there[name] != here[name]:
                 return f"{name} is {_brief(there[name], here[name])} there and {_brief(here[name], there[name])} here"

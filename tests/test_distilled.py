@@ -114,6 +114,35 @@ def test_as_dataset() -> None:
     assert int(label) == 1
 
 
+def test_as_loader_gives_the_batches_in_order() -> None:
+    data = sample()
+    found = list(data.as_loader())
+    assert len(found) == 2
+    for (images, labels), step in zip(found, data.inner_steps(), strict=False):
+        assert torch.equal(images, step.images)
+        assert torch.equal(labels, step.labels)
+
+
+def test_as_arrays() -> None:
+    data = sample(soft_labels=torch.full((6, 3), 1 / 3))
+    arrays = data.as_arrays()
+    assert arrays.keys() == data.tensors().keys()
+    assert arrays["images"].dtype == "float32"
+    assert arrays["labels"].tolist() == [0, 1, 2, 0, 1, 2]
+    assert arrays["soft_labels"].shape == (6, 3)
+    assert arrays["initial_weights.fc.bias"].tolist() == [0, 0, 0]
+
+
+def test_another_order_of_classes_is_named(digits: dd.RealData) -> None:
+    run = dd.distill(digits, model="mlp", iterations=1, device="cpu").distilled
+    swapped = replace(run, provenance=replace(run.provenance, classes=tuple("0132456789")))
+    with pytest.raises(RequestError, match="class 2 is '3' there and '2' here"):
+        swapped.check_matches(digits)
+    fewer = replace(run, provenance=replace(run.provenance, classes=tuple("012345678")))
+    with pytest.raises(RequestError, match="9 together, but digits has 10"):
+        fewer.check_matches(digits)
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no distilled data at"):
         dd.load_distilled(tmp_path / "nothing")

@@ -15,11 +15,29 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_examples_run(example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_example_is_run_below() -> None:
+    assert [example.name for example in EXAMPLES] == ["digits.py", "train_on_distilled.py"]
+
+
+def test_the_digits_example_saves_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(example), run_name="__main__")
+    runpy.run_path(str(ROOT / "examples" / "digits.py"), run_name="__main__")
     assert dd.load_distilled("ten-digits.safetensors").provenance.dataset == "digits"
+
+
+def test_training_without_this_package_gets_the_accuracy_of_the_card(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = ROOT / "examples" / "train_on_distilled.py"
+    monkeypatch.setattr("sys.argv", [str(example)])
+    runpy.run_path(str(example), run_name="__main__")
+    found = re.search(r"test accuracy ([\d.]+)%", capsys.readouterr().out)
+    assert found is not None
+    said = dd.load_distilled(ROOT / "gallery" / "mnist-fixed-10").provenance.scores[-1]["accuracy"]["mean"]
+    assert float(found[1]) == pytest.approx(100 * said, abs=0.3)
+    # Up to the line that says so, it needs nothing of this package.
+    training = example.read_text().partition("# The network is trained.")[0]
+    assert "datadistill" not in training.replace("DISTILLED", "")
 
 
 @pytest.mark.parametrize("number", [0, 1])

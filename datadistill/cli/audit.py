@@ -5,14 +5,14 @@ import json
 from typing import Any
 
 from datadistill.audit import APART, SHARE, Audit, audit
-from datadistill.cli.common import add_data_flags, load_data, print_table
+from datadistill.cli.common import add_batch_norm_flag, add_data_flags, add_model_flag, load_data, print_table
 from datadistill.cli.parsing import Parser, number, positive_int
 from datadistill.data import RealData
 from datadistill.distilled import DistilledData, load_distilled
-from datadistill.errors import DatadistillError, RequestError
+from datadistill.errors import DatadistillError
 from datadistill.inner import Network, Weights, make_network
 from datadistill.inner.parallel import map_on_cores
-from datadistill.models import create_model, draw_weights
+from datadistill.models import chosen_model, create_model, draw_weights
 from datadistill.progress import counting
 from datadistill.runtime import resolve_device, stream, versions
 from datadistill.training import Training, train
@@ -35,7 +35,8 @@ examples:
 def add_flags(parser: Parser) -> None:
     parser.add_argument("path", metavar="PATH", help="a .safetensors file, or a run or gallery folder")
     add_data_flags(parser, "the one it was made from")
-    parser.add_argument("--model", metavar="NAME", help="the network to try it on (default: its own)")
+    add_model_flag(parser, None, "its own")
+    add_batch_norm_flag(parser, "as it was made")
     parser.add_argument(
         "--nets", type=positive_int, metavar="N", default=10, help="networks of each kind (default: %(default)s)"
     )
@@ -60,10 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
     name = arguments.dataset or distilled.provenance.dataset
     real = load_data(name, arguments, like=distilled).to(device)
     distilled.check_matches(real)
-    model = arguments.model or distilled.provenance.model
-    if ":" in model and arguments.model is None:
-        raise RequestError(f"this data was made for a network of its maker's own, {model}: give --model")
-    policy = str(distilled.provenance.inner.get("batch_norm", "refused"))
+    model = chosen_model(arguments.model, distilled.provenance.model)
+    policy = arguments.batch_norm or str(distilled.provenance.inner.get("batch_norm", "refused"))
     network = make_network(create_model(model, real).to(device), policy)
     audits = [
         _try(distilled, real, network, _trained(arguments, real, network), arguments, trained=True),

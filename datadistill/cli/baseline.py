@@ -8,8 +8,10 @@ from pathlib import Path
 from datadistill.baselines import BASELINES
 from datadistill.baselines.optimized import SETS
 from datadistill.cli.common import (
+    add_batch_norm_flag,
     add_data_flags,
     add_ipc_flag,
+    add_model_flag,
     add_nets_flag,
     add_pool_flag,
     add_run_flags,
@@ -51,7 +53,7 @@ def add_flags(parser: Parser) -> None:
         help="; ".join(f"{info.name}: {info.line}" for info in BASELINES) + " (default: %(default)s)",
     )
     add_data_flags(parser, "mnist")
-    parser.add_argument("--model", metavar="NAME", default="lenet", help="the network (default: %(default)s)")
+    add_model_flag(parser, "lenet")
     parser.add_argument(
         "--weights",
         type=one_of(KINDS.kind, KINDS.names()),
@@ -74,6 +76,7 @@ def add_flags(parser: Parser) -> None:
     )
     add_run_flags(parser)
     add_nets_flag(parser)
+    add_batch_norm_flag(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -89,19 +92,24 @@ def run(arguments: argparse.Namespace) -> None:
         ipc=arguments.ipc or arguments.steps,
         seed=arguments.seed or 0,
         device=resolve_device(arguments.device or "auto"),
+        batch_norm=arguments.batch_norm or "refused",
         pool=given_pool(arguments),
     )
     info = BASELINES.get(arguments.how)
     drawn = arguments.sets or info.sets
     sets = info.choose(problem, arguments.steps, arguments.epochs, drawn, counting)
     with counting("evaluating", len(sets) * nets_per_set(arguments.nets or NETS, len(sets))) as count:
-        scores, score = evaluate_sets(sets, problem.real, nets=arguments.nets, pool=problem.pool, count=count)
+        scores, score = evaluate_sets(
+            sets, problem.real, model=arguments.model, nets=arguments.nets, pool=problem.pool, count=count
+        )
     ipc = ",".join(map(str, problem.ipc)) if isinstance(problem.ipc, tuple) else problem.ipc
-    recipe = f"datadistill baseline --how {info.name} --dataset {shlex.quote(real.origin)} --model {problem.model} "
+    recipe = f"datadistill baseline --how {info.name} --dataset {shlex.quote(real.origin)} "
+    recipe += f"--model {shlex.quote(problem.model)} "
     recipe += "" if real.source is None else "".join(f"{word} " for word in real.source.options.as_words())
     recipe += "" if problem.pool is None else f"--pool {shlex.quote(arguments.pool)} "
     recipe += f"--weights {problem.kind} --scheme {problem.scheme} --ipc {ipc} "
     recipe += f"--steps {arguments.steps} --epochs {arguments.epochs} --sets {drawn} --seed {problem.seed}"
+    recipe += "" if arguments.batch_norm is None else f" --batch-norm {arguments.batch_norm}"
     place = new_folder(f"{real.name}-{info.name}-{ipc_name(problem.ipc)}") if folder is None else folder.path
     with RunFolder(place).locked():
         for number, (data, own) in enumerate(zip(sets, scores, strict=True), 1):

@@ -1,6 +1,7 @@
 """Flags and tables that several commands share."""
 
 import argparse
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,10 +9,12 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from datadistill.cli.parsing import images_per_class, one_of, positive_int
 from datadistill.data import DATASETS, Options, RealData, Source, is_named, load
 from datadistill.distilled import DistilledData
+from datadistill.errors import plain
 from datadistill.evaluation import NETS
 from datadistill.pools import Pool, load_pool
 
@@ -55,6 +58,17 @@ def add_data_root_flag(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_model_flag(parser: argparse._ActionsContainer, default: str | None, otherwise: str = "") -> None:
+    """`--model`; `otherwise` says what is taken without the flag, if that is no default."""
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        default=default,
+        help="the network: a name (datadistill list models), your own as package.module:function or net.py:function, "
+        f"timm:NAME or torchvision:NAME (default: {otherwise or default})",
+    )
+
+
 def add_run_flags(parser: argparse._ActionsContainer) -> None:
     """`--seed`, `--device`, `--out`."""
     parser.add_argument("--seed", type=int, metavar="N", help="of all randomness (default: 0)")
@@ -62,14 +76,14 @@ def add_run_flags(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--out", metavar="DIR", help="where to write (default: a new folder in runs/)")
 
 
-def add_batch_norm_flag(parser: argparse._ActionsContainer) -> None:
+def add_batch_norm_flag(parser: argparse._ActionsContainer, default: str = "refused") -> None:
     """`--batch-norm`."""
     parser.add_argument(
         "--batch-norm",
         type=one_of("batch norm policy", ("refused", "batch", "frozen")),
         metavar="POLICY",
         help="layers with running statistics: batch uses each batch's own, frozen what the network has "
-        "(default: refused)",
+        f"(default: {default})",
     )
 
 
@@ -151,6 +165,11 @@ def repeated(arguments: argparse.Namespace, command: str, skipped: tuple[str, ..
     return shlex.join(words)
 
 
+def file_name(model: str) -> str:
+    """A network's name as a part of a file's, which the place of its code is not."""
+    return re.sub(r"[^\w.-]+", "-", Path(model).name.lower())
+
+
 def new_folder(name: str) -> Path:
     """`runs/NAME`, or the first of `runs/NAME-2`, `runs/NAME-3`, ... that is free."""
     root, count = Path("runs"), 1
@@ -165,11 +184,11 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A small table on standard output; the first column is text, the others are figures."""
     table = Table()
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left")
+        table.add_column(Text(plain(column)), justify="right" if index else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(plain(cell)) for cell in row))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 120
-    console.print(title, style="bold")
+    console.print(Text(plain(title)), style="bold")
     console.print(table)

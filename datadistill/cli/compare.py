@@ -15,7 +15,7 @@ from datadistill.distilled import DistilledData, load_distilled
 from datadistill.errors import RequestError
 from datadistill.evaluation import NETS, Score, evaluate, evaluate_sets, nets_per_set, percent
 from datadistill.methods import Problem, make_problem
-from datadistill.models import model_name
+from datadistill.models import chosen_model, model_name, same_model
 from datadistill.pools import Pool
 from datadistill.progress import counting
 from datadistill.runtime import resolve_device, versions
@@ -96,11 +96,12 @@ def run(arguments: argparse.Namespace) -> None:
                     seed=arguments.seed,
                     pool=pool,
                     scheme=arguments.scheme,
+                    batch_norm=arguments.batch_norm,
                     count=count,
                 )
             lines.append(_Line(path, len(data.labels), score))
     for size, data in sizes.items():
-        problem = _problem(size, data, real, arguments.seed, pool)
+        problem = _problem(size, data, real, arguments, pool)
         lines += [_baseline(name, problem, size, arguments) for name in names]
     _print(lines, real, arguments)
 
@@ -125,28 +126,31 @@ def _size(path: str, data: DistilledData, model: str | None, arguments: argparse
             "leave out --baselines"
         )
     epochs = int(mine.inner.get("epochs", 1)) if data.learning_rates is None else len(data.learning_rates) // steps
-    own = arguments.weights == "own" and (model is None or model_name(model) == mine.model)
+    chosen = str(chosen_model(model, mine.model))
+    own = arguments.weights == "own" and same_model(model_name(chosen), mine.model)
     return _Size(
         ipc=tuple(counts),
         steps=steps,
         epochs=epochs,
-        model=model or mine.model,
+        model=chosen,
         kind=str(mine.weights.get("kind")) if own else "random-init",
         scheme=arguments.scheme or str(mine.weights.get("scheme", "xavier")),
         path=path if own and data.initial_weights is not None else "",
     )
 
 
-def _problem(size: _Size, data: DistilledData, real: RealData, seed: int, pool: Pool | None) -> Problem:
+def _problem(
+    size: _Size, data: DistilledData, real: RealData, arguments: argparse.Namespace, pool: Pool | None
+) -> Problem:
     problem = make_problem(
         real,
         model=size.model,
         weights="random-init" if size.path else size.kind,
         scheme=size.scheme,
         ipc=size.ipc,
-        seed=seed,
+        seed=arguments.seed,
         device=real.train.images.device,
-        batch_norm=str(data.provenance.inner.get("batch_norm", "refused")),
+        batch_norm=arguments.batch_norm or str(data.provenance.inner.get("batch_norm", "refused")),
         pool=pool,
     )
     own = data.to(problem.device).initial_weights
@@ -160,6 +164,7 @@ def _baseline(name: str, problem: Problem, size: _Size, arguments: argparse.Name
         _, score = evaluate_sets(
             sets,
             problem.real,
+            model=None if arguments.protocol == "nearest" else size.model,
             nets=arguments.nets,
             protocol=arguments.protocol,
             seed=arguments.seed,

@@ -8,6 +8,7 @@ from datadistill.cli.common import (
     add_batch_norm_flag,
     add_data_flags,
     add_ipc_flag,
+    add_model_flag,
     add_nets_flag,
     add_pool_flag,
     add_run_flags,
@@ -31,6 +32,7 @@ from datadistill.evaluation import Score, percent
 from datadistill.inner import Engine
 from datadistill.jobs import check_nets, make_job
 from datadistill.methods import DD, METHODS
+from datadistill.models import chosen_model
 from datadistill.outer import Run
 from datadistill.pools import Pool, load_pool
 from datadistill.progress import Progress
@@ -70,7 +72,7 @@ def add_flags(parser: Parser) -> None:
     add_data_flags(parser, "mnist")
     parser.add_argument("--recipe", metavar="NAME", help="start from this recipe: datadistill list recipes")
     parser.add_argument("--method", type=one_of("method", METHODS.names()), metavar="NAME", help="default: dd")
-    parser.add_argument("--model", metavar="NAME", help="the network (default: lenet)")
+    add_model_flag(parser, None, "lenet")
     parser.add_argument(
         "--weights",
         type=one_of(KINDS.kind, KINDS.names()),
@@ -129,7 +131,7 @@ def run(arguments: argparse.Namespace) -> None:
     with Progress() as progress:
         done = job.start(real, pool, folder, arguments.resume, _repeat(arguments), progress)
     try:
-        _, score = conclude(done, real.to(resolve_device(chosen["device"])), arguments.nets, pool)
+        _, score = conclude(done, real.to(resolve_device(chosen["device"])), arguments.nets, pool, chosen["model"])
     except KeyboardInterrupt:
         raise Interrupted("interrupted while judging; the run itself is done", folder) from None
     _print(done, score, recipe, pool)
@@ -163,6 +165,7 @@ def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recip
             raise RequestError("--resume goes on with the run's own settings: leave --recipe out")
         kept = RunFolder(folder).settings()
         run = {name: getattr(kept, name) for name in RUN_DEFAULTS}
+        run["model"] = chosen_model(arguments.model, kept.model)
         run["attack"] = None if kept.attack is None else tuple(kept.attack)
         method, outer, engine = dict(kept.method), dict(kept.outer), dict(kept.engine)
         outer["betas"] = tuple(outer.get("betas", Outer.betas))

@@ -6,7 +6,15 @@ from typing import Any
 
 import torch
 
-from datadistill.cli.common import add_data_flags, add_nets_flag, add_pool_flag, given_pool, load_data, print_table
+from datadistill.cli.common import (
+    add_batch_norm_flag,
+    add_data_flags,
+    add_nets_flag,
+    add_pool_flag,
+    given_pool,
+    load_data,
+    print_table,
+)
 from datadistill.cli.parsing import Parser, one_of
 from datadistill.data import RealData
 from datadistill.distilled import load_distilled
@@ -32,7 +40,14 @@ examples:
 
 def add_flags(parser: Parser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a .safetensors file, or a run or gallery folder")
-    parser.add_argument("--model", "--models", dest="models", metavar="A,B", help="other networks than its own")
+    parser.add_argument(
+        "--model",
+        "--models",
+        dest="models",
+        metavar="A,B",
+        help="other networks than its own: names, package.module:function, net.py:function, timm:NAME",
+    )
+    add_batch_norm_flag(parser, "as the data was made")
     parser.add_argument(
         "--weights",
         type=one_of("kind of initial weights", ("own", "random-init")),
@@ -85,6 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
                     seed=arguments.seed,
                     pool=pool,
                     scheme=arguments.scheme,
+                    batch_norm=arguments.batch_norm,
                     count=count,
                 )
             scores.append(score)

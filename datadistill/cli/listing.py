@@ -7,6 +7,7 @@ from datadistill.baselines import BASELINES
 from datadistill.cli.parsing import Parser, one_of
 from datadistill.data import DATASETS
 from datadistill.evaluation import PROTOCOLS
+from datadistill.formats import FORMATS
 from datadistill.methods import METHODS
 from datadistill.models import MODELS, NORMS, SCHEMES
 from datadistill.recipes import recipes
@@ -21,7 +22,7 @@ example:
   datadistill list models
 """
 
-_WHAT = ("methods", "models", "datasets", "recipes", "weights", "schemes", "norms", "protocols", "baselines")
+_WHAT = ("methods", "models", "datasets", "recipes", "weights", "schemes", "norms", "protocols", "baselines", "formats")
 
 
 def add_flags(parser: Parser) -> None:
@@ -39,6 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
         "norms": NORMS,
         "protocols": PROTOCOLS,
         "baselines": BASELINES,
+        "formats": FORMATS,
     }
     records = list(tables[arguments.what])
     width = max(len(record.name) for record in records)

@@ -1,5 +1,6 @@
 """`datadistill COMMAND`: finds the command, and turns errors into one sentence and an exit code."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,6 +13,8 @@ from datadistill.cli import (
     compare,
     distill,
     evaluate,
+    export,
+    import_,
     listing,
     plan,
     pretrain,
@@ -19,7 +22,8 @@ from datadistill.cli import (
     show,
 )
 from datadistill.cli.parsing import Parser, command_line
-from datadistill.errors import DatadistillError, Interrupted, explain_os_error, unknown_name
+from datadistill.errors import DatadistillError, Interrupted, explain_os_error, plain, unknown_name
+from datadistill.models import is_code
 from datadistill.runtime import keep_freed_memory
 
 COMMANDS = {
@@ -29,6 +33,8 @@ COMMANDS = {
     "check": check,
     "evaluate": evaluate,
     "compare": compare,
+    "export": export,
+    "import": import_,
     "plan": plan,
     "pretrain": pretrain,
     "reproduce": reproduce,
@@ -82,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         COMMANDS[parsed.command].run(parsed)
     except Interrupted as error:
         hint = command_line("distill", "--resume", "--out", str(error.folder))
+        if is_code(getattr(parsed, "model", None) or ""):
+            hint += " --model " + shlex.quote(parsed.model)
         if given[0] in ("pretrain", "reproduce"):
             hint = command_line(*(word for word in given if word != "--resume"), "--resume")
         return _fail(f"{error}; go on with: {hint}", error.exit_code)
@@ -107,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(text: str, code: int) -> int:
     with suppress(OSError, ValueError, AttributeError):
-        print(f"datadistill: {' '.join(text.split())}", file=sys.stderr)
+        print(f"datadistill: {plain(text)}", file=sys.stderr)
     return code
 
 

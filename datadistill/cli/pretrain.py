@@ -5,7 +5,15 @@ import statistics
 import time
 from pathlib import Path
 
-from datadistill.cli.common import add_batch_norm_flag, add_data_flags, load_data, print_table, repeated
+from datadistill.cli.common import (
+    add_batch_norm_flag,
+    add_data_flags,
+    add_model_flag,
+    file_name,
+    load_data,
+    print_table,
+    repeated,
+)
 from datadistill.cli.parsing import Parser, add_fields, command_line, given_fields, number, positive_int
 from datadistill.experts import MAX_GB, make_pool
 from datadistill.pools import Pool
@@ -29,7 +37,7 @@ examples:
 
 def add_flags(parser: Parser) -> None:
     add_data_flags(parser, "mnist")
-    parser.add_argument("--model", metavar="NAME", default="lenet", help="the network (default: %(default)s)")
+    add_model_flag(parser, "lenet")
     parser.add_argument(
         "--scheme",
         metavar="NAME",
@@ -59,7 +67,7 @@ def add_flags(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     real = load_data(arguments.dataset or "mnist", arguments)
     training = Training(**given_fields(arguments, Training))
-    out = Path(arguments.out or f"pools/{real.name}-{arguments.model.lower()}.safetensors")
+    out = Path(arguments.out or f"pools/{real.name}-{file_name(arguments.model)}.safetensors")
     began = time.perf_counter()
     with counting("training", arguments.nets * training.epochs) as count:
         pool = make_pool(

@@ -8,6 +8,7 @@ from datadistill.cli.common import (
     add_batch_norm_flag,
     add_data_flags,
     add_ipc_flag,
+    add_model_flag,
     add_pool_flag,
     given_pool,
     load_data,
@@ -36,7 +37,7 @@ def add_problem_flags(parser: Parser, changes: Mapping[str, Any]) -> None:
         default="dd",
         help="default: %(default)s",
     )
-    parser.add_argument("--model", metavar="NAME", default="lenet", help="the network (default: %(default)s)")
+    add_model_flag(parser, "lenet")
     parser.add_argument(
         "--weights",
         type=one_of(KINDS.kind, KINDS.names()),

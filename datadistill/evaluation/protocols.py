@@ -13,7 +13,7 @@ from datadistill.evaluation.nearest import judge_nearest
 from datadistill.evaluation.scores import Score, summarize
 from datadistill.inner.functional import Network, Weights, make_network
 from datadistill.inner.unroll import with_noise
-from datadistill.models import SCHEMES, ModelFactory, create_model, model_name
+from datadistill.models import SCHEMES, ModelFactory, chosen_model, create_model, model_name, same_model
 from datadistill.pools import Networks, Pool
 from datadistill.registry import Registry
 from datadistill.runtime import stream
@@ -57,6 +57,7 @@ def evaluate(
     seed: int = 0,
     pool: Pool | None = None,
     scheme: str | None = None,
+    batch_norm: str | None = None,
     count: Callable[[], None] = lambda: None,
 ) -> Score:
     """Train networks on distilled data and test them on real images.
@@ -77,6 +78,7 @@ def evaluate(
         pool: of trained networks, for data made for random-pretrained ones. Of the pool that the data was made with,
             only the reserved networks are used; of any other one, all of them.
         scheme: how fresh networks are drawn, one of `models.SCHEMES`; as the data was made for without it.
+        batch_norm: what layers with running statistics do: `batch` or `frozen`; as the data was made without it.
         count: called after each network.
 
     Raises:
@@ -100,13 +102,13 @@ def evaluate(
     device = real.test.images.device
     distilled = distilled.to(device)
     own = distilled.provenance.model
-    if model is None and ":" in own:
-        raise RequestError(f"this data was made for a network of your own, {own}: pass it as model")
-    policy = str(distilled.provenance.inner.get("batch_norm", "refused"))
-    network = make_network(create_model(model or own, real).to(device), policy)
+    chosen = chosen_model(model, own)
+    name = model_name(chosen)
+    policy = batch_norm or str(distilled.provenance.inner.get("batch_norm", "refused"))
+    network = make_network(create_model(chosen, real).to(device), policy)
     if pool is not None:
-        pool.check_fits(network, model_name(model or own), real)
-    starts = _starts(distilled, network, weights, model is not None and model_name(model) != own, pool)
+        pool.check_fits(network, name, real)
+    starts = _starts(distilled, network, weights, not same_model(name, own), pool)
     if scheme is not None:
         starts = _redrawn(starts, scheme)
     nets = _count(starts, nets)
@@ -121,7 +123,7 @@ def evaluate(
         count()
     by_step = tuple(summarize(list(step), len(judged_on)) for step in zip(*paths, strict=True))
     return Score(
-        model=model_name(model or distilled.provenance.model),
+        model=name,
         weights=_describe(distilled, starts, pool),
         protocol=protocol,
         nets=nets,

@@ -11,6 +11,7 @@ from datadistill.data.real import RealData
 from datadistill.distilled import DistilledData
 from datadistill.evaluation.protocols import NETS, evaluate
 from datadistill.evaluation.scores import Score, Summary
+from datadistill.models import ModelFactory
 from datadistill.pools import Pool
 
 
@@ -23,6 +24,7 @@ def evaluate_sets(
     sets: Sequence[DistilledData],
     real: RealData,
     *,
+    model: str | ModelFactory | None = None,
     nets: int | None = None,
     protocol: str = "own",
     seed: int = 0,
@@ -34,6 +36,7 @@ def evaluate_sets(
     Args:
         sets: of one kind, for the same network.
         real: the dataset.
+        model: the network, where its name alone does not say what it is.
         nets: fresh networks for all sets together; they are shared out equally, rounded up. Without it 20, or with a
             pool as many for each set as it has, at most 20.
         protocol: one of `PROTOCOLS`.
@@ -46,7 +49,7 @@ def evaluate_sets(
     """
     share = None if nets is None and pool is not None else nets_per_set(nets or NETS, len(sets))
     scores = [
-        evaluate(data, real, nets=share, protocol=protocol, seed=seed + number, pool=pool, count=count)
+        evaluate(data, real, model=model, nets=share, protocol=protocol, seed=seed + number, pool=pool, count=count)
         for number, data in enumerate(sets)
     ]
     return scores, pooled(scores)

@@ -24,6 +24,7 @@ from datadistill.errors import RequestError
 from datadistill.inner import native
 from datadistill.inner.functional import Network, Weights, as_leaves
 from datadistill.inner.products import PRODUCT_FUNCTIONS
+from datadistill.models.fits import check_scores
 from datadistill.runtime import is_out_of_memory
 
 _MOST_NAMED = 3
@@ -147,7 +148,7 @@ def find_undifferentiable(
         if not weights:
             raise RequestError("the network has no weights: there is nothing to train")
         images = images.detach()
-        _check_scores(twin, weights, images, num_classes)
+        check_scores(lambda images: _whole(twin, weights, images), images, num_classes)
         loss = twin.loss(weights, images, labels)
         unused = _unused(loss, weights)
         failure = _failure(twin, weights, images, labels, product)
@@ -181,22 +182,10 @@ def _own_random_numbers(device: torch.device) -> AbstractContextManager[None]:
     return torch.random.fork_rng(devices)
 
 
-def _check_scores(network: Network, weights: Weights, images: Tensor, num_classes: int) -> None:
-    shape = list(images.shape[1:])
-    try:
-        scores = network.logits(weights, images)
-    except (RuntimeError, ValueError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise RequestError(
-            f"the network does not take images of shape {shape} ({_brief(error)}): choose one that does"
-        ) from error
-    wanted = [len(images), num_classes]
-    if list(scores.shape) != wanted:
-        raise RequestError(
-            f"the network answers {len(images)} images with numbers of shape {list(scores.shape)}, but "
-            f"{num_classes} classes need {wanted}: give it one score for each class"
-        )
+def _whole(network: Network, weights: Weights, images: Tensor) -> Any:
+    """What the module itself answers, before anything is done with it that takes scores for granted."""
+    with torch.no_grad():
+        return functional_call(network.module, weights, (images,))
 
 
 def _unused(loss: Tensor, weights: Weights) -> list[Trouble]:

@@ -15,7 +15,7 @@ from datadistill.errors import RequestError, unknown_name
 from datadistill.inner.engine import Engine
 from datadistill.inner.functional import Network, make_network
 from datadistill.inner.plan import Demand, cheaper, settle
-from datadistill.models import SCHEMES, ModelFactory, create_model, model_name
+from datadistill.models import SCHEMES, ModelFactory, create_model, is_code, model_name
 from datadistill.pools import Pool
 from datadistill.runtime import is_out_of_memory
 from datadistill.weights import KINDS, InitialWeights, origin
@@ -139,10 +139,10 @@ def make_problem(
             raise RequestError(f"{kind.name} draws its weights: a pool is for random-pretrained and fixed-pretrained")
         pool.check_fits(network, model_name(model), real)
         scheme = pool.facts.scheme
-    elif kind.name == "fixed-pretrained" and isinstance(model, str):
+    elif kind.name == "fixed-pretrained" and isinstance(model, str) and not is_code(model):
         raise RequestError(
-            f"fixed-pretrained needs trained weights, and {model} has none of its own: give a pool with --pool, or, in "
-            "Python, a model function that returns a trained network"
+            f"fixed-pretrained needs trained weights, and {model} has none of its own: give a pool with --pool, or a "
+            "model function of your own that returns a trained network"
         )
     return Problem(
         real=real.to(device),

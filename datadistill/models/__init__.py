@@ -1,24 +1,45 @@
 """Networks by name."""
 
+import copy
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from datadistill.data.real import RealData
 from datadistill.errors import RequestError
 from datadistill.models.alexcifarnet import AlexCifarNet
+from datadistill.models.code import (
+    ModelFactory,
+    brief,
+    canonical,
+    chosen_model,
+    is_code,
+    load_factory,
+    same_model,
+)
 from datadistill.models.convnet import ConvNet, parse_convnet
+from datadistill.models.fits import check_fits
 from datadistill.models.lenet import LeNet
 from datadistill.models.mlp import MLP
 from datadistill.models.norms import NORMS
 from datadistill.models.schemes import SCHEMES, draw_weights
 from datadistill.registry import Registry
 
-__all__ = ["MODELS", "NORMS", "SCHEMES", "ModelFactory", "ModelInfo", "create_model", "draw_weights"]
-
-ModelFactory = Callable[..., nn.Module]
+__all__ = [
+    "MODELS",
+    "NORMS",
+    "SCHEMES",
+    "ModelFactory",
+    "ModelInfo",
+    "chosen_model",
+    "create_model",
+    "draw_weights",
+    "is_code",
+    "model_name",
+    "same_model",
+]
 
 
 @dataclass(frozen=True)
@@ -63,26 +84,46 @@ def create_model(model: str | ModelFactory, real: RealData) -> nn.Module:
     """A network for a dataset, on the CPU, with whatever weights its constructor drew.
 
     Args:
-        model: a name from `MODELS`, a ConvNet name such as `ConvNetD3W128BN`, or a function that returns a
-            `torch.nn.Module` and is called with those of `num_classes`, `in_channels` and `image_size` it accepts.
+        model: a name from `MODELS`, a ConvNet name such as `ConvNetD3W128BN`, a network of timm or torchvision such
+            as `timm:resnet18`, or a function that returns a `torch.nn.Module` and is called with those of
+            `num_classes`, `in_channels` and `image_size` it accepts, itself or by name as `package.module:function`
+            or `net.py:function`; a module itself is copied.
         real: what it is for.
 
     Raises:
-        RequestError: the name is unknown, or the network does not take such images.
+        RequestError: the name is unknown, its code cannot be loaded, or the network does not take such images.
     """
     facts: dict[str, int] = {
         "num_classes": real.num_classes,
         "in_channels": real.in_channels,
         "image_size": real.image_size,
     }
-    if isinstance(model, str):
+    if isinstance(model, str) and ":" not in model:
         options = parse_convnet(model)
         if options is not None:
             return ConvNet(**{**facts, **options})
         return MODELS.get(model).build(**facts)
-    parameters = inspect.signature(model).parameters
-    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    network = model(**{key: value for key, value in facts.items() if takes_all or key in parameters})
+    network = _call(load_factory(model) if isinstance(model, str) else model, facts)
+    check_fits(network, real.train.images[:1], real.num_classes)
+    return network
+
+
+def _call(factory: Any, facts: dict[str, int]) -> nn.Module:
+    """What a factory returns for the facts that it accepts."""
+    if isinstance(factory, nn.Module):
+        return copy.deepcopy(factory).cpu()
+    if not callable(factory):
+        raise RequestError(f"the model is a {type(factory).__name__}, not a function that returns a torch.nn.Module")
+    try:
+        parameters = inspect.signature(factory).parameters
+        takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        network = factory(**{key: value for key, value in facts.items() if takes_all or key in parameters})
+    except RequestError:
+        raise
+    except Exception as error:  # whatever a user's code raises
+        raise RequestError(
+            f"the model function failed ({brief(error)}): it is called with those of {', '.join(facts)} that it accepts"
+        ) from error
     if not isinstance(network, nn.Module):
         raise RequestError(f"the model function returned {type(network).__name__}, not a torch.nn.Module")
     return network
@@ -91,5 +132,7 @@ def create_model(model: str | ModelFactory, real: RealData) -> nn.Module:
 def model_name(model: str | ModelFactory) -> str:
     """How a result names its network: as given, or `module:function`."""
     if isinstance(model, str):
-        return model.lower()
+        return canonical(model)
+    if isinstance(model, nn.Module):
+        model = type(model)
     return f"{model.__module__}:{getattr(model, '__qualname__', type(model).__name__)}"

@@ -1,6 +1,8 @@
 """The card beside a distilled set: what it is, how well it does, how to use it; and the end of a run."""
 
+import html
 import json
+import re
 import shlex
 from dataclasses import replace
 
@@ -8,9 +10,10 @@ import jinja2
 
 from datadistill.data.real import RealData
 from datadistill.distilled import FILE_NAME, DistilledData
-from datadistill.errors import DatadistillError
+from datadistill.errors import DatadistillError, plain
 from datadistill.evaluation import NETS, Score, evaluate, percent
 from datadistill.files import write_atomically
+from datadistill.models import ModelFactory, is_code
 from datadistill.outer import Run
 from datadistill.pools import Pool
 from datadistill.progress import counting
@@ -22,7 +25,11 @@ CARD_NAME, CURVE_NAME = "README.md", "curve.png"
 
 
 def conclude(
-    run: Run, real: RealData, nets: int | None = None, pool: Pool | None = None
+    run: Run,
+    real: RealData,
+    nets: int | None = None,
+    pool: Pool | None = None,
+    model: str | ModelFactory | None = None,
 ) -> tuple[DistilledData, Score]:
     """End a run: judge the result on the test split, and complete its folder with score, sheet, curve and card.
 
@@ -31,12 +38,13 @@ def conclude(
         real: its dataset.
         nets: networks to judge by, as for `evaluate`.
         pool: of trained networks, if the run took its initial weights from one.
+        model: the network, where it is code: a result holds only its name.
 
     Returns:
         The distilled data with its score in the provenance, and the score.
     """
     with counting("evaluating", nets or NETS) as count:
-        score = evaluate(run.distilled, real, nets=nets, pool=pool, count=count)
+        score = evaluate(run.distilled, real, model=model, nets=nets, pool=pool, count=count)
     mine = run.distilled.provenance
     held_out = [entry for entry in mine.scores if entry.get("split") == "held_out"]
     distilled = replace(run.distilled, provenance=replace(mine, scores=[*held_out, score.as_json()]))
@@ -52,11 +60,19 @@ def conclude(
 def judging(distilled: DistilledData, place: str, pool: Pool | None) -> list[str]:
     """The words after `datadistill` that judge this data."""
     is_needed = pool is not None and pool.path is not None and _kind(distilled) == "random-pretrained"
-    return ["evaluate", place, *(["--pool", str(pool.path)] if pool is not None and is_needed else [])]
+    own = distilled.provenance.model
+    words = ["evaluate", place, *(["--model", own] if is_code(own) else [])]
+    return [*words, *(["--pool", str(pool.path)] if pool is not None and is_needed else [])]
 
 
 def _kind(distilled: DistilledData) -> str:
     return str(distilled.provenance.weights.get("kind", ""))
+
+
+def _text(value: object) -> str:
+    """Somebody's words in Markdown: neither HTML nor a link, a table's edge or a new line."""
+    escaped = html.escape(plain(str(value)), quote=False)
+    return re.sub(r"([\\`*_\[\]|#])", r"\\\1", escaped)
 
 
 def make_card(distilled: DistilledData, score: Score, place: str, pool: Pool | None = None) -> str:
@@ -76,6 +92,7 @@ def make_card(distilled: DistilledData, score: Score, place: str, pool: Pool | N
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("datadistill.report"), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
+    environment.filters |= {"text": _text, "code": lambda words: plain(str(words)).replace("`", "'")}
     return environment.get_template("card.md.jinja").render(
         p=provenance,
         score=score,

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from datadistill.distilled import DistilledData
+from datadistill.errors import plain
 from datadistill.files import write_atomically
 
 SHEET_NAME = "sheet.png"
@@ -47,7 +48,7 @@ def draw_sheet(distilled: DistilledData) -> Image.Image:
     for label, name in enumerate(classes):
         left = _MARGIN + (label % across) * (cell + _GAP)
         top = _MARGIN + (label // across) * band
-        draw.text((left + cell / 2, top), _fit(name, font, cell), _INK, font, anchor="ma")
+        draw.text((left + cell / 2, top), _fit(plain(name), font, cell), _INK, font, anchor="ma")
         for row, index in enumerate(members[label]):
             place = (left, top + _CAPTION + row * (cell + _GAP))
             sheet.paste(_picture(images[index], cell), place)
@@ -74,7 +75,7 @@ def _footer(distilled: DistilledData) -> str:
     mine = distilled.provenance
     count = len(distilled.labels)
     kind = mine.weights.get("kind", "")
-    return (
+    return plain(
         f"{mine.dataset}, {count} image{'s' if count != 1 else ''}, {mine.method.get('name', '')}, {mine.model}, "
         f"{kind}; each image in its own contrast"
     )

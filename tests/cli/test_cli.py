@@ -13,6 +13,7 @@ import datadistill as dd
 from datadistill.cli.main import COMMANDS, main
 from datadistill.data import DATASETS
 from datadistill.descent import Outer
+from datadistill.formats import FORMATS
 from datadistill.methods import DD, METHODS
 from datadistill.models import MODELS
 from datadistill.recipes import recipes
@@ -124,6 +125,7 @@ def test_show(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("recipes", recipes().names()),
         ("WEIGHTS", KINDS.names()),
         ("datasets", DATASETS.names()),
+        ("formats", FORMATS.names()),
     ],
 )
 def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,6 +190,10 @@ WRONG = {
     "images of the wrong size": (["distill", "--dataset", "digits"], "use --model convnet or mlp"),
     "nothing to evaluate": (["evaluate", "nowhere"], "no distilled data at nowhere"),
     "nothing to show": (["show", "nowhere"], "no distilled data at nowhere"),
+    "nothing to export": (["export", "nowhere", "--to", "npz"], "no distilled data at nowhere"),
+    "an unknown format": (["export", "x", "--to", "mmt"], "did you mean mtt"),
+    "nothing to import": (["import", "nowhere"], "nothing at nowhere"),
+    "a file of code that is not there": (["distill", "--model", "nowhere.py:net"], "no file nowhere.py"),
     "nothing to resume": (["distill", "--resume"], "no run to resume"),
     "no path": (["evaluate"], "required: PATH"),
     "no value": (["distill", "--seed"], "expected one argument"),

@@ -1,0 +1,72 @@
+"""A Hugging Face dataset folder, as `datasets.load_from_disk` reads it: exact float images and class names.
+
+It needs the library `datasets`, which comes with the extra `hf`.
+"""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from datadistill.distilled import DistilledData
+from datadistill.errors import DamagedFileError, RequestError
+from datadistill.formats.base import Foreign, require, take_images, take_labels, whole_folder
+from datadistill.formats.sidecar import read_sidecar, restore, write_sidecar
+
+
+def write_hf(distilled: DistilledData, path: Path) -> None:
+    """Columns `image` (float32 [C, H, W], as the network is fed) and `label`; the rest is JSON beside them."""
+    library = _library()
+    arrays = distilled.as_arrays()
+    shape = arrays["images"].shape[1:]
+    try:
+        features = library.Features(
+            image=library.Array3D(shape, "float32"),
+            label=library.ClassLabel(names=list(distilled.provenance.classes)),
+        )
+    except ValueError as error:
+        raise RequestError(f"Hugging Face takes no such class names: {error}") from error
+    # From files that are closed again: the library keeps what it maps.
+    table = library.Dataset.from_dict({"image": list(arrays["images"]), "label": arrays["labels"]}, features=features)
+    with whole_folder(path) as folder:
+        table.save_to_disk(str(folder))
+        write_sidecar(distilled, folder)
+
+
+def read_hf(path: Path) -> list[Foreign | DistilledData]:
+    """The folder's one set: ours, or any with float or 8-bit images in `image` and classes in `label`."""
+    library = _library()
+    try:
+        table = library.load_from_disk(str(path))
+        require(isinstance(table, library.Dataset), "it holds several splits: name the folder of one")
+        kinds, rows = table.features, len(table)
+        require({"image", "label"} <= kinds.keys(), "it has no columns image and label")
+        require(rows > 0, "it is empty")
+        labels, names = np.array(table["label"]), getattr(kinds["label"], "names", None)
+        pictures = [np.array(image) for image in table.with_format("numpy")["image"]]
+        images = np.stack([picture[..., None] if picture.ndim == 2 else picture for picture in pictures])
+    except DamagedFileError:
+        raise
+    except Exception as error:  # of the library, or of what it reads
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedFileError(f"{path} is damaged or no Hugging Face dataset folder: {reason}") from error
+    indices, _ = take_labels(torch.from_numpy(labels), "the labels")
+    if images.dtype == np.uint8:
+        return [Foreign(None, indices, pixels=torch.from_numpy(images), classes=_tuple(names))]
+    found, about = take_images(torch.from_numpy(images), "the images"), read_sidecar(path)
+    return [Foreign(found, indices, classes=_tuple(names)) if about is None else restore(about, found, indices)]
+
+
+def _tuple(names: Any) -> tuple[str, ...] | None:
+    return tuple(map(str, names)) if names else None
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("datasets")
+    except ImportError as error:
+        raise RequestError(
+            "Hugging Face datasets need their library: install it with `pip install 'datadistill[hf]'`"
+        ) from error

@@ -1,0 +1,143 @@
+"""A network of a user's own, from a file outside the package, through the commands."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+import datadistill as dd
+from datadistill.cli.main import main
+
+RESNET = """
+import torch.nn.functional as F
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, before, after):
+        super().__init__()
+        self.first = nn.Conv2d(before, after, 3, padding=1, bias=False)
+        self.second = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(after), nn.BatchNorm2d(after)])
+        self.short = nn.Conv2d(before, after, 1)
+
+    def forward(self, images):
+        hidden = F.relu(self.norms[0](self.first(images)))
+        return F.relu(self.norms[1](self.second(hidden)) + self.short(images))
+
+
+def resnet(num_classes, in_channels):
+    blocks = [Block(in_channels, 8), nn.MaxPool2d(2), Block(8, 16)]
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
+"""
+QUICK = ["--dataset", "digits", "--iterations", "20", "--outer-look-every", "10", "--batch", "64"]
+OWN = ["--model", "net.py:resnet"]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datadistill.cli.main.keep_freed_memory", lambda: True)
+    Path("net.py").write_text(RESNET)
+
+
+def test_a_resnet_with_batch_norm_distils_evaluates_and_resumes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["distill", *QUICK, *OWN, "--out", "run"]) == 2
+    assert "--batch-norm batch" in capsys.readouterr().err
+    assert main(["distill", *QUICK, *OWN, "--batch-norm", "batch", "--out", "run"]) == 0
+    assert "evaluate run --model net.py:resnet" in capsys.readouterr().out
+    data = dd.load_distilled("run")
+    assert data.provenance.model == "net.py:resnet"
+    assert "datadistill evaluate run --model net.py:resnet" in Path("run/README.md").read_text()
+    assert main(["evaluate", "run", *OWN, "--json"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)["results"]
+    assert result["weights"].startswith("fixed-init")
+    assert result["accuracy"] == data.provenance.scores[-1]["accuracy"]
+    # The file may lie elsewhere by then.
+    Path("sub").mkdir()
+    Path("net.py").rename("sub/net.py")
+    assert main(["evaluate", "run", "--model", "sub/net.py:resnet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"][0]["accuracy"] == result["accuracy"]
+    assert main(["distill", "--resume", "--out", "run", "--model", "sub/net.py:resnet"]) == 0
+    assert torch.equal(dd.load_distilled("run").images, data.images)
+
+
+def test_code_is_never_loaded_because_a_file_names_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["distill", *QUICK, *OWN, "--batch-norm", "batch", "--out", "run"]) == 0
+    Path("net.py").write_text("import pathlib\npathlib.Path('ran').touch()\n" + RESNET)
+    for command in (
+        ["evaluate", "run"],
+        ["compare", "run", "--baselines", "random"],
+        ["audit", "run"],
+        ["distill", "--resume", "--out", "run"],
+    ):
+        capsys.readouterr()
+        assert main(command) == 2, command
+        error = capsys.readouterr().err
+        assert "net.py:resnet, which is code" in error
+        assert "--model" in error
+        assert error.count("\n") == 1
+    for command in (["show", "run"], ["export", "run", "--to", "npz"]):
+        assert main(command) == 0
+    assert not Path("ran").exists()
+    assert main(["evaluate", "run", *OWN]) == 0
+    assert Path("ran").exists()
+
+
+def test_the_way_to_go_on_names_the_network(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datadistill.signals import StopRequest
+
+    monkeypatch.setattr(StopRequest, "requested", True, raising=False)
+    monkeypatch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", None))
+    assert main(["distill", *QUICK, *OWN, "--batch-norm", "batch", "--out", "run"]) == 130
+    assert "go on with: datadistill distill --resume --out run --model net.py:resnet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["baseline", "--steps", "1", "--epochs", "1", "--nets", "1", "--batch-norm", "batch"],
+        ["pretrain", "--nets", "2", "--reserved", "1", "--epochs", "1", "--batch-norm", "batch", "--out", "pool"],
+        ["plan", "--batch-norm", "batch", "--batch", "64", "--storage", "full"],
+        ["check", "--batch-norm", "batch", "--batch", "32", "--directions", "1", "--epochs", "1"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_the_other_commands_take_it_too(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--dataset", "digits", *OWN]) == 0, capsys.readouterr().err
+
+
+def test_compare_and_audit_take_it_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["distill", *QUICK, "--model", "mlp", "--out", "run"]) == 0
+    words = [*OWN, "--batch-norm", "batch", "--nets", "2"]
+    assert main(["compare", "run", "--baselines", "random", *words]) == 0, capsys.readouterr().err
+    assert main(["audit", "run", *words, "--train-epochs", "1"]) in (0, 1)
+    assert "net.py" not in capsys.readouterr().err
+
+
+def test_a_pool_of_own_networks(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--dataset", "digits", *OWN, "--batch-norm", "batch"]
+    assert main(["pretrain", *words, "--nets", "3", "--reserved", "1", "--epochs", "1"]) == 0
+    pool = "pools/digits-net.py-resnet.safetensors"
+    assert dd.load_pool(pool).facts.model == "net.py:resnet"
+    more = ["--weights", "random-pretrained", "--pool", pool, "--steps", "1", "--networks", "1", "--out", "run"]
+    assert main(["distill", *words, *more, "--iterations", "2", "--batch", "64"]) == 0, capsys.readouterr().err
+
+
+def test_the_program_itself(tmp_path: Path) -> None:
+    """As a user starts it, in a folder of their own."""
+    (tmp_path / "nets_of_a_user.py").write_text(RESNET)
+    words = ["--model", "nets_of_a_user:resnet", "--batch-norm", "batch", "--out", "run"]
+    command = [sys.executable, "-c", "from datadistill.cli.main import run_and_exit; run_and_exit()"]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(
+        [*command, "distill", *QUICK, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "nets_of_a_user:resnet" in done.stdout

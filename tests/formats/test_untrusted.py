@@ -1,0 +1,363 @@
+"""Files from strangers: each ends in one sentence and exit code 1 or 2, whatever was done to it, and nothing runs."""
+
+import io
+import json
+import os
+import pickle
+import resource
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import datadistill as dd
+from datadistill.cli.main import main
+from datadistill.data.transforms import Normalization
+from datadistill.distilled import Provenance
+from datadistill.errors import DatadistillError
+from datadistill.formats import FORMATS, export_to, import_from
+from datadistill.formats.pickles import read_pickle
+
+FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+NAMES = ("plain", "../../up", "a\nb", "<b>x</b>", "[/red]", "| x |", "\x1b[31m", "`code`", "![x](y)", "end")
+
+
+def sample() -> dd.DistilledData:
+    provenance = Provenance(
+        dataset="digits",
+        classes=tuple("0123456789"),
+        normalization=Normalization((0.3051,), (0.3756,)),
+        model="mlp",
+        weights={"kind": "random-init", "scheme": "xavier"},
+        inner={"optimizer": "sgd", "steps": 1, "epochs": 2, "augment": None, "loss": "cross-entropy"},
+        method={"name": "dd"},
+        seed=3,
+    )
+    return dd.DistilledData(
+        images=torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
+        labels=torch.arange(10),
+        batches=torch.arange(10).view(1, 10),
+        learning_rates=torch.tensor([0.5, 0.25]),
+        provenance=provenance,
+    )
+
+
+def pool_bytes(folder: Path) -> bytes:
+    from datadistill.pools import PoolFacts, stacked_in_half
+
+    facts = PoolFacts(
+        dataset="digits",
+        classes=tuple("abc"),
+        normalization=Normalization((0.5,), (0.25,)),
+        image_shape=(1, 2, 2),
+        model="mlp",
+        scheme="xavier",
+        batch_norm="refused",
+        training=dd.Training(epochs=2),
+        seed=3,
+        reserved=1,
+        accuracies=(0.5, 0.6, 0.7),
+    )
+    dd.Pool(facts, stacked_in_half([{"a": torch.ones(3, 4)}] * 3)).save(folder / "pool")
+    return (folder / "pool").read_bytes()
+
+
+def ends_well(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A command ends with 0, or with one sentence and 1 or 2; a traceback would leave `main`."""
+    code = main(command)
+    error = capsys.readouterr().err
+    assert code in (0, 1, 2)
+    if code:
+        lines = [line for line in error.splitlines() if line.startswith("datadistill: ")]
+        assert len(lines) == 1, error
+        assert lines[0].isprintable()
+        assert len(lines[0]) < 2000
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datadistill.cli.main.keep_freed_memory", lambda: True)
+
+
+def damaged(whole: bytes, data: st.DataObject) -> bytes:
+    """A whole file after one of the things that happen to files."""
+    at = data.draw(st.integers(0, len(whole) - 1))
+    kind = data.draw(st.sampled_from(["cut", "flip", "insert", "size", "zero", "more"]))
+    if kind == "cut":
+        return whole[:at]
+    if kind == "insert":
+        return whole[:at] + data.draw(st.binary(min_size=1, max_size=9)) + whole[at:]
+    if kind == "size":
+        claimed = data.draw(st.sampled_from([0, 1, 2**31 - 1, 2**32 - 1, 2**40, 2**63, 2**64 - 1]))
+        return whole[:at] + struct.pack("<Q", claimed) + whole[at + 8 :]
+    if kind == "zero":
+        return whole[:at] + bytes(min(20, len(whole) - at)) + whole[at + 20 :]
+    if kind == "more":
+        return whole + data.draw(st.binary(min_size=1, max_size=99))
+    return whole[:at] + bytes([whole[at] ^ data.draw(st.integers(1, 255))]) + whole[at + 1 :]
+
+
+def with_header(change: Callable[[dict[str, Any]], Any]) -> bytes:
+    """A file with another JSON in its metadata."""
+    header = json.loads(sample().header())
+    changed = change(header)
+    text = changed if isinstance(changed, str) else json.dumps(header)
+    return safetensors.torch.save(sample().tensors(), {"datadistill": text})
+
+
+JSONS = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**400), 10**400) | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@pytest.mark.slow
+@settings(FUZZ, max_examples=200)
+@given(data=st.data())
+def test_a_damaged_set_ends_in_one_sentence(data: st.DataObject, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = safetensors.torch.save(sample().tensors(), {"datadistill": sample().header()})
+    Path("x.safetensors").write_bytes(damaged(whole, data))
+    ends_well(["show", "x.safetensors", "--out", "x.png"], capsys)
+
+
+@pytest.mark.slow
+@settings(FUZZ, max_examples=100)
+@given(key=st.sampled_from([*json.loads(sample().header())]), value=JSONS)
+def test_any_json_in_a_set_ends_in_one_sentence(key: str, value: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        Path("x.safetensors").write_bytes(with_header(lambda header: header.update({key: value})))
+    except ValueError:  # a number that JSON cannot write
+        return
+    ends_well(["show", "x.safetensors", "--out", "x.png"], capsys)
+    ends_well(["evaluate", "x.safetensors", "--dataset", "digits", "--nets", "1", "--json"], capsys)
+
+
+@pytest.mark.slow
+@settings(FUZZ, max_examples=100)
+@given(data=st.data())
+def test_a_damaged_pool_ends_in_one_sentence(data: st.DataObject, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("x.safetensors").write_bytes(damaged(pool_bytes(Path.cwd()), data))
+    words = ["--dataset", "digits", "--model", "mlp", "--weights", "random-pretrained", "--pool", "x.safetensors"]
+    assert main(["check", *words]) in (1, 2)  # a whole one is for another network
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+HEADERS = {
+    "deep JSON": lambda: with_header(lambda header: "[" * 100_000),
+    "deep JSON that is closed": lambda: with_header(lambda header: '{"a":' * 5000 + "1" + "}" * 5000),
+    "no JSON": lambda: with_header(lambda header: "{"),
+    "a number without end": lambda: with_header(lambda header: '{"format": ' + "9" * 10_000 + "}"),
+    "a mean beyond floats": lambda: with_header(
+        lambda header: header.update(normalization={"mean": [10**400], "std": [1]})
+    ),
+    "a mean that is no number": lambda: with_header(
+        lambda header: header.update(normalization={"mean": [float("nan")], "std": [1]})
+    ),
+    "a huge header": lambda: struct.pack("<Q", 2**40) + b"{}",
+    "a negative header": lambda: struct.pack("<q", -1) + b"{}",
+    "a huge tensor": lambda: _claiming([1 << 40]),
+    "a product beyond 64 bits": lambda: _claiming([1 << 40, 1 << 40]),
+    "another type": lambda: safetensors.torch.save(
+        {**sample().tensors(), "images": sample().images.half()}, {"datadistill": sample().header()}
+    ),
+    "numbers that are not finite": lambda: safetensors.torch.save(
+        {**sample().tensors(), "images": sample().images / 0}, {"datadistill": sample().header()}
+    ),
+    "nothing": lambda: b"",
+}
+
+
+def _claiming(shape: list[int]) -> bytes:
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 1 << 42]}
+    header = json.dumps({"images": entry}).encode()
+    return struct.pack("<Q", len(header)) + header
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_a_lying_header_is_refused(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("x.safetensors").write_bytes(HEADERS[case]())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert main(["evaluate", "x.safetensors"]) in (1, 2)
+    assert capsys.readouterr().err.count("\n") == 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def written(name: str) -> Path:
+    """A whole file of a format."""
+    path = Path(f"whole-{name}{FORMATS.get(name).suffix}")
+    if not path.exists():
+        export_to(sample(), name, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["dc", "2018", "npz"])
+@pytest.mark.slow
+@settings(FUZZ, max_examples=100)
+@given(data=st.data())
+def test_a_damaged_import_ends_in_one_sentence(
+    name: str, data: st.DataObject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(f"x{FORMATS.get(name).suffix}")
+    path.write_bytes(damaged(written(name).read_bytes(), data))
+    Path("x.safetensors").unlink(missing_ok=True)
+    ends_well(["import", str(path), "--dataset", "digits", "--model", "mlp"], capsys)
+
+
+@pytest.mark.slow
+@settings(FUZZ, max_examples=100)
+@given(data=st.data())
+def test_a_damaged_old_pickle_ends_in_one_sentence(data: st.DataObject, capsys: pytest.CaptureFixture[str]) -> None:
+    buffer = io.BytesIO()
+    steps = [(torch.ones(10, 1, 8, 8), torch.arange(10), torch.tensor(0.1))]
+    torch.save(steps, buffer, _use_new_zipfile_serialization=False)
+    Path("x.pth").write_bytes(damaged(buffer.getvalue(), data))
+    Path("x.safetensors").unlink(missing_ok=True)
+    ends_well(["import", "x.pth", "--dataset", "digits", "--model", "mlp"], capsys)
+
+
+@pytest.mark.slow
+@settings(FUZZ, max_examples=100)
+@given(data=st.data(), part=st.sampled_from(["datadistill.json", "3/00003.png"]))
+def test_damaged_pictures_end_in_one_sentence(
+    data: st.DataObject, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written("png") / part
+    whole = path.read_bytes()
+    path.write_bytes(damaged(whole, data))
+    Path("x.safetensors").unlink(missing_ok=True)
+    ends_well(["import", str(written("png")), "--out", "x.safetensors"], capsys)
+    path.write_bytes(whole)
+
+
+class Evil:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_code_in_a_pickle_is_refused(legacy: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"data": [Evil()]}, "x.pt", _use_new_zipfile_serialization=not legacy)
+    Path("y.pt").write_bytes(pickle.dumps(Evil()))
+    Path("m").mkdir()
+    torch.save(torch.ones(10, 1, 8, 8), "m/images_best.pt")
+    torch.save(Evil(), "m/labels_best.pt")
+    for name in ("x.pt", "y.pt", "m"):
+        assert main(["import", name, "--dataset", "digits"]) == 1
+        assert capsys.readouterr().err.count("\n") == 1
+    np.savez("x.npz", images=np.array([Evil()], dtype=object), labels=np.arange(1))
+    assert main(["import", "x.npz", "--dataset", "digits"]) == 1
+    assert "pickled objects, which are not read" in capsys.readouterr().err
+    assert not Path("ran").exists()
+
+
+def test_numbers_of_numpy_are_read_without_numpy() -> None:
+    torch.save([np.float64(0.25), np.float32(0.5), np.int64(3)], "x.pt")
+    assert read_pickle(Path("x.pt")) == [0.25, 0.5, 3.0]
+    torch.save([np.array([1.0, 2.0])], "x.pt")
+    with pytest.raises(DatadistillError, match="refused"):
+        read_pickle(Path("x.pt"))
+
+
+def _repacked(change: Callable[[str, bytes], bytes], compressed: bool = False) -> None:
+    """The file `x.pt` with other entries."""
+    kind = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+    with zipfile.ZipFile(written("dc")) as whole, zipfile.ZipFile("x.pt", "w", kind) as out:
+        for entry in whole.infolist():
+            out.writestr(entry.filename, change(entry.filename, whole.read(entry)))
+
+
+def test_sizes_in_a_pickle_are_not_believed(capsys: pytest.CaptureFixture[str]) -> None:
+    # 640 numbers, as BININT2, become 2^31 - 1 as BININT.
+    huge = b"J" + struct.pack("<i", 2**31 - 1)
+    _repacked(lambda name, content: content.replace(b"M\x80\x02", huge) if name.endswith("data.pkl") else content)
+    assert main(["import", "x.pt", "--dataset", "digits"]) == 1
+    assert "claim more than the file holds" in capsys.readouterr().err
+    _repacked(lambda name, content: bytes(1 << 20) if name.endswith("data/0") else content, compressed=True)
+    assert main(["import", "x.pt", "--dataset", "digits"]) == 1
+    assert "an entry is compressed" in capsys.readouterr().err
+    torch.save({"data": [[torch.zeros(1).expand(1 << 30, 1, 8, 8), torch.zeros(1 << 5)]]}, "x.pt")
+    assert main(["import", "x.pt", "--dataset", "digits"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_tensor_that_repeats_its_storage_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"data": [[torch.zeros(1).expand(1000, 1, 8, 8), torch.zeros(1).long().expand(1000)]]}, "x.pt")
+    assert main(["import", "x.pt", "--dataset", "digits"]) == 1
+    assert "claims 64,000 numbers, but holds fewer" in capsys.readouterr().err
+
+
+def test_sizes_in_an_npz_are_not_believed(capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez_compressed("x.npz", images=np.zeros((1 << 20, 1, 8, 8), dtype=np.float32), labels=np.zeros(1 << 20, int))
+    assert main(["import", "x.npz", "--dataset", "digits"]) == 1
+    assert "claim to become" in capsys.readouterr().err
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 1, 8, 8)})
+    with zipfile.ZipFile("x.npz", "w") as archive:
+        archive.writestr("images.npy", buffer.getvalue())
+    assert main(["import", "x.npz", "--dataset", "digits"]) == 1
+    assert "bytes it has not" in capsys.readouterr().err
+
+
+def test_a_picture_that_claims_a_huge_size_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    path = written("png") / "3" / "00003.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:16] + struct.pack(">II", 60_000, 60_000) + whole[24:])
+    assert main(["import", str(written("png")), "--out", "x.safetensors"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_names_of_strangers_are_shown_and_do_nothing(capsys: pytest.CaptureFixture[str], digits: dd.RealData) -> None:
+    data = sample()
+    data = replace(data, provenance=replace(data.provenance, classes=NAMES, model="mlp\x1b[31m[/red]\n"))
+    data.save("x.safetensors")
+    assert main(["show", "x.safetensors", "--out", "x.png"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "x.safetensors"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+    strange = replace(digits, classes=NAMES, normalization=data.provenance.normalization)
+    score = dd.evaluate(data, strange, model="mlp", nets=1, weights="random-init")
+    from datadistill.cli.common import print_table
+    from datadistill.cli.evaluate import _row
+
+    print_table("[/red]\x1b[31m", ["[/x]"] + ["b"] * 7, [_row("[/red]", replace(score, model=NAMES[6]))])
+    assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_escaped_in_a_card(name: str, digits: dd.RealData) -> None:
+    from datadistill.report.card import make_card
+
+    run = dd.distill(digits, model="mlp", iterations=1, device="cpu").distilled
+    score = dd.evaluate(run, digits)
+    mine = replace(run.provenance, dataset=name, model=name, recipe=f"x {name}")
+    card = make_card(replace(run, provenance=mine), score, "place")
+    assert "<b>" not in card.replace("`x <b>x</b>`", "")
+    assert "\x1b" not in card
+    assert "![x](y)" not in card.replace("`x ![x](y)`", "")
+    heading = card.splitlines()[0]
+    assert heading.startswith("# 10 images that stand for ")
+    assert all(line.count("|") - line.count("\\|") == 3 for line in card.splitlines() if line.startswith("| network"))
+
+
+def test_nothing_is_imported_for_a_file_that_names_code(digits: dd.RealData) -> None:
+    Path("evil.py").write_text("import pathlib\npathlib.Path('ran').touch()\nf = None")
+    data = sample()
+    data = replace(data, provenance=replace(data.provenance, model="evil.py:f", normalization=digits.normalization))
+    export_to(data, "npz", "x.npz")
+    back = import_from("x.npz", real=digits)
+    with pytest.raises(DatadistillError, match="code is not loaded because a file names it"):
+        dd.evaluate(back, digits)
+    assert not Path("ran").exists()
