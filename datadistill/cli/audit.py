@@ -5,7 +5,14 @@ import json
 from typing import Any
 
 from datadistill.audit import APART, SHARE, Audit, audit
-from datadistill.cli.common import add_batch_norm_flag, add_data_flags, add_model_flag, load_data, print_table
+from datadistill.cli.common import (
+    add_batch_norm_flag,
+    add_data_flags,
+    add_model_flag,
+    chosen_dataset,
+    load_data,
+    print_table,
+)
 from datadistill.cli.parsing import Parser, number, positive_int
 from datadistill.data import RealData
 from datadistill.distilled import DistilledData, load_distilled
@@ -58,7 +65,7 @@ def add_flags(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     device = resolve_device(arguments.device)
     distilled = load_distilled(arguments.path).to(device)
-    name = arguments.dataset or distilled.provenance.dataset
+    name = chosen_dataset(arguments.dataset, distilled.provenance.dataset)
     real = load_data(name, arguments, like=distilled).to(device)
     distilled.check_matches(real)
     model = chosen_model(arguments.model, distilled.provenance.model)

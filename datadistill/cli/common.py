@@ -13,8 +13,9 @@ from rich.text import Text
 
 from datadistill.cli.parsing import images_per_class, one_of, positive_int
 from datadistill.data import DATASETS, Options, RealData, Source, is_named, load
+from datadistill.data.huggingface import PREFIX
 from datadistill.distilled import DistilledData
-from datadistill.errors import plain
+from datadistill.errors import RequestError, plain
 from datadistill.evaluation import NETS
 from datadistill.pools import Pool, load_pool
 
@@ -147,6 +148,20 @@ def load_data(
     if before is None or real.source is None:
         return real
     return replace(real, source=replace(real.source, given=before.given))
+
+
+def chosen_dataset(given: str | None, recorded: str) -> str:
+    """What the user gave, else the dataset that a file names.
+
+    Raises:
+        RequestError: the file names one to be fetched, which nobody but the user may ask for.
+    """
+    if given is None and recorded.lower().startswith(PREFIX):
+        raise RequestError(
+            f"the file was made from {recorded}, and nothing is fetched because a file names it: if you mean to, give "
+            f"it with --dataset {recorded}"
+        )
+    return given or recorded
 
 
 def repeated(arguments: argparse.Namespace, command: str, skipped: tuple[str, ...]) -> str:

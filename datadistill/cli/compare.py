@@ -8,7 +8,7 @@ import torch
 
 from datadistill.baselines import BASELINES
 from datadistill.cli import evaluate as evaluate_command
-from datadistill.cli.common import given_pool, load_data, print_table
+from datadistill.cli.common import chosen_dataset, given_pool, load_data, print_table
 from datadistill.cli.parsing import Parser, one_of
 from datadistill.data import RealData
 from datadistill.distilled import DistilledData, load_distilled
@@ -112,7 +112,7 @@ def _real(sets: dict[str, DistilledData], arguments: argparse.Namespace) -> Real
         raise RequestError(
             f"these sets were made from {', '.join(sorted(datasets))}: say with --dataset what to test on"
         )
-    name = arguments.dataset or datasets.pop()
+    name = chosen_dataset(arguments.dataset, datasets.pop())
     first = next(iter(sets.values()))
     return load_data(name, arguments, like=first).to(resolve_device(arguments.device))
 

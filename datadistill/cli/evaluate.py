@@ -11,6 +11,7 @@ from datadistill.cli.common import (
     add_data_flags,
     add_nets_flag,
     add_pool_flag,
+    chosen_dataset,
     given_pool,
     load_data,
     print_table,
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
     documents, rows = [], []
     for path in arguments.paths:
         distilled = load_distilled(path)
-        name = arguments.dataset or distilled.provenance.dataset
+        name = chosen_dataset(arguments.dataset, distilled.provenance.dataset)
         key = (name, distilled.images.shape[1:])
         if key not in loaded:
             loaded[key] = load_data(name, arguments, like=distilled).to(device)

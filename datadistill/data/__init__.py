@@ -10,6 +10,7 @@ from datadistill.data.external import Datasets, as_real, from_arrays, from_datas
 from datadistill.data.named import cifar_10, cifar_100, fashion_mnist, svhn, usps, usps_16
 from datadistill.data.options import Options
 from datadistill.data.real import RealData, Source, Split
+from datadistill.data.solar import solar_cells
 from datadistill.data.transforms import Normalization
 from datadistill.errors import RequestError
 from datadistill.progress import Bar, counting, say
@@ -52,6 +53,7 @@ DATASETS = Registry(
     (
         DatasetInfo("mnist", "60,000 + 10,000 handwritten digits, 28x28 grey, in this package", mnist),
         DatasetInfo("digits", "1,797 handwritten digits, 8x8 grey, from scikit-learn", digits),
+        DatasetInfo("solar-cells", "2,624 photographs of solar cells, 64x64 grey; package elpv-dataset", solar_cells),
         DatasetInfo("mnist-rgb", "MNIST at 32x32 with three equal channels, beside SVHN; in this package", mnist_rgb),
         DatasetInfo("fashion-mnist", "60,000 + 10,000 pictures of clothes, 28x28 grey; official files", fashion_mnist),
         DatasetInfo("usps", "7,291 + 2,007 digits from envelopes, 16x16 grey made 28x28; official files", usps),

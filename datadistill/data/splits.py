@@ -14,7 +14,7 @@ from datadistill.data.real import RealData, Source, from_pixels, stratified
 from datadistill.errors import RequestError
 
 TEST_SHARE = 5
-"""Where there is no test split, one in so many images of the training split makes it."""
+"""Where there is neither a test nor a validation split, one in so many images of the training split makes it."""
 
 
 MOST_CLASSES = 10_000
@@ -74,6 +74,12 @@ def assemble(name: str, source: Source, found: Splits, say: Callable[[str], None
     Raises:
         RequestError: there are too few images.
     """
+    if found.test is None and found.held_out is not None:
+        # As in ImageNet: what such sets call validation is what their results are reported on.
+        remark = (
+            "there is no test split: the validation split is taken for one, and choices are made by training images"
+        )
+        found = replace(found, test=found.held_out, held_out=None, remarks=(remark, *found.remarks))
     given = {"train": found.train, "held_out": found.held_out, "test": found.test}
     splits = {role: split for role, split in given.items() if split is not None}
     for role, split in splits.items():

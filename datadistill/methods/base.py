@@ -15,7 +15,7 @@ from datadistill.errors import RequestError, unknown_name
 from datadistill.inner.engine import Engine
 from datadistill.inner.functional import Network, make_network
 from datadistill.inner.plan import Demand, cheaper, settle
-from datadistill.models import SCHEMES, ModelFactory, create_model, is_code, model_name
+from datadistill.models import SCHEMES, ModelFactory, create_model, has_own_weights, model_name
 from datadistill.pools import Pool
 from datadistill.runtime import is_out_of_memory
 from datadistill.weights import KINDS, InitialWeights, origin
@@ -139,7 +139,7 @@ def make_problem(
             raise RequestError(f"{kind.name} draws its weights: a pool is for random-pretrained and fixed-pretrained")
         pool.check_fits(network, model_name(model), real)
         scheme = pool.facts.scheme
-    elif kind.name == "fixed-pretrained" and isinstance(model, str) and not is_code(model):
+    elif kind.name == "fixed-pretrained" and not has_own_weights(model):
         raise RequestError(
             f"fixed-pretrained needs trained weights, and {model} has none of its own: give a pool with --pool, or a "
             "model function of your own that returns a trained network"

@@ -20,6 +20,7 @@ from datadistill.models.code import (
     same_model,
 )
 from datadistill.models.convnet import ConvNet, parse_convnet
+from datadistill.models.efficientnet import EfficientNetLite0
 from datadistill.models.fits import check_fits
 from datadistill.models.lenet import LeNet
 from datadistill.models.mlp import MLP
@@ -51,12 +52,14 @@ class ModelInfo:
         line: one line of explanation.
         build: called with `num_classes`, `in_channels` and `image_size`.
         paper: where it comes from.
+        pretrained: whether it comes with trained weights.
     """
 
     name: str
     line: str
     build: ModelFactory
     paper: str
+    pretrained: bool = False
 
 
 MODELS = Registry(
@@ -76,6 +79,13 @@ MODELS = Registry(
             "Wang et al. 2018",
         ),
         ModelInfo("mlp", "two hidden layers of 128 units", MLP, "Zhao et al. 2021"),
+        ModelInfo(
+            "efficientnet-lite0",
+            "trained on ImageNet, with a last layer that knows no classes; two packages (extra imagenet)",
+            EfficientNetLite0,
+            "Tan and Le 2019",
+            pretrained=True,
+        ),
     ),
 )
 
@@ -127,6 +137,13 @@ def _call(factory: Any, facts: dict[str, int]) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise RequestError(f"the model function returned {type(network).__name__}, not a torch.nn.Module")
     return network
+
+
+def has_own_weights(model: str | ModelFactory) -> bool:
+    """Whether a network may come with trained weights: a user's own may, of those with names few do."""
+    if not isinstance(model, str) or is_code(model):
+        return True
+    return ":" not in model and parse_convnet(model) is None and MODELS.get(model).pretrained
 
 
 def model_name(model: str | ModelFactory) -> str:
