@@ -108,6 +108,8 @@ def add_fields(
             options |= {"type": one_of(entry.name, get_args(hint)), "metavar": "|".join(get_args(hint))}
         elif get_origin(hint) is tuple:
             options |= {"type": number, "nargs": len(get_args(hint)), "metavar": "X"}
+        elif hint is str:
+            options |= {"metavar": "NAME"}
         else:
             options |= {
                 "type": positive_int if hint is int else number,

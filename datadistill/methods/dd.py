@@ -10,7 +10,8 @@ Where this differs from the authors' code:
     - images can start from class means, cluster centres or real images as well as from noise;
     - labels can be learned with the images (Sucholutsky and Schonlau, "Soft-Label Dataset Distillation and Text Dataset
       Distillation", arXiv 1910.02551, section 3), and then there may be fewer images than classes. They are free
-      numbers that start from 0 and 1.
+      numbers that start from 0 and 1;
+    - the real images can be augmented.
 """
 
 import math
@@ -22,6 +23,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from datadistill.augment import augmented, parse_augmentation
 from datadistill.data.clusters import cluster_centres
 from datadistill.distilled import DistilledData
 from datadistill.errors import RequestError
@@ -58,6 +60,8 @@ class DD:
         labels: `hard` class indices, or `soft` ones that are learned too.
         images: what the images start from: `noise` (standard normal), `mean` (class means),
             `real` images, or `kmeans` (cluster centres of each class).
+        augment: how the real images of an outer step are moved about, each by draws of its own: `none`, or parts such
+            as `shift_scale_rotate_flip`. Distilled data then learns what holds for moved images too.
         batch: real images per outer step.
         batch_last: real images per outer step at the end; in between the size grows geometrically. 0: no growth.
         networks: networks per outer step with random initial weights; fixed ones need one.
@@ -74,6 +78,7 @@ class DD:
     rates: Literal["constant", "falling"] = "constant"
     labels: Literal["hard", "soft"] = "hard"
     images: Literal["noise", "mean", "real", "kmeans"] = "noise"
+    augment: str = "none"
     batch: int = 1024
     batch_last: int = 0
     networks: int = 4
@@ -91,6 +96,7 @@ class DD:
         for name in ("kink_width", "network_clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RequestError(f"{name} is {getattr(self, name)}, but must be finite and not negative")
+        parse_augmentation(self.augment)
         if self.batch_last < 0:
             raise RequestError(f"batch_last is {self.batch_last}, but must not be negative")
 
@@ -146,6 +152,7 @@ class DD:
         """The outer loss on one real batch, averaged over networks, and its derivative through training."""
         train = problem.real.train
         real = problem.wanted(train.take(train.draw(self._batch_size(progress), generator)))
+        real = replace(real, images=augmented(real.images, parse_augmentation(self.augment), generator))
         demand = self.demand(problem)
         starts = problem.starts.sample(demand.networks, generator)
         steps = distilled.inner_steps()
