@@ -273,6 +273,7 @@ def test_missing_data_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("DATADISTILL_DATA", raising=False)
 
     def refuse(url: str) -> bytes:
         raise OSError("no network")
