@@ -14,7 +14,7 @@ from datadistill.descent import Outer
 from datadistill.errors import RequestError, unknown_name
 from datadistill.inner import Engine
 from datadistill.methods import METHODS
-from datadistill.models import SCHEMES
+from datadistill.models import SCHEMES, has_own_weights
 from datadistill.training import Training
 from datadistill.weights import KINDS
 
@@ -235,7 +235,8 @@ class Recipe:
         SCHEMES.get(run["scheme"])
         if run["iterations"] is None:
             raise RequestError("[run] has no iterations")
-        if KINDS.get(run["weights"]).pretrained != (self.pool is not None):
+        own = run["weights"] == "fixed-pretrained" and has_own_weights(run["model"])
+        if KINDS.get(run["weights"]).pretrained != (self.pool is not None or own):
             raise RequestError(f"[run] has weights {run['weights']}, which does not go with its [pool]")
 
     def _check_together(self) -> None:
