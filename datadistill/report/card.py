@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import jinja2
 
@@ -95,6 +96,7 @@ def make_card(distilled: DistilledData, score: Score, place: str, pool: Pool | N
     environment.filters |= {"text": _text, "code": lambda words: plain(str(words)).replace("`", "'")}
     return environment.get_template("card.md.jinja").render(
         p=provenance,
+        dataset=Path(provenance.dataset).name,
         score=score,
         command=shlex.join(["datadistill", *judging(distilled, place, pool)]),
         place=json.dumps(place, ensure_ascii=False),

@@ -76,8 +76,8 @@ def _footer(distilled: DistilledData) -> str:
     count = len(distilled.labels)
     kind = mine.weights.get("kind", "")
     return plain(
-        f"{mine.dataset}, {count} image{'s' if count != 1 else ''}, {mine.method.get('name', '')}, {mine.model}, "
-        f"{kind}; each image in its own contrast"
+        f"{Path(mine.dataset).name}, {count} image{'s' if count != 1 else ''}, {mine.method.get('name', '')}, "
+        f"{mine.model}, {kind}; each image in its own contrast"
     )
 
 
