@@ -40,7 +40,7 @@ def test_every_experiment_is_there() -> None:
 
 def test_recipes_share_pools() -> None:
     pools = [recipe.pool for recipe in recipes() if recipe.pool is not None]
-    assert len({pool.file_name for pool in pools}) == len(set(pools)) == 3
+    assert len({pool.file_name for pool in pools}) == len(set(pools)) == 4
 
 
 def small() -> dict[str, Any]:

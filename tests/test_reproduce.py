@@ -108,7 +108,7 @@ def test_fail_is_exit_code_1(ship: Callable[[Recipe], None], capsys: pytest.Capt
 def test_a_pool_is_made_once_and_another_refused(capsys: pytest.CaptureFixture[str]) -> None:
     recipe = replace(MALICIOUS, run={**MALICIOUS.run, "iterations": 2})
     reproduce(recipe, "first", pools="some")
-    file = Path("some/digits-mlp.safetensors")
+    file = Path("some") / POOL.file_name
     made = file.stat().st_mtime_ns
     assert dd.load_pool(file).facts.training == POOL.training
     reproduce(recipe, "second", pools="some")

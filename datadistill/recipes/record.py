@@ -107,8 +107,8 @@ class PoolRecipe:
 
     @property
     def file_name(self) -> str:
-        """As `pretrain` names it."""
-        return f"{self.dataset}-{self.model.lower()}.safetensors"
+        """Dataset, network and how many of them: recipes that ask for the same pool share it."""
+        return f"{self.dataset}-{self.model.lower()}-{self.nets}.safetensors"
 
 
 @dataclass(frozen=True)
