@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -136,7 +136,7 @@ def _check_size(module: nn.Module, nets: int, max_gb: float, say: Callable[[str]
 
 def _identity(facts: PoolFacts) -> dict[str, Any]:
     """What was asked for, as JSON gives it back."""
-    known = {**asdict(facts), "nets": len(facts.accuracies)}
+    known = {**facts.known(), "nets": len(facts.accuracies)}
     asked = {name: value for name, value in known.items() if name not in (*MEASURED, "accuracies")}
     return dict(json.loads(json.dumps(asked)))
 
@@ -249,7 +249,8 @@ class _Making:
         with self.network.alone:
             start = draw_weights(self.network.module, facts.scheme, stream(facts.seed, "expert", index, "start"))
         order = stream(facts.seed, "expert", index, "order")
-        weights = train(self.network, start, self.real.train, facts.training, order, count)
+        split = self.real.train
+        weights = train(self.network, start, split.images, split.labels, facts.training, order, count)
         if not all(bool(weight.isfinite().all()) for weight in weights.values()):
             raise DatadistillError(f"the weights of network {index + 1} are not finite: give a lower --rate")
         seconds = str(time.perf_counter() - began)

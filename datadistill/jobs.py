@@ -150,9 +150,9 @@ def _check_same(pool: Pool, asked: PoolRecipe) -> None:
 
 
 def _pretrain_command(asked: PoolRecipe) -> str:
-    training = asked.training
+    training = [f"--{name.replace('_', '-')} {value}" for name, value in asked.training.known().items()]
     return (
         f"datadistill pretrain --dataset {asked.dataset} --model {asked.model} --scheme {asked.scheme} "
-        f"--nets {asked.nets} --reserved {asked.reserved} --epochs {training.epochs} --rate {training.rate:g} "
-        f"--batch {training.batch} --batch-norm {asked.batch_norm} --seed {asked.seed}"
+        f"--nets {asked.nets} --reserved {asked.reserved} {' '.join(training)} "
+        f"--batch-norm {asked.batch_norm} --seed {asked.seed}"
     )

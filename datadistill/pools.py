@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +74,10 @@ class PoolFacts:
 
     def __post_init__(self) -> None:
         check_shares(len(self.accuracies), self.reserved)
+
+    def known(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self) | {"training": self.training.known()}
 
 
 def check_shares(nets: int, reserved: int) -> None:
@@ -150,7 +155,7 @@ class Pool:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the weights and of the facts that are not measurements, hexadecimal."""
-        known = {name: value for name, value in asdict(self.facts).items() if name not in MEASURED}
+        known = {name: value for name, value in self.facts.known().items() if name not in MEASURED}
         return digest_of(self.stacked, json.dumps(known, sort_keys=True))
 
     @property
@@ -182,7 +187,7 @@ class Pool:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically (layout: docs/pools.md)."""
-        header = json.dumps({"format": FORMAT, **asdict(self.facts)}, allow_nan=False)
+        header = json.dumps({"format": FORMAT, **self.facts.known()}, allow_nan=False)
         write_tensors(Path(path), self.stacked, {_KEY: header, "sha256": self.digest})
 
 

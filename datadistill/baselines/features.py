@@ -79,7 +79,7 @@ def make_features(problem: Problem, number: int, bar: Bar) -> Features:
     training = replace(training, epochs=max(training.epochs, math.ceil(_LEAST_STEPS / steps)))
     generator = stream(problem.seed, "features-order", number)
     with bar("training a network for features", training.epochs) as count:
-        weights = train(network, start, real.train, training, generator, count)
+        weights = train(network, start, real.train.images, real.train.labels, training, generator, count)
     return Features(features_of(network, weights, real.train), accuracy_of(network, weights, real.held_out).correct)
 
 

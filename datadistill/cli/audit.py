@@ -111,7 +111,7 @@ def _trained(arguments: argparse.Namespace, real: RealData, network: Network) ->
             with network.alone:
                 start = draw_weights(network.module, "xavier", stream(arguments.seed, "audit-start", number))
             draw = stream(arguments.seed, "audit-training", number)
-            return train(network, start, real.train, training, draw, count)
+            return train(network, start, real.train.images, real.train.labels, training, draw, count)
 
         return map_on_cores(one, range(arguments.nets), real.test.images.device)
 

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -35,6 +36,7 @@ class Network:
     Attributes:
         module: gives the architecture. It must keep no state from call to call.
         native: whether `native`'s operations take the place of PyTorch's; they must have been built.
+        augment: changes a batch before the module sees it, by a seed, wherever dropout would draw.
 
     Raises:
         RequestError: a layer keeps running statistics.
@@ -42,6 +44,7 @@ class Network:
 
     module: nn.Module
     native: bool = False
+    augment: Callable[[Tensor, int], Tensor] | None = None
     _spare: list["_Body"] = field(default_factory=list, init=False, repr=False)
     _alone: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -71,11 +74,15 @@ class Network:
     @cached_property
     def plain(self) -> "Network":
         """The same network with PyTorch's own operations alone."""
-        return Network(self.module) if self.native else self
+        return Network(self.module, augment=self.augment) if self.native else self
 
     @cached_property
     def draws(self) -> bool:
         """Whether a call draws random numbers."""
+        return self.augment is not None or self._drops
+
+    @cached_property
+    def _drops(self) -> bool:
         return any(isinstance(layer, _DropoutNd) and layer.p > 0 for layer in self.module.modules())
 
     def logits(
@@ -86,8 +93,10 @@ class Network:
         Args:
             weights: by parameter name.
             images: a batch.
-            noise: the seed of what dropout draws; None turns dropout off.
+            noise: the seed of what dropout and augmentation draw; None turns them off.
         """
+        if self.augment is not None and noise is not None:
+            images = self.augment(images, noise)
         body = self._borrow(weights, images)
         if body is None:
             with self._alone, self._calls(noise, images.device) or nullcontext():
@@ -169,7 +178,7 @@ class Network:
             return torch.allclose(body(values, few), expected, rtol=1e-3, atol=1e-4, equal_nan=True)
 
     def _calls(self, noise: int | None, device: torch.device) -> TorchFunctionMode | None:
-        return Replaced(dropouts(noise, device)) if self.draws else None
+        return Replaced(dropouts(noise, device)) if self._drops else None
 
 
 class _Body:

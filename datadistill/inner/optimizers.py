@@ -66,13 +66,15 @@ class Optimizer(Protocol):
 
 @dataclass(frozen=True)
 class SGD:
-    """Gradient descent, with classical momentum if it is not 0.
+    """Gradient descent, with classical momentum and weight decay where they are not 0.
 
     Attributes:
         momentum: share of the last update direction that is kept.
+        weight_decay: this share of the weights is added to their gradient.
     """
 
     momentum: float = 0.0
+    weight_decay: float = 0.0
 
     def init(self, weights: Weights) -> State:
         if self.momentum == 0:
@@ -82,6 +84,7 @@ class SGD:
     def update(
         self, weights: Weights, gradients: Weights, state: State, rate: Tensor | float, step: int
     ) -> tuple[Weights, State]:
+        gradients = _decayed(weights, gradients, self.weight_decay)
         if self.momentum == 0:
             return {name: _minus(weight, rate, gradients[name]) for name, weight in weights.items()}, state
         moved = {f"momentum/{name}": self.momentum * state[f"momentum/{name}"] + gradients[name] for name in weights}
@@ -104,12 +107,12 @@ class SGD:
         step: int,
         along: Weights | None = None,
     ) -> UpdatePulledBack:
-        moved = gradients
+        moved = _decayed(weights, gradients, self.weight_decay)
         if self.momentum != 0:
-            moved = {name: self.momentum * state[f"momentum/{name}"] + g for name, g in gradients.items()}
+            moved = {name: self.momentum * state[f"momentum/{name}"] + g for name, g in moved.items()}
         along = along or self.along(v_weights, v_state, rate)
         return UpdatePulledBack(
-            weights=v_weights,
+            weights=_decayed(along, v_weights, self.weight_decay),
             state={key: self.momentum * along[key.removeprefix("momentum/")] for key in v_state},
             gradients=along,
             rate=-torch.stack([torch.dot(v.flatten(), moved[name].flatten()) for name, v in v_weights.items()]).sum(),
@@ -123,10 +126,12 @@ class Adam:
     Attributes:
         betas: decay of the first and second moment.
         eps: added to the square root of the second moment.
+        weight_decay: this share of the weights is added to their gradient.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    weight_decay: float = 0.0
 
     def init(self, weights: Weights) -> State:
         kinds = ("first", "second")
@@ -136,6 +141,7 @@ class Adam:
         self, weights: Weights, gradients: Weights, state: State, rate: Tensor | float, step: int
     ) -> tuple[Weights, State]:
         b1, b2 = self.betas
+        gradients = _decayed(weights, gradients, self.weight_decay)
         new_weights: Weights = {}
         new_state: State = {}
         for name, weight in weights.items():
@@ -173,6 +179,13 @@ class Adam:
         values = iter(found)
         pulled = [{name: next(values) for name in part} for part in starts]
         return UpdatePulledBack(weights=pulled[0], state=pulled[1], gradients=pulled[2], rate=d_rate)
+
+
+def _decayed(weights: Weights, gradients: Weights, decay: float) -> Weights:
+    """`gradients + decay * weights`."""
+    if decay == 0:
+        return gradients
+    return {name: torch.add(gradient, weights[name], alpha=decay) for name, gradient in gradients.items()}
 
 
 def _minus(weight: Tensor, rate: Tensor | float, direction: Tensor) -> Tensor:

@@ -217,6 +217,8 @@ class Recipe:
     def digest(self) -> str:
         """SHA-256 of all that a measured value depends on: not of words, published figures and expected ranges."""
         known = {name: value for name, value in asdict(self).items() if name not in ("name", "line", "paper", "expect")}
+        if self.pool is not None:
+            known["pool"]["training"] = self.pool.training.known()
         text = json.dumps(known | {"nets": self.expect.nets}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

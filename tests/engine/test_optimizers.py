@@ -12,9 +12,11 @@ from datadistill.runtime import stream
     [
         (SGD(), lambda p: torch.optim.SGD(p, 0.1)),
         (SGD(0.9), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)),
+        (SGD(0.9, 0.01), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.01)),
         (Adam((0.5, 0.99)), lambda p: torch.optim.Adam(p, 0.1, betas=(0.5, 0.99))),
+        (Adam(weight_decay=0.01), lambda p: torch.optim.Adam(p, 0.1, weight_decay=0.01)),
     ],
-    ids=["sgd", "momentum", "adam"],
+    ids=["sgd", "momentum", "decay", "adam", "adam-decay"],
 )
 def test_same_path_as_torch(mine: Optimizer, theirs: type[torch.optim.Optimizer]) -> None:
     draw = stream(0)
