@@ -209,7 +209,7 @@ class _Making:
             say(f"{kept} of {len(self.facts.accuracies)} networks are there already.")
         for _ in range(kept * self.facts.training.epochs):
             self.count()
-        _each_on_one_core(lambda index: self._train(index, stop), missing, self.device)
+        each_on_one_core(lambda index: self._train(index, stop), missing, self.device)
 
     def finish(self, test: bool) -> Pool:
         """Round the weights, measure what they are worth, and put them into one file."""
@@ -222,7 +222,7 @@ class _Making:
             def correct(index: int) -> float:
                 return accuracy_of(self.network, weights_of(index), split).correct
 
-            return tuple(_each_on_one_core(correct, range(count), self.device))
+            return tuple(each_on_one_core(correct, range(count), self.device))
 
         held_out = self.real.held_out
         facts = replace(
@@ -272,7 +272,7 @@ class _Making:
         return weights, float(metadata["seconds"])
 
 
-def _each_on_one_core(function: Callable[[int], Answer], items: Sequence[int], device: torch.device) -> list[Answer]:
+def each_on_one_core(function: Callable[[int], Answer], items: Sequence[int], device: torch.device) -> list[Answer]:
     """`map_on_cores`, with a single core for each item even where there are fewer items than cores."""
     spare = max(0, torch.get_num_threads() - len(items))
     padded = [*items, *[None] * spare]

@@ -5,11 +5,13 @@ from typing import Any
 
 from datadistill.methods.base import Gradients, Method, Outcome, Problem, make_problem, options_of
 from datadistill.methods.dd import DD
+from datadistill.methods.mtt import MTT
 from datadistill.registry import Registry
 
 __all__ = [
     "DD",
     "METHODS",
+    "MTT",
     "Gradients",
     "Method",
     "MethodInfo",
@@ -51,6 +53,14 @@ METHODS = Registry(
             year=2018,
             make=DD,
             learns=("images", "learning rates"),
+        ),
+        MethodInfo(
+            name="mtt",
+            line="training on the images goes where training of experts on real images goes",
+            paper="Cazenavette et al., Dataset Distillation by Matching Training Trajectories, CVPR",
+            year=2022,
+            make=MTT,
+            learns=("images", "learning rate"),
         ),
     ),
 )
