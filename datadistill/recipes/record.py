@@ -232,7 +232,7 @@ class Recipe:
     def _check(self, settings: Mapping[str, dict[str, Any]]) -> None:
         run, method = settings["run"], dict(settings["method"])
         check_keys("run", {**self.run, **{key: run[key] for point in self.points for key in point.run}}, _IN_RUN)
-        METHODS.get(method.pop("name")).make(**method)
+        METHODS.get(method.pop("name")).build(method)
         Outer(**settings["outer"])
         SCHEMES.get(run["scheme"])
         if run["iterations"] is None:
