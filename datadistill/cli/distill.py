@@ -71,7 +71,7 @@ def add_flags(parser: Parser) -> None:
         "--method",
         type=one_of("method", METHODS.names()),
         metavar="NAME",
-        help="datadistill list methods (default: dd)",
+        help=f"{', '.join(METHODS.names())} (default: dd)",
     )
     add_model_flag(parser, None, "lenet")
     parser.add_argument(
