@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
@@ -14,6 +15,7 @@ from datadistill.data.real import RealData, Split
 from datadistill.distilled import DistilledData, Provenance
 from datadistill.errors import RequestError, unknown_name
 from datadistill.inner.engine import Engine
+from datadistill.inner.features import headless
 from datadistill.inner.functional import Network, make_network
 from datadistill.inner.plan import Demand, cheaper, settle
 from datadistill.models import SCHEMES, ModelFactory, create_model, has_own_weights, model_name
@@ -82,6 +84,11 @@ class Problem:
 
             self._augmented[augment] = replace(self.network, augment=changed)
         return self._augmented[augment]
+
+    @cached_property
+    def features(self) -> Network:
+        """The network without its last linear layer; called with the weights of the whole."""
+        return headless(self.network, self.real.train.images[:1])
 
     @property
     def count(self) -> int:
@@ -236,6 +243,11 @@ class Method(Protocol):
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """Under which it is registered."""
+        ...
 
     def start(self, problem: Problem, generator: torch.Generator) -> DistilledData:
         """Distilled data before the first outer step.

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from datadistill.augment import NONE, parse_augmentation
+from datadistill.augment import parse_augmentation
 from datadistill.distilled import DistilledData
 from datadistill.errors import RequestError
 from datadistill.inner.engine import Engine
@@ -36,12 +36,13 @@ from datadistill.inner.optimizers import SGD
 from datadistill.inner.plan import Demand
 from datadistill.inner.unroll import InnerStep, walk, with_noise
 from datadistill.methods.base import Gradients, MethodState, Outcome, Problem, options_of, within_memory
+from datadistill.methods.dc import DSA_STRATEGY
+from datadistill.methods.images import first_images
+from datadistill.methods.protocol import judged_by_protocol
 from datadistill.trajectories import Trajectories
 
 CIFAR_10 = ((1, 50, 2, 0.01), (10, 30, 20, 0.001), (50, 30, 40, 0.001))
 """The authors' settings for CIFAR-10: images per class, student steps, last start epoch, first learning rate."""
-
-_EVALUATION = {"momentum": 0.9, "weight_decay": 0.0005, "batch": 256, "rate": 0.01}
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class MTT:
             for 1, 20 for 10 and 40 for 50, in between likewise, and no more than the experts have.
         learning_rate: of the student, at first; it is learned. 0: by the number of images per class, 0.01 for 1 and
             0.001 for 10 and 50, in between likewise.
-        batch: distilled images per gradient step, in shuffled order; 0 takes all of them.
-        images: what the images start from: `real` ones, or `noise` (standard normal).
+        inner_batch: distilled images per gradient step, in shuffled order; 0 takes all of them.
+        images: what the images start from: `real` images, `noise`, `mean` (class means), or `kmeans` (cluster centres).
         augment: how distilled images are changed in each step: one of these parts for the batch, each image by draws of
             its own; `none` for none. As the experts were trained, as a rule.
         derivative: `exact` through all steps, or `tesla`, an approximation that leaves out what a step does to later
@@ -68,21 +69,24 @@ class MTT:
     expert_epochs: int = 2
     max_start_epoch: int = -1
     learning_rate: float = 0.0
-    batch: int = 0
-    images: Literal["real", "noise"] = "real"
-    augment: str = "color_crop_cutout_flip_scale_rotate"
+    inner_batch: int = 0
+    images: Literal["noise", "mean", "real", "kmeans"] = "real"
+    augment: str = DSA_STRATEGY
     derivative: Literal["exact", "tesla"] = "exact"
 
     def __post_init__(self) -> None:
-        for name, least in (("student_steps", 0), ("expert_epochs", 1), ("max_start_epoch", -1), ("batch", 0)):
+        for name, least in (("student_steps", 0), ("expert_epochs", 1), ("max_start_epoch", -1), ("inner_batch", 0)):
             if getattr(self, name) < least:
                 raise RequestError(f"{name} is {getattr(self, name)}, but must be at least {least}")
         if not 0 <= self.learning_rate < 1e30:
             raise RequestError(f"the learning rate is {self.learning_rate}, but must be finite and not negative")
-        for name, known in (("images", ("real", "noise")), ("derivative", ("exact", "tesla"))):
-            if getattr(self, name) not in known:
-                raise RequestError(f"{name} is {getattr(self, name)}, but must be {' or '.join(known)}")
+        if self.derivative not in ("exact", "tesla"):
+            raise RequestError(f"the derivative is {self.derivative}, but must be exact or tesla")
         parse_augmentation(self.augment)
+
+    @property
+    def name(self) -> str:
+        return "mtt"
 
     def settled(self, problem: Problem) -> "MTT":
         """The same with everything chosen that goes by the number of images per class.
@@ -92,12 +96,11 @@ class MTT:
         """
         epochs = _trajectories(problem).epochs
         steps, last, rate = settings_for(problem.count / problem.real.num_classes)
+        last = max(0, min(last, epochs - self.expert_epochs))
         chosen = replace(
             self,
             student_steps=self.student_steps or steps,
-            max_start_epoch=max(0, min(last, epochs - self.expert_epochs))
-            if self.max_start_epoch < 0
-            else self.max_start_epoch,
+            max_start_epoch=last if self.max_start_epoch < 0 else self.max_start_epoch,
             learning_rate=self.learning_rate or rate,
         )
         if chosen.max_start_epoch + self.expert_epochs > epochs:
@@ -109,37 +112,23 @@ class MTT:
 
     def start(self, problem: Problem, generator: torch.Generator) -> DistilledData:
         """Images of every class with hard labels, and one learning rate."""
-        chosen, train, labels = self.settled(problem), problem.real.train, problem.labels
+        chosen = self.settled(problem)
         if problem.kind != "random-init":
             raise RequestError(
                 f"method mtt is for networks that start untrained, but the initial weights are {problem.kind}: "
                 "choose --weights random-init"
             )
+        forward = problem.engine.product == "forward" or problem.engine.execution == "compiled"
+        if forward and any(part.moves for part in parse_augmentation(self.augment)):
+            raise RequestError(
+                f"product forward cannot differentiate images that are moved, but augment is {self.augment}: choose "
+                "product reverse, or parts such as color_cutout"
+            )
         if problem.attack is not None:
             raise RequestError("method mtt learns what experts learned: an attack needs method dd")
-        problem.real.check_ipc(problem.ipc)
-        images = torch.randn((len(labels), *train.images.shape[1:]), generator=generator)
-        for label in range(problem.real.num_classes) if self.images == "real" else ():
-            mine, members = torch.nonzero(labels == label).flatten(), train.of_class(label)
-            drawn = members[torch.randperm(len(members), generator=generator)[: len(mine)]]
-            images[mine] = train.take(drawn).images.cpu()
-        device = problem.device
-        augmented = self.augment.lower() != NONE
-        inner = {
-            "protocol": "dc",
-            "optimizer": "sgd",
-            "epochs": 1000 if augmented else 300,
-            **_EVALUATION,
-            "augment": self.augment if augmented else None,
-            "loss": "cross-entropy",
-        }
-        return DistilledData(
-            images=images.to(device),
-            labels=labels.to(device),
-            batches=torch.arange(len(labels), device=device)[None],
-            learning_rates=torch.tensor([chosen.learning_rate], device=device),
-            provenance=problem.provenance("mtt", options_of(chosen), inner),
-        )
+        images = first_images(self.images, problem, generator)
+        data = judged_by_protocol(problem, images, self.name, options_of(chosen), self.augment)
+        return replace(data, learning_rates=torch.tensor([chosen.learning_rate], device=problem.device))
 
     def gradient(
         self,
@@ -159,7 +148,7 @@ class MTT:
             for t in (epoch, epoch + self.expert_epochs)
         )
         network = problem.seen_through(self.augment)
-        batches = _batches(problem.count, self.batch, chosen.student_steps, generator)
+        batches = _batches(problem.count, self.inner_batch, chosen.student_steps, generator)
         data = {
             number: (distilled.images[batch], distilled.targets[batch])
             for number, batch in enumerate([batch.to(problem.device) for batch in batches])
@@ -183,7 +172,7 @@ class MTT:
         """What an outer step asks of the engine."""
         return Demand(
             steps=self.settled(problem).student_steps,
-            images=min(self.batch or problem.count, problem.count),
+            images=min(self.inner_batch or problem.count, problem.count),
             distilled=problem.count,
             classes=problem.real.num_classes,
             networks=1,

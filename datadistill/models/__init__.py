@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from datadistill.data.real import RealData
-from datadistill.errors import RequestError
+from datadistill.errors import RequestError, unknown_name
 from datadistill.models.alexcifarnet import AlexCifarNet
+from datadistill.models.alexnet import AlexNet
 from datadistill.models.code import (
     ModelFactory,
     brief,
@@ -19,13 +20,16 @@ from datadistill.models.code import (
     load_factory,
     same_model,
 )
-from datadistill.models.convnet import ConvNet, parse_convnet
+from datadistill.models.convnet import ConvNet
 from datadistill.models.efficientnet import EfficientNetLite0
 from datadistill.models.fits import check_fits
 from datadistill.models.lenet import LeNet
 from datadistill.models.mlp import MLP
 from datadistill.models.norms import NORMS
+from datadistill.models.resnet import ResNet18
 from datadistill.models.schemes import SCHEMES, draw_weights
+from datadistill.models.spelling import spelled
+from datadistill.models.vgg import VGG11
 from datadistill.registry import Registry
 
 __all__ = [
@@ -37,6 +41,7 @@ __all__ = [
     "chosen_model",
     "create_model",
     "draw_weights",
+    "has_own_weights",
     "is_code",
     "model_name",
     "same_model",
@@ -53,6 +58,7 @@ class ModelInfo:
         build: called with `num_classes`, `in_channels` and `image_size`.
         paper: where it comes from.
         pretrained: whether it comes with trained weights.
+        options: what names of the family may spell after its own (see `spelled`), and `build` is called with.
     """
 
     name: str
@@ -60,6 +66,7 @@ class ModelInfo:
     build: ModelFactory
     paper: str
     pretrained: bool = False
+    options: tuple[str, ...] = ()
 
 
 MODELS = Registry(
@@ -71,6 +78,28 @@ MODELS = Registry(
             "3 blocks of 128 channels; ConvNetD4, ConvNetW64, ConvNetBN, ... for others",
             ConvNet,
             "Gidaris and Komodakis 2018",
+            options=("depth", "width", "norm", "activation", "pooling"),
+        ),
+        ModelInfo(
+            "alexnet",
+            "five convolutions, no normalisation; AlexNetBN, AlexNetIN, ... for some; 8x8 or more",
+            AlexNet,
+            "Krizhevsky et al. 2012",
+            options=("norm",),
+        ),
+        ModelInfo(
+            "vgg11",
+            "eight 3x3 convolutions, instance normalisation; VGG11BN, VGG11NN, ... for others; 28x28, 32x32 or more",
+            VGG11,
+            "Simonyan and Zisserman 2015",
+            options=("norm",),
+        ),
+        ModelInfo(
+            "resnet18",
+            "eight residual blocks, instance normalisation; ResNet18BN, ResNet18GN, ... for others; 9x9 or more",
+            ResNet18,
+            "He et al. 2016",
+            options=("norm",),
         ),
         ModelInfo(
             "alexcifarnet",
@@ -94,10 +123,10 @@ def create_model(model: str | ModelFactory, real: RealData) -> nn.Module:
     """A network for a dataset, on the CPU, with whatever weights its constructor drew.
 
     Args:
-        model: a name from `MODELS`, a ConvNet name such as `ConvNetD3W128BN`, a network of timm or torchvision such
-            as `timm:resnet18`, or a function that returns a `torch.nn.Module` and is called with those of
-            `num_classes`, `in_channels` and `image_size` it accepts, itself or by name as `package.module:function`
-            or `net.py:function`; a module itself is copied.
+        model: a name from `MODELS`, alone or with options as in `ConvNetD3W128BN` and `VGG11GN`, a network of timm or
+            torchvision such as `timm:resnet18`, or a function that returns a `torch.nn.Module` and is called with
+            those of `num_classes`, `in_channels` and `image_size` it accepts, itself or by name as
+            `package.module:function` or `net.py:function`; a module itself is copied.
         real: what it is for.
 
     Raises:
@@ -109,13 +138,20 @@ def create_model(model: str | ModelFactory, real: RealData) -> nn.Module:
         "image_size": real.image_size,
     }
     if isinstance(model, str) and ":" not in model:
-        options = parse_convnet(model)
-        if options is not None:
-            return ConvNet(**{**facts, **options})
-        return MODELS.get(model).build(**facts)
+        info, options = _family(model)
+        return info.build(**facts, **options)
     network = _call(load_factory(model) if isinstance(model, str) else model, facts)
     check_fits(network, real.train.images[:1], real.num_classes)
     return network
+
+
+def _family(name: str) -> tuple[ModelInfo, dict[str, Any]]:
+    """The family that a name belongs to, and the options that it spells."""
+    for info in MODELS:
+        options = spelled(name, info.name, info.options)
+        if options is not None:
+            return info, options
+    raise unknown_name(MODELS.kind, name, MODELS.names())
 
 
 def _call(factory: Any, facts: dict[str, int]) -> nn.Module:
@@ -143,7 +179,7 @@ def has_own_weights(model: str | ModelFactory) -> bool:
     """Whether a network may come with trained weights: a user's own may, of those with names few do."""
     if not isinstance(model, str) or is_code(model):
         return True
-    return ":" not in model and parse_convnet(model) is None and MODELS.get(model).pretrained
+    return ":" not in model and _family(model)[0].pretrained
 
 
 def model_name(model: str | ModelFactory) -> str:

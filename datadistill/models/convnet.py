@@ -1,8 +1,5 @@
 """The ConvNet family of the field (Gidaris and Komodakis 2018; Zhao et al. 2021)."""
 
-import re
-from typing import Any
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -73,33 +70,3 @@ class ConvNet(nn.Module):
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """Class scores (logits)."""
         return self.classifier(self.features(images).flatten(1))  # type: ignore[no-any-return]
-
-
-def parse_convnet(name: str) -> dict[str, Any] | None:
-    """The options that a name such as `ConvNetD3W128BN` spells, or None when it is no such name.
-
-    After `ConvNet`, in any order and case: `D` and `W` with a number; BN, LN, IN, GN, NN for the norm; `relu`,
-    `leakyrelu`, `sigmoid`, `swish`; `AP`, `MP`, `NP` for average, max and no pooling.
-    """
-    if not name.lower().startswith("convnet"):
-        return None
-    norms = {norm.short.lower(): norm.name for norm in NORMS}
-    poolings = {"ap": "avg", "mp": "max", "np": "none"}
-    words = [*norms, *sorted(ACTIVATIONS, key=len, reverse=True), *poolings]
-    rest, options = name.lower().removeprefix("convnet"), dict[str, Any]()
-    pattern = re.compile(rf"([dw])(\d{{1,4}})|({'|'.join(words)})|_")
-    while rest:
-        match = pattern.match(rest)
-        if match is None:
-            return None
-        letter, number, word = match.groups()
-        if letter:
-            options["depth" if letter == "d" else "width"] = int(number)
-        elif word in norms:
-            options["norm"] = norms[word]
-        elif word in poolings:
-            options["pooling"] = poolings[word]
-        elif word:
-            options["activation"] = word
-        rest = rest[match.end() :]
-    return options

@@ -21,10 +21,11 @@ from datadistill.weights import KINDS
 RUN_DEFAULTS: dict[str, Any] = {
     **{"dataset": "mnist", "model": "lenet", "weights": "fixed-init", "scheme": "xavier", "pool": None, "ipc": None},
     **{"seed": 0, "device": "auto", "batch_norm": "refused", "attack": None, "iterations": None, "budget": None},
+    "trajectories": None,
 }
 """What `distill` is asked besides method, outer loop and engine."""
 
-_IN_RUN = RUN_DEFAULTS.keys() - {"pool", "seed", "device", "budget"}
+_IN_RUN = RUN_DEFAULTS.keys() - {"pool", "seed", "device", "budget", "trajectories"}
 _PAPER = ("source", "before", "before_std", "after", "after_std")
 
 
@@ -232,7 +233,7 @@ class Recipe:
     def _check(self, settings: Mapping[str, dict[str, Any]]) -> None:
         run, method = settings["run"], dict(settings["method"])
         check_keys("run", {**self.run, **{key: run[key] for point in self.points for key in point.run}}, _IN_RUN)
-        METHODS.get(method.pop("name")).make(**method)
+        METHODS.get(method.pop("name")).build(method)
         Outer(**settings["outer"])
         SCHEMES.get(run["scheme"])
         if run["iterations"] is None:

@@ -6,10 +6,11 @@ from torch import nn
 
 import datadistill as dd
 from datadistill.errors import RequestError
-from datadistill.models import MODELS, NORMS, SCHEMES, create_model, draw_weights
-from datadistill.models.convnet import ConvNet, parse_convnet
+from datadistill.models import MODELS, NORMS, SCHEMES, create_model, draw_weights, has_own_weights, model_name
+from datadistill.models.convnet import ConvNet
 from datadistill.models.lenet import LeNet
 from datadistill.models.mlp import MLP
+from datadistill.models.spelling import spelled
 from datadistill.runtime import stream
 
 
@@ -53,27 +54,47 @@ def test_convnet_too_deep_for_its_images() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "family", "options"),
     [
-        ("convnet", {}),
-        ("ConvNetD3W128", {"depth": 3, "width": 128}),
-        ("ConvNetBN", {"norm": "batch"}),
-        ("convnetw64d4in", {"width": 64, "depth": 4, "norm": "instance"}),
-        ("ConvNet_leakyrelu_MP", {"activation": "leakyrelu", "pooling": "max"}),
+        ("convnet", "convnet", {}),
+        ("ConvNetD3W128", "convnet", {"depth": 3, "width": 128}),
+        ("ConvNetBN", "convnet", {"norm": "batch"}),
+        ("convnetw64d4in", "convnet", {"width": 64, "depth": 4, "norm": "instance"}),
+        ("ConvNet_leakyrelu_MP", "convnet", {"activation": "leakyrelu", "pooling": "max"}),
+        ("VGG11", "vgg11", {}),
+        ("vgg11bn", "vgg11", {"norm": "batch"}),
+        ("VGG11_NN", "vgg11", {"norm": "none"}),
+        ("ResNet18GN", "resnet18", {"norm": "group"}),
+        ("AlexNetLN", "alexnet", {"norm": "layer"}),
+        ("LeNet", "lenet", {}),
     ],
 )
-def test_convnet_names(name: str, options: dict[str, object]) -> None:
-    assert parse_convnet(name) == options
+def test_names_spell_options(name: str, family: str, options: dict[str, object]) -> None:
+    assert spelled(name, family, MODELS.get(family).options) == options
+    assert all(spelled(name, other, MODELS.get(other).options) is None for other in MODELS.names() if other != family)
 
 
-@pytest.mark.parametrize("name", ["lenet", "ConvNetX", "ConvNetD", "net"])
-def test_no_convnet_names(name: str) -> None:
-    assert parse_convnet(name) is None
+@pytest.mark.parametrize(
+    "name",
+    ["ConvNetX", "ConvNetD", "ConvNetBNGN", "VGG11D3", "VGG11AP", "ResNet18_", "AlexNetBNBN", "LeNetBN", "MLPW64", ""],
+)
+def test_names_that_spell_nothing(name: str, mnist: dd.RealData) -> None:
+    with pytest.raises(RequestError, match=f"unknown model '{name}': there are lenet, "):
+        create_model(name, mnist)
 
 
-@pytest.mark.parametrize("name", ["LENET", "convnet", "MLP", "ConvNetD2W8"])
+@pytest.mark.parametrize("name", ["LENET", "convnet", "MLP", "ConvNetD2W8", "alexnetbn", "VGG11", "RESNET18nn"])
 def test_models_by_name(name: str, mnist: dd.RealData) -> None:
     assert create_model(name, mnist)(mnist.test.images[:2]).shape == (2, 10)
+    assert model_name(name) == name.lower()
+    assert not has_own_weights(name)
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("VGG11B", "vgg11"), ("ResNet20BN", "resnet18"), ("alexnett", "alexnet")])
+def test_misspelt_options_suggest_the_family(wrong: str, right: str, mnist: dd.RealData) -> None:
+    for asked in (lambda: create_model(wrong, mnist), lambda: has_own_weights(wrong)):
+        with pytest.raises(RequestError, match=f"did you mean {right}"):
+            asked()
 
 
 def test_unknown_model_suggests_the_nearest(mnist: dd.RealData) -> None:

@@ -1,0 +1,53 @@
+"""Distilled data without learning rates of its own: networks are trained on it by the field's protocol."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from datadistill.augment import parse_augmentation
+from datadistill.distilled import DistilledData
+from datadistill.errors import RequestError
+from datadistill.methods.base import Problem
+
+EPOCHS, EPOCHS_AUGMENTED = 300, 1000
+
+
+def judged_by_protocol(
+    problem: Problem, images: Float[Tensor, "n c h w"], method: str, options: dict[str, Any], augment: str
+) -> DistilledData:
+    """Images of the classes `problem.labels`, to be judged as in Zhao et al. 2021.
+
+    Args:
+        problem: what is distilled.
+        images: on any device.
+        method: its name.
+        options: its hyper-parameters.
+        augment: how images are changed while a network is trained on them.
+
+    Raises:
+        RequestError: a class would have no image of its own.
+    """
+    problem.real.check_ipc(problem.ipc)
+    if problem.count % problem.real.num_classes and not isinstance(problem.ipc, tuple):
+        raise RequestError(f"{problem.ipc:g} images per class: this method needs whole images for every class")
+    inner = {
+        "protocol": "dc",
+        "optimizer": "sgd",
+        "epochs": EPOCHS_AUGMENTED if parse_augmentation(augment) else EPOCHS,
+        "batch": 256,
+        "rate": 0.01,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "augment": augment,
+        "loss": "cross-entropy",
+    }
+    return DistilledData(
+        images=images.to(problem.device),
+        labels=problem.labels.to(problem.device),
+        batches=torch.arange(problem.count, device=problem.device).view(1, -1),
+        learning_rates=None,
+        provenance=problem.provenance(method, options, inner),
+        initial_weights=problem.starts.fixed,
+    )
