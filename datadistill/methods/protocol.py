@@ -8,7 +8,6 @@ from torch import Tensor
 
 from datadistill.augment import parse_augmentation
 from datadistill.distilled import DistilledData
-from datadistill.errors import RequestError
 from datadistill.methods.base import Problem
 
 EPOCHS, EPOCHS_AUGMENTED = 300, 1000
@@ -30,8 +29,6 @@ def judged_by_protocol(
         RequestError: a class would have no image of its own.
     """
     problem.real.check_ipc(problem.ipc)
-    if problem.count % problem.real.num_classes and not isinstance(problem.ipc, tuple):
-        raise RequestError(f"{problem.ipc:g} images per class: this method needs whole images for every class")
     inner = {
         "protocol": "dc",
         "optimizer": "sgd",
