@@ -8,10 +8,10 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,14 +21,12 @@ from datadistill.errors import DamagedFileError, DatadistillError, Interrupted, 
 from datadistill.evaluation.accuracy import accuracy_of
 from datadistill.files import digest_of, read_json, read_tensors, write_json, write_tensors
 from datadistill.inner import Network, Weights, make_network, native
-from datadistill.inner.parallel import map_on_cores
+from datadistill.inner.parallel import each_on_one_core
 from datadistill.models import SCHEMES, ModelFactory, create_model, draw_weights, model_name
 from datadistill.pools import MEASURED, Networks, Pool, PoolFacts, check_shares, load_pool, stacked_in_half
 from datadistill.runtime import resolve_device, stream, versions
 from datadistill.signals import StopRequest
 from datadistill.training import Training, train
-
-Answer = TypeVar("Answer")
 
 MAX_GB = 2.0
 
@@ -209,7 +207,7 @@ class _Making:
             say(f"{kept} of {len(self.facts.accuracies)} networks are there already.")
         for _ in range(kept * self.facts.training.epochs):
             self.count()
-        _each_on_one_core(lambda index: self._train(index, stop), missing, self.device)
+        each_on_one_core(lambda index: self._train(index, stop), missing, self.device)
 
     def finish(self, test: bool) -> Pool:
         """Round the weights, measure what they are worth, and put them into one file."""
@@ -222,7 +220,7 @@ class _Making:
             def correct(index: int) -> float:
                 return accuracy_of(self.network, weights_of(index), split).correct
 
-            return tuple(_each_on_one_core(correct, range(count), self.device))
+            return tuple(each_on_one_core(correct, range(count), self.device))
 
         held_out = self.real.held_out
         facts = replace(
@@ -270,11 +268,3 @@ class _Making:
         if metadata.get("sha256") != digest_of(weights, metadata.get("seconds", "")):
             raise DamagedFileError(f"{self._part(index)} is damaged: its checksum differs")
         return weights, float(metadata["seconds"])
-
-
-def _each_on_one_core(function: Callable[[int], Answer], items: Sequence[int], device: torch.device) -> list[Answer]:
-    """`map_on_cores`, with a single core for each item even where there are fewer items than cores."""
-    spare = max(0, torch.get_num_threads() - len(items))
-    padded = [*items, *[None] * spare]
-    answers = map_on_cores(lambda item: None if item is None else function(item), padded, device)
-    return [answer for answer in answers[: len(items)] if answer is not None]
