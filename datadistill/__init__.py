@@ -22,7 +22,9 @@ from datadistill.inner import Engine
 from datadistill.outer import Run, distill
 from datadistill.pools import Pool, load_pool
 from datadistill.progress import Progress
+from datadistill.recording import make_trajectories
 from datadistill.training import Training
+from datadistill.trajectories import Trajectories, load_trajectories
 
 __all__ = [
     "DamagedFileError",
@@ -38,6 +40,7 @@ __all__ = [
     "Run",
     "Score",
     "Training",
+    "Trajectories",
     "Usage",
     "distill",
     "evaluate",
@@ -48,6 +51,8 @@ __all__ = [
     "load",
     "load_distilled",
     "load_pool",
+    "load_trajectories",
     "make_pool",
+    "make_trajectories",
     "methods",
 ]

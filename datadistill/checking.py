@@ -52,8 +52,8 @@ _FLOOR = 1e-8
 _REAL_IMAGES = 1024
 """From how many real images the batches are drawn, so that a large dataset need not be converted."""
 
-_DEPARTURES = ("kink_width", "network_clip")
-"""Options that depart from the exact derivative on purpose."""
+_DEPARTURES: dict[str, Any] = {"kink_width": 0, "network_clip": 0, "derivative": "exact"}
+"""Options that depart from the exact derivative on purpose, and what they are where they do not."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def check_hypergradient(
     """Compare a method's gradient, at its own start, with central differences of its outer loss.
 
     Args:
-        method: whose gradient it is. Options that depart from the exact derivative, such as `kink_width`, are 0.
+        method: whose gradient it is. Options that depart from the exact derivative, such as `kink_width`, are off.
         problem: the dataset, the network and the engine.
         directions: random directions for the images, or soft labels, of each batch; every rate is moved on its own.
         count: called when a row is done.
@@ -230,13 +230,13 @@ def _distance(one: float, other: float) -> float:
 
 def _exact(method: Any) -> tuple[Any, tuple[str, ...]]:
     """The method with the exact derivative, and a sentence for each option that had to be turned off for it."""
-    given = {name: getattr(method, name, 0) for name in _DEPARTURES}
+    given = {name: getattr(method, name, exact) for name, exact in _DEPARTURES.items()}
+    changes = {name: exact for name, exact in _DEPARTURES.items() if given[name] != exact}
     remarks = [
-        f"checked with {name} 0: {value:g} departs from the exact derivative on purpose"
-        for name, value in given.items()
-        if value
+        f"checked with {name} {exact}: {given[name]} departs from the exact derivative on purpose"
+        for name, exact in changes.items()
     ]
-    return (replace(method, **{n: 0.0 for n, value in given.items() if value}) if remarks else method), tuple(remarks)
+    return (replace(method, **changes) if changes else method), tuple(remarks)
 
 
 def _start_in_double(method: Method, problem: Problem) -> DistilledData:

@@ -10,7 +10,7 @@ CLOSE = 1e-3
 """Published means and deviations are rounded to three or four digits."""
 
 
-def check_classes(mine: Sequence[str], real: RealData) -> None:
+def check_classes(mine: Sequence[str], real: RealData, what: str = "the distilled data's") -> None:
     """Refuse other class names, or the same ones in another order.
 
     Raises:
@@ -18,18 +18,18 @@ def check_classes(mine: Sequence[str], real: RealData) -> None:
     """
     if len(mine) != real.num_classes:
         raise RequestError(
-            f"the distilled data's classes are {_some(mine)}, {len(mine)} together, but {real.name} has "
+            f"{what} classes are {_some(mine)}, {len(mine)} together, but {real.name} has "
             f"{real.num_classes}, {_some(real.classes)}"
         )
     for label, (ours, theirs) in enumerate(zip(mine, real.classes, strict=True)):
         if ours != theirs:
             raise RequestError(
-                f"the distilled data's classes are {_some(mine)}, but those of {real.name} are {_some(real.classes)}: "
+                f"{what} classes are {_some(mine)}, but those of {real.name} are {_some(real.classes)}: "
                 f"class {label} is '{ours}' there and '{theirs}' here"
             )
 
 
-def check_shape(mine: Sequence[int], real: RealData) -> None:
+def check_shape(mine: Sequence[int], real: RealData, what: str = "the distilled images") -> None:
     """Refuse images of another shape (channels, height, width).
 
     Raises:
@@ -37,10 +37,10 @@ def check_shape(mine: Sequence[int], real: RealData) -> None:
     """
     shape = tuple(real.train.images.shape[1:])
     if tuple(mine) != shape:
-        raise RequestError(f"the distilled images are {tuple(mine)}, but those of {real.name} are {shape}")
+        raise RequestError(f"{what} are {tuple(mine)}, but those of {real.name} are {shape}")
 
 
-def check_normalization(mine: Normalization, real: RealData) -> None:
+def check_normalization(mine: Normalization, real: RealData, what: str = "the distilled data's") -> None:
     """Refuse another mean or deviation.
 
     Raises:
@@ -49,8 +49,7 @@ def check_normalization(mine: Normalization, real: RealData) -> None:
     ours, theirs = (*mine.mean, *mine.std), (*real.normalization.mean, *real.normalization.std)
     if len(ours) != len(theirs) or not all(abs(a - b) <= CLOSE for a, b in zip(ours, theirs, strict=True)):
         raise RequestError(
-            f"the distilled data's normalisation, {describe(mine)}, differs from that of {real.name}, "
-            f"{describe(real.normalization)}"
+            f"{what} normalisation, {describe(mine)}, differs from that of {real.name}, {describe(real.normalization)}"
         )
 
 

@@ -36,6 +36,7 @@ from datadistill.runs import RunFolder
 from datadistill.runtime import peak_memory, resolve_device, stream, versions
 from datadistill.settings import Settings
 from datadistill.signals import StopRequest
+from datadistill.trajectories import Trajectories, load_trajectories
 
 ROLLBACKS = 3
 DIVERGED = 2.0
@@ -70,6 +71,7 @@ def distill(
     weights: str = "fixed-init",
     scheme: str = "xavier",
     pool: Pool | str | Path | None = None,
+    trajectories: Trajectories | str | Path | None = None,
     ipc: int | float | str | Sequence[int] | None = None,
     outer: Outer | None = None,
     engine: Engine | None = None,
@@ -93,6 +95,7 @@ def distill(
         weights: the kind of initial weights, one of `weights.KINDS`.
         scheme: how initial weights are drawn, one of `models.SCHEMES`.
         pool: trained networks, or their file, for the pretrained kinds of initial weights.
+        trajectories: of experts, or their folder, for method `mtt`.
         ipc: images per class, or one number for each class, or text such as `proportional:100`, which shares that many
             out as the classes have training images; one for each of the method's steps without it. With soft labels
             classes can share images: 0.5 makes one for two classes.
@@ -119,6 +122,7 @@ def distill(
     length = Length(iterations, parse_duration(budget))
     real, on = as_real(real), resolve_device(device)
     pool = load_pool(pool) if isinstance(pool, str | Path) else pool
+    trajectories = load_trajectories(trajectories) if isinstance(trajectories, str | Path) else trajectories
     _prepare(on, reporter)
     problem = make_problem(
         real,
@@ -132,6 +136,7 @@ def distill(
         batch_norm=batch_norm,
         attack=attack,
         pool=pool,
+        trajectories=trajectories,
     )
     _check_pool(method, problem)
     template = method.start(problem, stream(seed, "start"))
@@ -150,6 +155,8 @@ def distill(
         attack=None if attack is None else list(attack),
         pool=None if pool is None or pool.path is None else str(pool.path),
         pool_digest=None if pool is None else pool.digest,
+        trajectories=None if trajectories is None else str(trajectories.folder),
+        trajectories_digest=None if trajectories is None else trajectories.digest,
         iterations=length.iterations,
         budget=length.budget,
         device=problem.device.type,

@@ -12,10 +12,10 @@ from datadistill.inner.engine import Engine
 from datadistill.models import same_model
 
 FORMAT = 1
-_NEW = ("engine", "batch_norm", "attack", "pool", "pool_digest", "source")
+_NEW = ("engine", "batch_norm", "attack", "pool", "pool_digest", "source", "trajectories", "trajectories_digest")
 """Settings that the first files of this format do not have."""
-_ONLY_CHANGES_BITS = ("versions", "threads", "recipe", "pool")
-"""What two parts of one run may differ in. A pool may have been moved: its digest says whether it is the same."""
+_ONLY_CHANGES_BITS = ("versions", "threads", "recipe", "pool", "trajectories")
+"""What two parts of one run may differ in. Pools and trajectories may have been moved: their digests tell them."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Settings:
         attack: the class that is to be taken for another, and that other, or None.
         pool: the file that the pretrained kinds of initial weights come from.
         pool_digest: of that file's contents.
+        trajectories: the folder of the experts that are matched.
+        trajectories_digest: of its contents.
         source: of data of one's own: what it was called, how it was read, and what was in it.
     """
 
@@ -64,6 +66,8 @@ class Settings:
     attack: list[str] | None = None
     pool: str | None = None
     pool_digest: str | None = None
+    trajectories: str | None = None
+    trajectories_digest: str | None = None
     source: Source | None = None
 
     def as_json(self) -> dict[str, Any]:

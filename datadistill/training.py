@@ -88,6 +88,7 @@ def train(
     training: Training,
     generator: torch.Generator,
     count: Callable[[], None] = lambda: None,
+    keep: Callable[[Weights], None] = lambda weights: None,
 ) -> Weights:
     """Train a network.
 
@@ -99,12 +100,14 @@ def train(
         training: how.
         generator: a CPU generator, for the order of the images, augmentation and dropout.
         count: called after each epoch.
+        keep: called with the weights after each epoch, and with those before the first.
 
     Returns:
         The weights at the end. The same generator state gives the same bits with the same number of threads.
     """
     optimizer, parts = training.make_optimizer(), parse_augmentation(training.augment)
     state, step, steps = optimizer.init(weights), 0, training.steps(len(labels))
+    keep(weights)
     for _ in range(training.epochs):
         order = torch.randperm(len(labels), generator=generator).to(images.device)
         for first in range(0, len(labels), training.batch):
@@ -114,5 +117,6 @@ def train(
             _, gradient = batch_gradient(network, weights, batch, labels[chosen], 0, noise)
             weights, state = optimizer.update(weights, gradient, state, training.rate_at(step / steps), step)
             step += 1
+        keep(weights)
         count()
     return weights

@@ -39,5 +39,19 @@ def pool(digits: dd.RealData, tmp_path_factory: pytest.TempPathFactory) -> dd.Po
 
 
 @pytest.fixture(scope="session")
+def trajectories(digits: dd.RealData, tmp_path_factory: pytest.TempPathFactory) -> dd.Trajectories:
+    """A few experts, well trained, as method mtt matches them."""
+    torch.set_num_threads(1)
+    return dd.make_trajectories(
+        digits,
+        tmp_path_factory.mktemp("trajectories") / "digits",
+        model="ConvNetD1W16",
+        experts=4,
+        training=dd.Training(10, 0.01, 64, "sgd", falls="constant", augment="crop_scale_rotate"),
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="session")
 def mnist() -> dd.RealData:
     return dd.load("mnist")

@@ -163,6 +163,15 @@ def add_pool_flag(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_trajectories_flag(parser: argparse._ActionsContainer) -> None:
+    """`--trajectories`."""
+    parser.add_argument(
+        "--trajectories",
+        metavar="FOLDER",
+        help="experts' weights after each epoch, for method mtt: datadistill pretrain --trajectories",
+    )
+
+
 def given_pool(arguments: argparse.Namespace) -> Pool | None:
     """The pool of `--pool`."""
     return None if arguments.pool is None else load_pool(arguments.pool)

@@ -12,6 +12,7 @@ from datadistill.cli.common import (
     add_nets_flag,
     add_pool_flag,
     add_run_flags,
+    add_trajectories_flag,
     ipc_name,
     load_data,
     new_folder,
@@ -60,6 +61,7 @@ examples:
   datadistill distill --method dm --ipc 10 --budget 10m
   datadistill distill --dataset digits --model mlp --iterations 500 --out runs/digits
   datadistill distill --weights random-pretrained --pool pools/mnist-lenet.safetensors
+  datadistill distill --method mtt --trajectories trajectories/mnist-convnet
   datadistill distill --resume --out runs/digits
 """
 
@@ -82,6 +84,7 @@ def add_flags(parser: Parser) -> None:
     )
     parser.add_argument("--scheme", metavar="NAME", help="how initial weights are drawn: datadistill list schemes")
     add_pool_flag(parser)
+    add_trajectories_flag(parser)
     add_ipc_flag(parser)
     parser.add_argument(
         "--iterations",

@@ -1,9 +1,11 @@
-"""pretrain: many trained networks in one file, for the pretrained kinds of initial weights."""
+"""pretrain: many trained networks, as a pool to start from or as trajectories to match."""
 
 import argparse
 import statistics
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from datadistill.cli.common import (
     add_batch_norm_flag,
@@ -15,10 +17,15 @@ from datadistill.cli.common import (
     repeated,
 )
 from datadistill.cli.parsing import Parser, add_fields, command_line, given_fields, number, positive_int
+from datadistill.data import RealData
+from datadistill.errors import RequestError
 from datadistill.experts import MAX_GB, make_pool
 from datadistill.pools import Pool
 from datadistill.progress import counting, say
+from datadistill.recording import EXPERT_TRAINING, EXPERTS, make_trajectories
+from datadistill.recording import MAX_GB as MOST_OF_TRAJECTORIES
 from datadistill.training import Training
+from datadistill.trajectories import Trajectories
 
 USAGE = ""
 DESCRIPTION = """\
@@ -26,69 +33,106 @@ Train networks on a dataset and keep them in one file, a pool. Distilling with
 --weights random-pretrained or fixed-pretrained starts from its networks; the last
 ones (--reserved) are only for judging what was distilled.
 
+With --trajectories: keep their weights after every epoch, one file for each network
+in one folder, for --method mtt.
+
 Networks are trained several at a time, one on each core. What is finished is kept
-beside the file, and --resume goes on from there, to the same bits.
+beside the file, or in the folder, and --resume goes on from there, to the same bits.
 
 examples:
   datadistill pretrain
   datadistill pretrain --dataset digits --model mlp --nets 30 --out pools/digits-mlp.safetensors
+  datadistill pretrain --trajectories --dataset digits --model mlp --nets 10 --augment crop_scale_rotate
 """
+
+_POOL: dict[str, Any] = {"model": "lenet", "scheme": "xavier", "nets": 50, "max_gb": MAX_GB}
+_TRAJECTORIES: dict[str, Any] = {
+    "model": "convnet",
+    "scheme": "default",
+    "nets": EXPERTS,
+    "max_gb": MOST_OF_TRAJECTORIES,
+}
 
 
 def add_flags(parser: Parser) -> None:
+    def default(name: str) -> str:
+        return f"(default: {_POOL[name]}, or {_TRAJECTORIES[name]} with --trajectories)"
+
     add_data_flags(parser, "mnist")
-    add_model_flag(parser, "lenet")
+    parser.add_argument("--trajectories", action="store_true", help="keep the weights after every epoch, in a folder")
+    add_model_flag(parser, None, "lenet, or convnet with --trajectories")
     parser.add_argument(
         "--scheme",
         metavar="NAME",
-        default="xavier",
-        help="how weights before training are drawn: datadistill list schemes (default: %(default)s)",
+        help=f"how weights before training are drawn: datadistill list schemes {default('scheme')}",
     )
-    parser.add_argument("--nets", type=positive_int, metavar="N", default=50, help="networks (default: %(default)s)")
+    parser.add_argument("--nets", type=positive_int, metavar="N", help=f"networks {default('nets')}")
     parser.add_argument(
         "--reserved",
         type=positive_int,
         metavar="N",
-        default=10,
-        help="how many of them are for judging only (default: %(default)s)",
+        help="how many of a pool's networks are for judging only (default: 10)",
     )
-    add_fields(parser.add_argument_group("training"), Training, {"": {}})
+    bases = {"pools": {}, "trajectories": asdict(EXPERT_TRAINING)}
+    add_fields(parser.add_argument_group("training"), Training, bases)
     add_batch_norm_flag(parser)
-    parser.add_argument("--test", action="store_true", help="measure accuracies on the test split too, for the record")
+    parser.add_argument("--test", action="store_true", help="measure a pool on the test split too, for the record")
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of all randomness (default: %(default)s)")
     parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or mps (default: auto)")
-    parser.add_argument("--out", metavar="FILE", help="the file (default: pools/DATASET-MODEL.safetensors)")
-    parser.add_argument("--resume", action="store_true", help="keep finished networks and train the others")
     parser.add_argument(
-        "--max-gb", type=number, metavar="X", default=MAX_GB, help="refuse to take more disk (default: %(default)s)"
+        "--out",
+        metavar="PATH",
+        help="the file or folder (default: pools/DATASET-MODEL.safetensors, or trajectories/DATASET-MODEL)",
     )
+    parser.add_argument("--resume", action="store_true", help="keep finished networks and train the others")
+    parser.add_argument("--max-gb", type=number, metavar="X", help=f"refuse to take more disk {default('max_gb')}")
 
 
 def run(arguments: argparse.Namespace) -> None:
     real = load_data(arguments.dataset or "mnist", arguments)
-    training = Training(**given_fields(arguments, Training))
-    out = Path(arguments.out or f"pools/{real.name}-{file_name(arguments.model)}.safetensors")
-    began = time.perf_counter()
-    with counting("training", arguments.nets * training.epochs) as count:
+    own = _TRAJECTORIES if arguments.trajectories else _POOL
+    asked = {name: own[name] if getattr(arguments, name) is None else getattr(arguments, name) for name in own}
+    base = asdict(EXPERT_TRAINING) if arguments.trajectories else {}
+    training = Training(**{**base, **given_fields(arguments, Training)})
+    name = f"{real.name}-{file_name(asked['model'])}"
+    options = {
+        "model": asked["model"],
+        "scheme": asked["scheme"],
+        "training": training,
+        "batch_norm": arguments.batch_norm or "refused",
+        "seed": arguments.seed,
+        "device": arguments.device,
+        "max_gb": asked["max_gb"],
+        "resume": arguments.resume,
+        "command": _repeat(arguments),
+        "say": say,
+    }
+    began, words = time.perf_counter(), [] if real.source is None else real.source.options.as_words()
+    if arguments.trajectories:
+        found = _record(arguments, real, Path(arguments.out or f"trajectories/{name}"), asked["nets"], options)
+        _print_trajectories(found, time.perf_counter() - began, words)
+        return
+    out = Path(arguments.out or f"pools/{name}.safetensors")
+    with counting("training", asked["nets"] * training.epochs) as count:
         pool = make_pool(
             real,
             out,
-            model=arguments.model,
-            scheme=arguments.scheme,
-            nets=arguments.nets,
-            reserved=arguments.reserved,
-            training=training,
-            batch_norm=arguments.batch_norm or "refused",
-            seed=arguments.seed,
-            device=arguments.device,
+            nets=asked["nets"],
+            reserved=10 if arguments.reserved is None else arguments.reserved,
             test=arguments.test,
-            max_gb=arguments.max_gb,
-            resume=arguments.resume,
-            command=_repeat(arguments),
-            say=say,
             count=count,
+            **options,
         )
-    _print(pool, out, time.perf_counter() - began, [] if real.source is None else real.source.options.as_words())
+    _print(pool, out, time.perf_counter() - began, words)
+
+
+def _record(
+    arguments: argparse.Namespace, real: RealData, out: Path, experts: int, options: dict[str, Any]
+) -> Trajectories:
+    if arguments.reserved is not None or arguments.test:
+        raise RequestError("--reserved and --test are for pools: leave them out with --trajectories")
+    with counting("training", experts * options["training"].epochs) as count:
+        return make_trajectories(real, out, experts=experts, count=count, **options)
 
 
 def _repeat(arguments: argparse.Namespace) -> str:
@@ -113,6 +157,18 @@ def _print(pool: Pool, out: Path, seconds: float, options: list[str]) -> None:
     print(f"distil    {command_line(*words, '--pool', str(out))}")
 
 
+def _print_trajectories(found: Trajectories, seconds: float, options: list[str]) -> None:
+    facts, size = found.facts, sum(expert.path.stat().st_size for expert in found.experts)
+    print_table(
+        f"{facts.model} on {facts.dataset}, {facts.training.epochs} epochs, {seconds:.0f} s, {size / 1e6:.1f} MB",
+        ["", "experts", "mean", "std", "lowest"],
+        [_row("held-out accuracy at the end", facts.accuracies)],
+    )
+    print(f"experts   {found.folder}")
+    words = ["distill", "--method", "mtt", "--dataset", facts.dataset, *options, "--model", facts.model]
+    print(f"distil    {command_line(*words, '--trajectories', str(found.folder))}")
+
+
 def _row(name: str, accuracies: tuple[float, ...]) -> list[str]:
-    mean, std = statistics.fmean(accuracies), statistics.stdev(accuracies)
+    mean, std = statistics.fmean(accuracies), statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
     return [name, str(len(accuracies)), *(f"{100 * value:.2f} %" for value in (mean, std, min(accuracies)))]

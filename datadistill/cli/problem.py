@@ -10,6 +10,7 @@ from datadistill.cli.common import (
     add_ipc_flag,
     add_model_flag,
     add_pool_flag,
+    add_trajectories_flag,
     given_pool,
     load_data,
 )
@@ -18,6 +19,7 @@ from datadistill.cli.parsing import Parser, add_fields, given_fields, one_of
 from datadistill.inner import Engine
 from datadistill.methods import METHODS, Method, Problem, make_problem
 from datadistill.runtime import resolve_device
+from datadistill.trajectories import load_trajectories
 from datadistill.weights import KINDS
 
 
@@ -45,6 +47,7 @@ def add_problem_flags(parser: Parser, changes: Mapping[str, Any]) -> None:
     )
     parser.add_argument("--scheme", metavar="NAME", help="how initial weights are drawn: datadistill list schemes")
     add_pool_flag(parser)
+    add_trajectories_flag(parser)
     add_ipc_flag(parser)
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of all randomness (default: %(default)s)")
     parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu or cuda (default: auto)")
@@ -71,5 +74,6 @@ def problem_of(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> tup
         engine=Engine(**given_fields(arguments, Engine)),
         batch_norm=arguments.batch_norm or "refused",
         pool=given_pool(arguments),
+        trajectories=None if arguments.trajectories is None else load_trajectories(arguments.trajectories),
     )
     return method, problem

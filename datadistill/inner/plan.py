@@ -49,7 +49,7 @@ class Demand:
         distilled: distilled images in all.
         classes: outputs of the network.
         networks: networks per outer step.
-        real: real images per outer step.
+        real: real images per outer step; 0 where the outer loss asks for none, only for other weights to compare.
         optimizer: of the inner loop.
         kink_width: as for `hypergradient`.
     """
@@ -240,7 +240,7 @@ class _Probe:
         graphs = engine.storage == "full" or (engine.storage == "checkpoint" and whole)
         walked = replace(engine, storage="full" if graphs else "recompute", inner_chunk=0)
         one, two = (self._walk(walked, count, inner, timed) for count in (1, 2))
-        outer = self._gradient(real, 0, timed)
+        outer = self._gradient(real, 0, timed) if real else _Cost(3 * self.weight_bytes, 0.0)
         kept = self._kept(engine, two.peak - one.peak)
         # Pieces of a batch are added up: once for each worker, beside the piece at hand.
         sums = self.weight_bytes

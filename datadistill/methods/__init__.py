@@ -8,6 +8,7 @@ from datadistill.methods.base import Gradients, Method, Outcome, Problem, make_p
 from datadistill.methods.dc import DC, DSA_STRATEGY
 from datadistill.methods.dd import DD
 from datadistill.methods.dm import DM
+from datadistill.methods.mtt import MTT
 from datadistill.registry import Registry
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "DD",
     "DM",
     "METHODS",
+    "MTT",
     "Gradients",
     "Method",
     "MethodInfo",
@@ -100,6 +102,16 @@ METHODS = Registry(
             learns=("images",),
             run=_CONVNET | {"iterations": 20_000},
             outer={"optimizer": "sgd", "rate": 1.0, "momentum": 0.5, "schedule": "constant"},
+        ),
+        MethodInfo(
+            name="mtt",
+            line="training on the images goes where the training of experts on real images went",
+            paper="Cazenavette et al., Dataset Distillation by Matching Training Trajectories, CVPR 2022",
+            year=2022,
+            make=MTT,
+            learns=("images", "learning rate"),
+            run=_CONVNET | {"iterations": 5000},
+            outer={"optimizer": "sgd", "rate": 100.0, "rate_of_rates": 1e-3, "momentum": 0.5, "schedule": "constant"},
         ),
     ),
 )

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from datadistill.augment import one_of, parse_augmentation
 from datadistill.data.ipc import Ipc, labels_in_order, resolve_ipc
 from datadistill.data.real import RealData, Split
 from datadistill.distilled import DistilledData, Provenance
@@ -19,7 +20,8 @@ from datadistill.inner.functional import Network, make_network
 from datadistill.inner.plan import Demand, cheaper, settle
 from datadistill.models import SCHEMES, ModelFactory, create_model, has_own_weights, model_name
 from datadistill.pools import Pool
-from datadistill.runtime import is_out_of_memory
+from datadistill.runtime import is_out_of_memory, stream
+from datadistill.trajectories import Trajectories
 from datadistill.weights import KINDS, InitialWeights, origin
 
 MethodState: TypeAlias = dict[str, Tensor]
@@ -45,6 +47,7 @@ class Problem:
         batch_norm: what layers with running statistics do, as for `make_network`.
         engine: how hypergradients are computed.
         pool: of trained networks, where initial weights are taken from one.
+        trajectories: of experts, where the method matches them.
     """
 
     real: RealData
@@ -59,13 +62,28 @@ class Problem:
     batch_norm: str = "refused"
     engine: Engine = field(default_factory=Engine)
     pool: Pool | None = None
+    trajectories: Trajectories | None = None
     _settled: dict[Demand, Engine] = field(default_factory=dict, init=False, repr=False)
+    _augmented: dict[str, Network] = field(default_factory=dict, init=False, repr=False)
 
     def settle(self, demand: Demand) -> Engine:
         """The engine with every open choice made for this demand, by a prediction that is made once."""
         if demand not in self._settled:
             self._settled[demand] = settle(self.network, self.real.train.images[:1], demand, self.engine)
         return self._settled[demand]
+
+    def seen_through(self, augment: str) -> Network:
+        """The network with images changed wherever a seed is given: by one part for a batch (`augment.one_of`)."""
+        parts = parse_augmentation(augment)
+        if not parts:
+            return self.network
+        if augment not in self._augmented:
+
+            def changed(images: Tensor, seed: int) -> Tensor:
+                return one_of(images, parts, stream(seed, "augment"))
+
+            self._augmented[augment] = replace(self.network, augment=changed)
+        return self._augmented[augment]
 
     @cached_property
     def features(self) -> Network:
@@ -108,9 +126,14 @@ class Problem:
             model=self.model,
             weights=origin(KINDS.get(self.kind), self.scheme, self.seed, self.pool),
             inner=dict(inner) | ({} if self.batch_norm == "refused" else {"batch_norm": self.batch_norm}),
-            method={"name": method, **options} | self._attack(),
+            method={"name": method, **options} | self._attack() | self._experts(),
             seed=self.seed,
         )
+
+    def _experts(self) -> dict[str, Any]:
+        if self.trajectories is None:
+            return {}
+        return {"trajectories": {"digest": self.trajectories.digest, "source": self.trajectories.facts.dataset}}
 
     def _attack(self) -> dict[str, Any]:
         if self.attack is None:
@@ -132,11 +155,12 @@ def make_problem(
     batch_norm: str = "refused",
     attack: tuple[str, str] | None = None,
     pool: Pool | None = None,
+    trajectories: Trajectories | None = None,
 ) -> Problem:
     """A problem from names, with the data and the network on the device.
 
     Raises:
-        RequestError: a name is unknown, or the network or the pool cannot be used.
+        RequestError: a name is unknown, or the network, the pool or the trajectories cannot be used.
     """
     network = make_network(create_model(model, real).to(device), batch_norm)
     kind = KINDS.get(weights)
@@ -146,6 +170,9 @@ def make_problem(
             raise RequestError(f"{kind.name} draws its weights: a pool is for random-pretrained and fixed-pretrained")
         pool.check_fits(network, model_name(model), real)
         scheme = pool.facts.scheme
+    elif trajectories is not None:
+        trajectories.check_fits(network, model_name(model), real)
+        scheme = trajectories.facts.scheme
     elif kind.name == "fixed-pretrained" and not has_own_weights(model):
         raise RequestError(
             f"fixed-pretrained needs trained weights, and {model} has none of its own: give a pool with --pool, or a "
@@ -164,6 +191,7 @@ def make_problem(
         batch_norm=batch_norm,
         engine=engine or Engine(),
         pool=pool,
+        trajectories=trajectories,
     )
 
 

@@ -21,10 +21,11 @@ from datadistill.weights import KINDS
 RUN_DEFAULTS: dict[str, Any] = {
     **{"dataset": "mnist", "model": "lenet", "weights": "fixed-init", "scheme": "xavier", "pool": None, "ipc": None},
     **{"seed": 0, "device": "auto", "batch_norm": "refused", "attack": None, "iterations": None, "budget": None},
+    "trajectories": None,
 }
 """What `distill` is asked besides method, outer loop and engine."""
 
-_IN_RUN = RUN_DEFAULTS.keys() - {"pool", "seed", "device", "budget"}
+_IN_RUN = RUN_DEFAULTS.keys() - {"pool", "seed", "device", "budget", "trajectories"}
 _FULL = "-full"
 _IN_FULL = ("run", "method", "outer", "expect")
 _WORDS = ("name", "line", "paper", "expect", "full")

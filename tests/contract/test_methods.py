@@ -33,6 +33,7 @@ class Row:
 
 
 SMALL, SMALL_NET = {"batch": 32}, "ConvNetD1W16"
+EXPERTS = {"student_steps": 8, "max_start_epoch": 5, "learning_rate": 0.05, "augment": "crop_scale_rotate"}
 TOGETHER = {"together": 5, "matches": 3, "inner_epochs": 4, "images": "real"}
 MOVED = {"augment": "crop_scale_rotate"}
 
@@ -66,26 +67,34 @@ ROWS = [
     Row("dc", METHODS.get("dc").build(SMALL | TOGETHER), "random-init", 2, 100, "-loops", SMALL_NET, sgd(1.0), 1.0),
     Row("dsa", METHODS.get("dsa").build(SMALL | MOVED), "random-init", 2, 150, "", SMALL_NET, sgd(1.0)),
     Row("dm", METHODS.get("dm").build(SMALL | MOVED), "random-init", 2, 150, "", SMALL_NET, sgd(10.0)),
+    Row("mtt", METHODS.get("mtt").build(EXPERTS), "random-init", 1, 120, "", SMALL_NET),
+    Row("mtt", METHODS.get("mtt").build(EXPERTS | {"inner_batch": 7}), "random-init", 2, 120, "-batches", SMALL_NET),
 ]
 
 table = pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.name}-{row.weights}{row.variant}")
 
 
 POOLS: list[dd.Pool] = []
+TRAJECTORIES: list[dd.Trajectories] = []
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _pool(pool: dd.Pool) -> None:
+def _trained(pool: dd.Pool, trajectories: dd.Trajectories) -> None:
     POOLS.append(pool)
+    TRAJECTORIES.append(trajectories)
 
 
 def pool_for(row: Row) -> dd.Pool | None:
     return POOLS[0] if "pretrained" in row.weights else None
 
 
+def trajectories_for(row: Row) -> dd.Trajectories | None:
+    return TRAJECTORIES[0] if row.name == "mtt" else None
+
+
 def run(row: Row, real: dd.RealData, **changes: Any) -> dd.Run:
     options: dict[str, Any] = {"iterations": row.iterations, "seed": 0, "outer": row.outer, "device": "cpu"}
-    options["pool"] = pool_for(row)
+    options |= {"pool": pool_for(row), "trajectories": trajectories_for(row)}
     return dd.distill(real, row.method, model=row.model, weights=row.weights, ipc=row.ipc, **(options | changes))
 
 
@@ -99,6 +108,7 @@ def problem(row: Row, real: dd.RealData) -> Problem:
         seed=0,
         device=torch.device("cpu"),
         pool=pool_for(row),
+        trajectories=trajectories_for(row),
     )
 
 

@@ -1,0 +1,254 @@
+"""Matching training trajectories: images on which a few steps lead where many steps on real images lead.
+
+Cazenavette, Wang, Torralba, Efros and Zhu, "Dataset Distillation by Matching Training Trajectories" (CVPR 2022),
+section 3.2, equation 2 and algorithm 1. Experts are trained beforehand (`recording`); an outer step puts a student at
+an expert's weights of a random epoch, trains it on the distilled images, and asks how far it ends from the expert's
+weights some epochs later.
+
+`derivative="tesla"` is the approximation of Cui, Wang, Si and Hsieh, "Scaling Up Dataset Distillation to ImageNet-1K
+with Constant Memory" (ICML 2023), section 3: every step's gradient is differentiated at the weights it was taken at, as
+if these did not depend on the steps before.
+
+Where this differs from the authors' code:
+    - the derivative is exact whatever the engine stores; theirs keeps the graphs of all steps at once;
+    - the learning rate is positive, by learning its logarithm; theirs may turn negative;
+    - experts' weights are kept in half precision and read from the disk as they are needed;
+    - experts never see the held-out slice of the training split, by which a run is judged; theirs is judged on test
+      images.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from datadistill.augment import parse_augmentation
+from datadistill.distilled import DistilledData
+from datadistill.errors import RequestError
+from datadistill.inner.engine import Engine
+from datadistill.inner.functional import Network, Weights
+from datadistill.inner.hypergradient import Hypergradient, OuterGradient, hypergradient
+from datadistill.inner.optimizers import SGD
+from datadistill.inner.plan import Demand
+from datadistill.inner.unroll import InnerStep, walk, with_noise
+from datadistill.methods.base import Gradients, MethodState, Outcome, Problem, options_of, within_memory
+from datadistill.methods.dc import DSA_STRATEGY
+from datadistill.methods.images import first_images
+from datadistill.methods.protocol import judged_by_protocol
+from datadistill.trajectories import Trajectories
+
+CIFAR_10 = ((1, 50, 2, 0.01), (10, 30, 20, 0.001), (50, 30, 40, 0.001))
+"""The authors' settings for CIFAR-10: images per class, student steps, last start epoch, first learning rate."""
+
+
+@dataclass(frozen=True)
+class MTT:
+    """Hyper-parameters of trajectory matching; the defaults are the authors' for CIFAR-10.
+
+    Attributes:
+        student_steps: gradient steps N on the distilled images in an outer step. 0: by the number of images per class,
+            50 for 1, 30 for 10 and 50; in between, on a line over its logarithm.
+        expert_epochs: epochs M of the expert that the student is to match.
+        max_start_epoch: last epoch of the expert at which a student starts. -1: by the number of images per class, 2
+            for 1, 20 for 10 and 40 for 50, in between likewise, and no more than the experts have.
+        learning_rate: of the student, at first; it is learned. 0: by the number of images per class, 0.01 for 1 and
+            0.001 for 10 and 50, in between likewise.
+        inner_batch: distilled images per gradient step, in shuffled order; 0 takes all of them.
+        images: what the images start from: `real` images, `noise`, `mean` (class means), or `kmeans` (cluster centres).
+        augment: how distilled images are changed in each step: one of these parts for the batch, each image by draws of
+            its own; `none` for none. As the experts were trained, as a rule.
+        derivative: `exact` through all steps, or `tesla`, an approximation that leaves out what a step does to later
+            gradients.
+    """
+
+    student_steps: int = 0
+    expert_epochs: int = 2
+    max_start_epoch: int = -1
+    learning_rate: float = 0.0
+    inner_batch: int = 0
+    images: Literal["noise", "mean", "real", "kmeans"] = "real"
+    augment: str = DSA_STRATEGY
+    derivative: Literal["exact", "tesla"] = "exact"
+
+    def __post_init__(self) -> None:
+        for name, least in (("student_steps", 0), ("expert_epochs", 1), ("max_start_epoch", -1), ("inner_batch", 0)):
+            if getattr(self, name) < least:
+                raise RequestError(f"{name} is {getattr(self, name)}, but must be at least {least}")
+        if not 0 <= self.learning_rate < 1e30:
+            raise RequestError(f"the learning rate is {self.learning_rate}, but must be finite and not negative")
+        if self.derivative not in ("exact", "tesla"):
+            raise RequestError(f"the derivative is {self.derivative}, but must be exact or tesla")
+        parse_augmentation(self.augment)
+
+    @property
+    def name(self) -> str:
+        return "mtt"
+
+    def settled(self, problem: Problem) -> "MTT":
+        """The same with everything chosen that goes by the number of images per class.
+
+        Raises:
+            RequestError: the experts were trained for fewer epochs than are asked for.
+        """
+        epochs = _trajectories(problem).epochs
+        steps, last, rate = settings_for(problem.count / problem.real.num_classes)
+        last = max(0, min(last, epochs - self.expert_epochs))
+        chosen = replace(
+            self,
+            student_steps=self.student_steps or steps,
+            max_start_epoch=last if self.max_start_epoch < 0 else self.max_start_epoch,
+            learning_rate=self.learning_rate or rate,
+        )
+        if chosen.max_start_epoch + self.expert_epochs > epochs:
+            raise RequestError(
+                f"{self.expert_epochs} expert epochs from epoch {chosen.max_start_epoch} on are asked for, but the "
+                f"experts were trained for {epochs}"
+            )
+        return chosen
+
+    def start(self, problem: Problem, generator: torch.Generator) -> DistilledData:
+        """Images of every class with hard labels, and one learning rate."""
+        chosen = self.settled(problem)
+        if problem.kind != "random-init":
+            raise RequestError(
+                f"method mtt is for networks that start untrained, but the initial weights are {problem.kind}: "
+                "choose --weights random-init"
+            )
+        forward = problem.engine.product == "forward" or problem.engine.execution == "compiled"
+        if forward and any(part.moves for part in parse_augmentation(self.augment)):
+            raise RequestError(
+                f"product forward cannot differentiate images that are moved, but augment is {self.augment}: choose "
+                "product reverse, or parts such as color_cutout"
+            )
+        if problem.attack is not None:
+            raise RequestError("method mtt learns what experts learned: an attack needs method dd")
+        images = first_images(self.images, problem, generator)
+        data = judged_by_protocol(problem, images, self.name, options_of(chosen), self.augment)
+        return replace(data, learning_rates=torch.tensor([chosen.learning_rate], device=problem.device))
+
+    def gradient(
+        self,
+        distilled: DistilledData,
+        problem: Problem,
+        state: MethodState,
+        generator: torch.Generator,
+        progress: float,
+    ) -> Outcome:
+        """How far a student ends from an expert, by the expert's own way (equation 2), and its derivative."""
+        assert distilled.learning_rates is not None
+        chosen, trajectories = self.settled(problem), _trajectories(problem)
+        expert = trajectories.experts[int(torch.randint(len(trajectories), (), generator=generator))]
+        epoch = int(torch.randint(chosen.max_start_epoch + 1, (), generator=generator))
+        start, target = (
+            {name: weight.to(distilled.images) for name, weight in expert.weights(t).items()}
+            for t in (epoch, epoch + self.expert_epochs)
+        )
+        network = problem.seen_through(self.augment)
+        batches = _batches(problem.count, self.inner_batch, chosen.student_steps, generator)
+        data = {
+            number: (distilled.images[batch], distilled.targets[batch])
+            for number, batch in enumerate([batch.to(problem.device) for batch in batches])
+        }
+        rate = distilled.learning_rates[0]
+        numbers = [t % len(batches) for t in range(chosen.student_steps)]
+        steps = with_noise(network, [InnerStep(*data[n], rate, n) for n in numbers], generator)
+        through = hypergradient if self.derivative == "exact" else _tesla
+        found, state, remarks = within_memory(
+            problem,
+            self.demand(problem),
+            state,
+            lambda engine: through(network, SGD(), start, steps, _distance(start, target), engine),
+        )
+        images = torch.zeros_like(distilled.images)
+        for number, slope in found.images.items():
+            images.index_add_(0, batches[number].to(images.device), slope)
+        return Outcome(found.loss, Gradients(images, found.rates.sum()[None]), state, remarks)
+
+    def demand(self, problem: Problem) -> Demand:
+        """What an outer step asks of the engine."""
+        return Demand(
+            steps=self.settled(problem).student_steps,
+            images=min(self.inner_batch or problem.count, problem.count),
+            distilled=problem.count,
+            classes=problem.real.num_classes,
+            networks=1,
+            real=0,
+            optimizer=SGD(),
+        )
+
+
+def settings_for(ipc: float) -> tuple[int, int, float]:
+    """Student steps, last start epoch and learning rate for a number of images per class.
+
+    The authors' for CIFAR-10 where they give them; between two of them on a line over the logarithm of the number (the
+    rate: its logarithm too), which is a guess of ours; beyond them, the nearest.
+    """
+    for (few, *low), (many, *high) in itertools.pairwise(CIFAR_10):
+        if ipc <= many:
+            share = math.log(max(ipc, few) / few) / math.log(many / few)
+            steps, last = (round(a + share * (b - a)) for a, b in zip(low[:2], high[:2], strict=True))
+            return steps, last, low[2] * (high[2] / low[2]) ** share
+    return CIFAR_10[-1][1:]
+
+
+def _trajectories(problem: Problem) -> Trajectories:
+    if problem.trajectories is None:
+        raise RequestError(
+            "method mtt needs expert trajectories: make them with `datadistill pretrain --trajectories` and give their "
+            "folder with --trajectories"
+        )
+    return problem.trajectories
+
+
+def _batches(count: int, size: int, steps: int, generator: torch.Generator) -> list[Int64[Tensor, "b"]]:
+    """The images of each step: walks in shuffled order; one batch for all steps where it holds all images."""
+    if size == 0 or size >= count:
+        return [torch.arange(count)]
+    found: list[Tensor] = []
+    while len(found) < steps:
+        order = torch.randperm(count, generator=generator)
+        found += [order[first : first + size] for first in range(0, count, size)]
+    return found[:steps]
+
+
+def _distance(start: Weights, target: Weights) -> OuterGradient:
+    """Equation 2: the squared distance from the target, over the one from the start, and its gradient."""
+    way = torch.stack([(target[name] - weight).square().sum() for name, weight in start.items()]).sum()
+
+    def outer(last: Weights) -> tuple[Float[Tensor, ""], Weights]:
+        apart = {name: weight - target[name] for name, weight in last.items()}
+        loss = torch.stack([difference.square().sum() for difference in apart.values()]).sum() / way
+        return loss, {name: 2 * difference / way for name, difference in apart.items()}
+
+    return outer
+
+
+def _tesla(
+    network: Network, optimizer: SGD, weights: Weights, steps: list[InnerStep], outer: OuterGradient, engine: Engine
+) -> Hypergradient:
+    """As `hypergradient`, with each step on its own: v is what it is at the end, for every step (Cui et al. 2023).
+
+    The last weights are start - rate * sum of gradients. If every gradient depended on its own images alone, the
+    derivative would be this one, and each step needs its own graph only.
+    """
+    *_, last = walk(network, optimizer, weights, steps)
+    loss, v = outer(last)
+    images, rates = dict[int, Tensor](), list[Tensor]()
+    here = replace(engine, storage="recompute")
+    for step in steps:
+        following: list[Weights] = []
+
+        def at_the_end(found: Weights, following: list[Weights] = following) -> tuple[Tensor, Weights]:
+            following.append(found)
+            return loss, v
+
+        found = hypergradient(network, optimizer, weights, [step], at_the_end, here)
+        (weights,) = following
+        slope = found.images[step.batch]
+        images[step.batch] = images[step.batch].add_(slope) if step.batch in images else slope
+        rates.append(found.rates)
+    return Hypergradient(loss, images, {}, torch.cat(rates))

@@ -1,0 +1,198 @@
+"""Trajectory matching beyond the contract: what a step is, its approximation, and what is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call
+
+import datadistill as dd
+from datadistill.checking import check_hypergradient
+from datadistill.errors import RequestError
+from datadistill.inner import Network, predict
+from datadistill.methods import Problem, make_problem
+from datadistill.methods.mtt import CIFAR_10, settings_for
+from datadistill.runtime import stream
+
+MODEL = "ConvNetD1W16"
+SMALL: dict[str, Any] = {"student_steps": 4, "max_start_epoch": 3, "learning_rate": 0.05, "augment": "none"}
+
+
+def problem(real: dd.RealData, trajectories: dd.Trajectories | None, **changes: Any) -> Problem:
+    options: dict[str, Any] = {"model": MODEL, "weights": "random-init", "scheme": "xavier", "ipc": 1, "seed": 0}
+    return make_problem(real, **(options | changes), device=torch.device("cpu"), trajectories=trajectories)
+
+
+def in_double(asked: Problem) -> Problem:
+    train = replace(asked.real.train, images=asked.real.train.images.double())
+    return replace(asked, real=replace(asked.real, train=train), network=Network(asked.network.module.double()))
+
+
+def started(method: dd.methods.MTT, asked: Problem, rate: float) -> dd.DistilledData:
+    start = method.start(asked, stream(0))
+    return replace(start, images=start.images.double(), learning_rates=torch.tensor([rate], dtype=torch.float64))
+
+
+def test_a_step_is_equation_two(digits: dd.RealData, trajectories: dd.Trajectories) -> None:
+    """By hand, with autograd through all steps."""
+    method, asked = dd.methods.MTT(**SMALL), problem(digits, trajectories)
+    exact, data = in_double(asked), started(method, asked, 0.05)
+    found = method.gradient(data, exact, {}, stream(3), 0.0)
+    draw = stream(3)
+    expert = trajectories.experts[int(torch.randint(4, (), generator=draw))]
+    epoch = int(torch.randint(4, (), generator=draw))
+    first, target = ({n: w.double() for n, w in expert.weights(t).items()} for t in (epoch, epoch + 2))
+    images, rate = data.images.clone().requires_grad_(), torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
+    weights = {name: weight.clone().requires_grad_() for name, weight in first.items()}
+    for _ in range(4):
+        loss = F.cross_entropy(functional_call(exact.network.module, weights, (images,)), data.labels)
+        slopes = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+        weights = {n: w - rate * g for (n, w), g in zip(weights.items(), slopes, strict=True)}
+    apart = sum(((weights[name] - target[name]) ** 2).sum() for name in target)
+    outer = apart / sum(((first[name] - target[name]) ** 2).sum() for name in target)
+    assert isinstance(outer, torch.Tensor)
+    assert float(found.loss) == pytest.approx(float(outer.detach()), rel=1e-12)
+    by_images, by_rate = torch.autograd.grad(outer, [images, rate])
+    assert torch.allclose(found.gradients.images, by_images, rtol=1e-9, atol=1e-15)
+    assert found.gradients.learning_rates is not None
+    assert float(found.gradients.learning_rates) == pytest.approx(float(by_rate), rel=1e-9)
+
+
+@pytest.mark.parametrize("storage", ["full", "recompute", "checkpoint"])
+def test_the_engine_stores_what_it_likes(digits: dd.RealData, trajectories: dd.Trajectories, storage: Any) -> None:
+    asked = problem(digits, trajectories, ipc=2)
+    method = dd.methods.MTT(**SMALL | {"augment": "crop_color_cutout", "inner_batch": 6})
+    data, exact = started(method, asked, 0.05), in_double(asked)
+    found = [
+        method.gradient(data, replace(exact, engine=dd.Engine(storage=kind)), {}, stream(3), 0.0).gradients
+        for kind in ("full", storage)
+    ]
+    assert torch.allclose(found[0].images, found[1].images, rtol=1e-9, atol=1e-15)
+    assert bool(found[0].images.abs().sum((1, 2, 3)).gt(0).all())
+
+
+def gap(digits: dd.RealData, trajectories: dd.Trajectories, steps: int, rate: float) -> float:
+    """How far the approximate derivative is from the exact one, relative to that."""
+    asked = problem(digits, trajectories)
+    exact, gradients = in_double(asked), []
+    for derivative in ("exact", "tesla"):
+        method = dd.methods.MTT(**SMALL | {"student_steps": steps, "derivative": derivative})
+        outcome = method.gradient(started(method, asked, rate), exact, {}, stream(3), 0.0)
+        assert outcome.gradients.learning_rates is not None
+        gradients.append(torch.cat([outcome.gradients.images.flatten(), outcome.gradients.learning_rates]))
+    return float((gradients[0] - gradients[1]).norm() / gradients[0].norm())
+
+
+def test_tesla_is_exact_for_one_step_and_close_for_small_rates(
+    digits: dd.RealData, trajectories: dd.Trajectories
+) -> None:
+    assert gap(digits, trajectories, 1, 0.1) < 1e-12
+    far, near = gap(digits, trajectories, 6, 0.05), gap(digits, trajectories, 6, 0.0005)
+    assert 1e-12 < near < 0.03 * far
+    assert near < 0.01
+
+
+def test_settings_go_by_the_number_of_images() -> None:
+    for ipc, *asked in CIFAR_10:
+        assert list(settings_for(float(ipc))) == pytest.approx(asked)
+    assert list(settings_for(500.0)) == pytest.approx([30, 40, 0.001])
+    steps, last, rate = settings_for(10**0.5)
+    assert (steps, last) == (40, 11)
+    assert rate == pytest.approx(10**-2.5)
+
+
+def test_few_epochs_of_experts_limit_the_start_that_nobody_asked_for(
+    digits: dd.RealData, trajectories: dd.Trajectories
+) -> None:
+    asked = problem(digits, trajectories, ipc=10)
+    assert dd.methods.MTT().settled(asked).max_start_epoch == 8
+    with pytest.raises(RequestError, match=r"2 expert epochs from epoch 9 on are asked for, but the experts .* for 10"):
+        dd.methods.MTT(max_start_epoch=9).start(asked, stream(0))
+    with pytest.raises(RequestError, match="11 expert epochs from epoch 0"):
+        dd.methods.MTT(expert_epochs=11).start(asked, stream(0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"weights": "fixed-init"}, "choose --weights random-init"),
+        ({"attack": ("0", "1")}, "an attack needs method dd"),
+        ({"engine": dd.Engine(product="forward")}, "choose product reverse, or parts such as color_cutout"),
+    ],
+)
+def test_what_does_not_go_with_it_is_refused(
+    digits: dd.RealData, trajectories: dd.Trajectories, changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(RequestError, match=sentence):
+        dd.methods.MTT().start(problem(digits, trajectories, **changes), stream(0))
+
+
+def test_without_trajectories_one_sentence_says_how_to_make_them(digits: dd.RealData) -> None:
+    with pytest.raises(RequestError, match="pretrain --trajectories"):
+        dd.distill(digits, dd.methods.MTT(), model=MODEL, weights="random-init", iterations=1, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "change", [{"student_steps": -1}, {"expert_epochs": 0}, {"max_start_epoch": -2}, {"inner_batch": -1},
+               {"learning_rate": -0.1}, {"augment": "spin"}]
+)  # fmt: skip
+def test_impossible_hyper_parameters_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(RequestError):
+        dd.methods.MTT(**change)
+
+
+def test_other_experts_are_refused(digits: dd.RealData, trajectories: dd.Trajectories) -> None:
+    for changes, sentence in (
+        ({"model": "mlp"}, "but the network here is mlp"),
+        ({"model": "ConvNetD1W8"}, "but the network here is convnetd1w8"),
+    ):
+        with pytest.raises(RequestError, match=sentence):
+            problem(digits, trajectories, **changes)
+    darker = replace(digits.normalization, mean=(0.1,))
+    with pytest.raises(RequestError, match="the trajectories' normalisation"):
+        problem(replace(digits, normalization=darker), trajectories)
+    with pytest.raises(RequestError, match="the trajectories' classes"):
+        problem(replace(digits, classes=tuple("abcdefghij")), trajectories)
+
+
+def test_a_result_says_where_its_experts_come_from(
+    digits: dd.RealData, trajectories: dd.Trajectories, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"model": MODEL, "weights": "random-init", "device": "cpu", "out": tmp_path / "run"}
+    method = dd.methods.MTT(**SMALL)
+    made = dd.distill(digits, method, **options, trajectories=trajectories.folder, iterations=2)
+    found = dd.load_distilled(tmp_path / "run").provenance
+    assert found.method["trajectories"] == {"digest": trajectories.digest, "source": "digits"}
+    assert found.method["student_steps"] == 4
+    assert found.weights == {"kind": "random-init", "scheme": trajectories.facts.scheme}
+    assert (found.inner["protocol"], found.inner["epochs"]) == ("dc", 300)
+    assert made.distilled.learning_rates is not None
+    assert made.distilled.learning_rates.shape == (1,)
+    assert made.distilled.batches.tolist() == [list(range(10))]
+    moved = tmp_path / "moved"
+    moved.symlink_to(trajectories.folder)
+    dd.distill(digits, method, **options, trajectories=moved, iterations=2, resume=True)
+    other = replace(trajectories, facts=replace(trajectories.facts, seed=1))
+    with pytest.raises(RequestError, match="other settings: trajectories_digest"):
+        dd.distill(digits, method, **options, trajectories=other, iterations=2, resume=True)
+
+
+def test_the_check_passes_and_turns_the_approximation_off(digits: dd.RealData, trajectories: dd.Trajectories) -> None:
+    method = dd.methods.MTT(**SMALL | {"augment": "crop_color_rotate", "derivative": "tesla", "student_steps": 3})
+    check = check_hypergradient(method, problem(digits, trajectories), directions=2)
+    assert check.passed
+    assert check.is_exact
+    assert check.remarks == ("checked with derivative exact: tesla departs from the exact derivative on purpose",)
+
+
+def test_memory_is_predicted_without_real_images(digits: dd.RealData, trajectories: dd.Trajectories) -> None:
+    asked, method = problem(digits, trajectories), dd.methods.MTT(**SMALL)
+    image, sizes = digits.train.images[:1], []
+    for steps in (10, 40):
+        demand = replace(method.demand(asked), steps=steps)
+        assert demand.real == 0
+        sizes.append(predict(asked.network, image, demand, dd.Engine(storage="full")).peak_bytes)
+    assert 3 < sizes[1] / sizes[0] < 4.2
