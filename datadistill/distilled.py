@@ -24,6 +24,9 @@ FORMAT = 1
 FILE_NAME = "distilled.safetensors"
 _WEIGHT_PREFIX = "initial_weights."
 
+CONDENSATION = "dc"
+"""The protocol of data without rates for each step, as `inner` names it: see `condensation`."""
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -35,7 +38,7 @@ class Provenance:
         normalization: how the real pixels in [0, 1] became what the network is fed.
         model: the network it was made for.
         weights: the kind of initial weights and the scheme they were drawn by.
-        inner: optimizer, steps, epochs, augment and loss of the inner loop.
+        inner: optimizer, steps, epochs, augment and loss of the inner loop; or `protocol` dc with its settings.
         method: name and hyper-parameters.
         seed: of the run.
         versions: of the software.
@@ -67,7 +70,7 @@ class DistilledData:
         labels: class indices.
         batches: which images each step uses, in order; S steps of B images.
         learning_rates: one per gradient step; None when the protocol sets its own. T = S x epochs, and step t
-            uses batch t mod S.
+            uses batch t mod S. Data made for protocol `dc` may have one, for all steps.
         provenance: where it comes from.
         initial_weights: of the one network it was made for, with fixed-init and fixed-pretrained.
         soft_labels: the targets as the loss uses them, where labels are not hard; free numbers that need not add
@@ -92,14 +95,21 @@ class DistilledData:
         """What a loss compares class scores with: the soft labels if there are any, else the class indices."""
         return self.labels if self.soft_labels is None else self.soft_labels
 
+    @property
+    def is_condensed(self) -> bool:
+        """Whether it was made to be trained on by protocol `dc` instead of by steps of its own."""
+        return self.provenance.inner.get("protocol") == CONDENSATION
+
     def inner_steps(self) -> list[InnerStep]:
         """The T gradient steps that the learned rates belong to.
 
         Raises:
             RequestError: this data has no learning rates of its own.
         """
-        if self.learning_rates is None:
-            raise RequestError("this distilled data has no learning rates of its own")
+        if self.is_condensed or self.learning_rates is None:
+            raise RequestError(
+                "this distilled data has no steps with learning rates of their own: it is trained on by protocol dc"
+            )
         batches = [(self.images[chosen], self.targets[chosen]) for chosen in self.batches]
         numbers = [t % len(batches) for t in range(len(self.learning_rates))]
         return [InnerStep(*batches[n], rate, n) for n, rate in zip(numbers, self.learning_rates, strict=True)]

@@ -8,10 +8,10 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,14 +21,12 @@ from datadistill.errors import DamagedFileError, DatadistillError, Interrupted, 
 from datadistill.evaluation.accuracy import accuracy_of
 from datadistill.files import digest_of, read_json, read_tensors, write_json, write_tensors
 from datadistill.inner import Network, Weights, make_network, native
-from datadistill.inner.parallel import map_on_cores
+from datadistill.inner.parallel import each_on_one_core
 from datadistill.models import SCHEMES, ModelFactory, create_model, draw_weights, model_name
 from datadistill.pools import MEASURED, Networks, Pool, PoolFacts, check_shares, load_pool, stacked_in_half
 from datadistill.runtime import resolve_device, stream, versions
 from datadistill.signals import StopRequest
 from datadistill.training import Training, train
-
-Answer = TypeVar("Answer")
 
 MAX_GB = 2.0
 
@@ -270,11 +268,3 @@ class _Making:
         if metadata.get("sha256") != digest_of(weights, metadata.get("seconds", "")):
             raise DamagedFileError(f"{self._part(index)} is damaged: its checksum differs")
         return weights, float(metadata["seconds"])
-
-
-def each_on_one_core(function: Callable[[int], Answer], items: Sequence[int], device: torch.device) -> list[Answer]:
-    """`map_on_cores`, with a single core for each item even where there are fewer items than cores."""
-    spare = max(0, torch.get_num_threads() - len(items))
-    padded = [*items, *[None] * spare]
-    answers = map_on_cores(lambda item: None if item is None else function(item), padded, device)
-    return [answer for answer in answers[: len(items)] if answer is not None]

@@ -269,10 +269,12 @@ class _Loop:
         """The best data of a finished run, with what it cost."""
         best = moment.best
         assert best is not None, "a finished run has looked at least once"
-        if self.outer.settle:
+        # With protocol dc there are no rates of steps to choose, and that many networks would take hours.
+        settle = self.outer.settle and not self.template.is_condensed
+        if settle:
             best = self._settled(moment, best)
         distilled = self._result(moment, best)
-        if self.outer.settle and self.folder is not None:
+        if settle and self.folder is not None:
             distilled.save(self.folder.path / FILE_NAME)
         return Run(
             distilled=distilled,

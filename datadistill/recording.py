@@ -18,9 +18,9 @@ from torch import nn
 from datadistill.data import Datasets, RealData, as_real
 from datadistill.errors import DatadistillError, Interrupted, RequestError
 from datadistill.evaluation.accuracy import accuracy_of
-from datadistill.experts import each_on_one_core
 from datadistill.files import read_json, write_json
 from datadistill.inner import Network, Weights, make_network, native
+from datadistill.inner.parallel import each_on_one_core
 from datadistill.models import SCHEMES, ModelFactory, create_model, draw_weights, model_name
 from datadistill.pools import stacked_in_half
 from datadistill.runtime import resolve_device, stream, versions

@@ -25,6 +25,7 @@ ORDER = [
     "training",
     "matching",
     "distilled",
+    "condensation",
     "pools",
     "trajectories",
     "weights",

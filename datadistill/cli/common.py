@@ -6,17 +6,19 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from datadistill.cli.parsing import images_per_class, one_of, positive_int
+from datadistill.cli.parsing import images_per_class, number, one_of, positive_int
+from datadistill.condensation import EPOCHS, EPOCHS_AUGMENTED
 from datadistill.data import DATASETS, Options, RealData, Source, is_named, load
 from datadistill.data.huggingface import PREFIX
 from datadistill.distilled import DistilledData
 from datadistill.errors import RequestError, plain
-from datadistill.evaluation import NETS
+from datadistill.evaluation import NETS, PROTOCOLS, Score
 from datadistill.pools import Pool, load_pool
 
 
@@ -96,6 +98,44 @@ def add_nets_flag(parser: argparse._ActionsContainer) -> None:
         metavar="N",
         help=f"fresh networks to judge by; fixed initial weights need one (default: {NETS}, or all that the pool has)",
     )
+
+
+def add_protocol_flags(parser: argparse._ActionsContainer, default: str = "own") -> None:
+    """`--protocol`, and what protocol dc is asked besides."""
+    parser.add_argument(
+        "--protocol",
+        type=one_of(PROTOCOLS.kind, PROTOCOLS.names()),
+        metavar="NAME",
+        default=default,
+        help="how networks are trained: "
+        + "; ".join(f"{p.name}: {p.line}" for p in PROTOCOLS)
+        + " (default: %(default)s)",
+    )
+    group = parser.add_argument_group("protocol dc (docs/protocols.md)")
+    group.add_argument(
+        "--epochs",
+        type=positive_int,
+        metavar="N",
+        help=f"walks over the images (default: as the data says, or {EPOCHS}, or {EPOCHS_AUGMENTED} with augmentation)",
+    )
+    group.add_argument(
+        "--augment",
+        metavar="PARTS|none",
+        help="such as color_crop_cutout_flip_scale_rotate: one part, drawn for each batch, changes the images "
+        "(default: as the data says, or none)",
+    )
+    group.add_argument("--rate", type=number, metavar="X", help="learning rate (default: as the data says, or 0.01)")
+
+
+def given_changes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_protocol_flags` gave, as `evaluate` takes it."""
+    return {name: getattr(arguments, name) for name in ("epochs", "augment", "rate")}
+
+
+def protocol_title(protocol: str, scores: Sequence[Score]) -> str:
+    """A protocol for a table's title, with its settings where all scores have the same."""
+    ways = {score.training for score in scores}
+    return f"protocol {protocol}: {ways.pop()}" if len(ways) == 1 and "" not in ways else f"protocol {protocol}"
 
 
 def add_ipc_flag(parser: argparse._ActionsContainer) -> None:

@@ -8,12 +8,12 @@ import torch
 
 from datadistill.baselines import BASELINES
 from datadistill.cli import evaluate as evaluate_command
-from datadistill.cli.common import chosen_dataset, given_pool, load_data, print_table
+from datadistill.cli.common import chosen_dataset, given_changes, given_pool, load_data, print_table, protocol_title
 from datadistill.cli.parsing import Parser, one_of
 from datadistill.data import RealData
 from datadistill.distilled import DistilledData, load_distilled
 from datadistill.errors import RequestError
-from datadistill.evaluation import NETS, Score, evaluate, evaluate_sets, nets_per_set, percent
+from datadistill.evaluation import NETS, Score, evaluate, evaluate_sets, nets_per_set, percent, work_of
 from datadistill.methods import Problem, make_problem
 from datadistill.models import chosen_model, model_name, same_model
 from datadistill.pools import Pool
@@ -85,7 +85,8 @@ def run(arguments: argparse.Namespace) -> None:
         for model in models:
             if names:
                 sizes.setdefault(_size(path, data, model, arguments), data)
-            with counting(f"evaluating {path}", arguments.nets or NETS) as count:
+            work = work_of(data, arguments.nets, arguments.protocol, **given_changes(arguments))
+            with counting(f"evaluating {path}", work) as count:
                 score = evaluate(
                     data,
                     real,
@@ -98,6 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
                     scheme=arguments.scheme,
                     batch_norm=arguments.batch_norm,
                     count=count,
+                    **given_changes(arguments),
                 )
             lines.append(_Line(path, len(data.labels), score))
     for size, data in sizes.items():
@@ -186,12 +188,13 @@ def _print(lines: list[_Line], real: RealData, arguments: argparse.Namespace) ->
         }
         print(json.dumps(document, indent=2))
         return
+    scores = [line.score for line in lines]
+    alike = len({score.training for score in scores}) == 1
     columns = ["set", "images", "network", "weights", "nets", "untrained", "test accuracy", "95 % interval", "s"]
     rows = []
     for line in lines:
         score, (low, high) = line.score, line.score.accuracy.ci95
         facts = [score.model, score.weights, str(score.nets), percent(score.before), percent(score.accuracy)]
-        rows.append(
-            [line.name, str(line.images), *facts, f"{100 * low:.2f} to {100 * high:.2f}", f"{score.seconds:.1f}"]
-        )
-    print_table(f"{real.name}, protocol {arguments.protocol}", columns, rows)
+        name = line.name if alike or not score.training else f"{line.name}, {score.training}"
+        rows.append([name, str(line.images), *facts, f"{100 * low:.2f} to {100 * high:.2f}", f"{score.seconds:.1f}"])
+    print_table(f"{real.name}, {protocol_title(arguments.protocol, scores)}", columns, rows)

@@ -223,6 +223,8 @@ def _print(done: Run, score: Score, recipe: Recipe | None, pool: Pool | None) ->
     for t, summary in enumerate(score.by_step[:-1], start=1):
         rows.append([f"after step {t}", percent(summary), ""])
     last = f"after step {len(score.by_step)}" if score.by_step else "after the last step"
+    if score.training:
+        last = f"after {score.training}"
     rows.append([last, percent(score.accuracy), published("after")])
     columns = ["test accuracy", "these images"]
     if paper:

@@ -11,15 +11,18 @@ from datadistill.cli.common import (
     add_data_flags,
     add_nets_flag,
     add_pool_flag,
+    add_protocol_flags,
     chosen_dataset,
+    given_changes,
     given_pool,
     load_data,
     print_table,
+    protocol_title,
 )
 from datadistill.cli.parsing import Parser, one_of
 from datadistill.data import RealData
 from datadistill.distilled import load_distilled
-from datadistill.evaluation import NETS, PROTOCOLS, Score, evaluate, percent
+from datadistill.evaluation import Score, evaluate, percent, work_of
 from datadistill.progress import counting
 from datadistill.runtime import resolve_device, versions
 
@@ -32,9 +35,14 @@ file; --weights random-init shows what it does for networks it does not know. Da
 made for networks of a pool is judged on those that are reserved for judging in the
 pool given with --pool, or on all networks of another pool.
 
+Protocol dc is how the field compares distilled data: fresh networks, trained on the
+images for hundreds of epochs. It judges any data; data made for it (dc, dsa, dm,
+mtt) is judged by it without asking.
+
 examples:
   datadistill evaluate runs/mnist-dd-fixed-init-1
   datadistill evaluate a.safetensors b.safetensors --models lenet,convnet --nets 5
+  datadistill evaluate runs/RUN --protocol dc --augment color_crop_scale --nets 5
   datadistill evaluate runs/adapted --pool pools/mnist-lenet.safetensors
 """
 
@@ -63,13 +71,7 @@ def add_flags(parser: Parser) -> None:
     )
     add_pool_flag(parser)
     add_nets_flag(parser)
-    parser.add_argument(
-        "--protocol",
-        type=one_of(PROTOCOLS.kind, PROTOCOLS.names()),
-        metavar="NAME",
-        default="own",
-        help="how networks are trained: " + "; ".join(f"{p.name}: {p.line}" for p in PROTOCOLS),
-    )
+    add_protocol_flags(parser)
     add_data_flags(parser, "the one it was made from")
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the fresh networks (default: %(default)s)")
     parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or mps (default: auto)")
@@ -80,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     device, pool = resolve_device(arguments.device), given_pool(arguments)
     models: list[str | None] = [name.strip() for name in (arguments.models or "").split(",") if name.strip()] or [None]
     loaded: dict[tuple[str, torch.Size], RealData] = {}
-    documents, rows = [], []
+    documents, found, changes = [], [], given_changes(arguments)
     for path in arguments.paths:
         distilled = load_distilled(path)
         name = chosen_dataset(arguments.dataset, distilled.provenance.dataset)
@@ -90,7 +92,8 @@ def run(arguments: argparse.Namespace) -> None:
         real = loaded[key]
         scores = []
         for model in models:
-            with counting(f"evaluating {path}", arguments.nets or NETS) as count:
+            work = work_of(distilled, arguments.nets, arguments.protocol, **changes)
+            with counting(f"evaluating {path}", work) as count:
                 score = evaluate(
                     distilled,
                     real,
@@ -103,21 +106,29 @@ def run(arguments: argparse.Namespace) -> None:
                     scheme=arguments.scheme,
                     batch_norm=arguments.batch_norm,
                     count=count,
+                    **changes,
                 )
             scores.append(score)
-            rows.append(_row(path, score))
+        found.append((path, scores))
         documents.append(_document(path, real, arguments.protocol, scores))
     if arguments.json:
         print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
     else:
-        columns = ["data", "network", "weights", "nets", "before", "test accuracy", "95 % interval", "s"]
-        print_table(f"protocol {arguments.protocol}", columns, rows)
+        _print(found, arguments.protocol)
 
 
-def _row(path: str, score: Score) -> list[str]:
+def _print(found: list[tuple[str, list[Score]]], protocol: str) -> None:
+    every = [score for _, scores in found for score in scores]
+    title, alike = protocol_title(protocol, every), len({score.training for score in every}) == 1
+    columns = ["data", "network", "weights", "nets", "before", "test accuracy", "95 % interval", "s"]
+    rows = [_row(path, score, "" if alike else score.training) for path, scores in found for score in scores]
+    print_table(title, columns, rows)
+
+
+def _row(path: str, score: Score, training: str = "") -> list[str]:
     low, high = score.accuracy.ci95
     return [
-        path,
+        f"{path}, {training}" if training else path,
         score.model,
         score.weights,
         str(score.nets),

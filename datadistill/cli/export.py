@@ -6,7 +6,7 @@ from pathlib import Path
 from datadistill.cli.common import add_data_flags, add_model_flag, add_nets_flag, load_data
 from datadistill.cli.parsing import Parser, one_of
 from datadistill.distilled import DistilledData, load_distilled
-from datadistill.evaluation import NETS, evaluate, percent
+from datadistill.evaluation import evaluate, percent, work_of
 from datadistill.formats import FORMATS, export_to
 from datadistill.formats.png import cost, rounded
 from datadistill.progress import counting
@@ -59,6 +59,6 @@ def _compare(distilled: DistilledData, arguments: argparse.Namespace) -> None:
     """What 8 bits do to the accuracy."""
     real = load_data(arguments.dataset, arguments).to(resolve_device(arguments.device))
     for name, data in (("as it was", distilled), ("in 8 bits", rounded(distilled))):
-        with counting(f"evaluating {name}", arguments.nets or NETS) as count:
+        with counting(f"evaluating {name}", work_of(data, arguments.nets)) as count:
             score = evaluate(data, real, model=arguments.model, nets=arguments.nets, count=count)
         print(f"test accuracy {name}: {percent(score.accuracy)}")

@@ -80,11 +80,12 @@ def run(arguments: argparse.Namespace) -> None:
     )
     data.save(out)
     rates = data.learning_rates
-    steps = "no learning rates: give --rate to judge it" if rates is None else f"{len(rates)} steps"
+    steps = "no learning rates: protocol dc judges it" if rates is None else f"{len(rates)} steps"
     print(f"{len(data.labels)} images of {list(data.images.shape[1:])}, {steps}")
     print(f"file      {out}")
     own = data.provenance.model
-    print(f"evaluate  {command_line('evaluate', str(out), *(['--model', own] if is_code(own) else []))}")
+    words = [*(["--protocol", "dc"] if rates is None else []), *(["--model", own] if is_code(own) else [])]
+    print(f"evaluate  {command_line('evaluate', str(out), *words)}")
 
 
 def _normalization(arguments: argparse.Namespace) -> Normalization | None:

@@ -1,7 +1,7 @@
 """Judging distilled data: train networks on it, test them on real images."""
 
 from datadistill.evaluation.accuracy import Accuracy, accuracy_along, accuracy_of
-from datadistill.evaluation.protocols import NETS, PROTOCOLS, evaluate
+from datadistill.evaluation.protocols import PROTOCOLS, evaluate, work_of
 from datadistill.evaluation.ranking import (
     AugmentationRobustScore,
     LabelRobustScore,
@@ -11,6 +11,7 @@ from datadistill.evaluation.ranking import (
 )
 from datadistill.evaluation.scores import Score, Summary, percent, summarize
 from datadistill.evaluation.several import evaluate_sets, nets_per_set
+from datadistill.evaluation.trial import NETS
 
 __all__ = [
     "NETS",
@@ -30,4 +31,5 @@ __all__ = [
     "nets_per_set",
     "percent",
     "summarize",
+    "work_of",
 ]

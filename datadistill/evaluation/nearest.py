@@ -1,59 +1,49 @@
 """Protocol `nearest`: no network is trained; a test image has the class of the nearest distilled image."""
 
 import time
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from datadistill.data.real import Split
-from datadistill.distilled import DistilledData
 from datadistill.errors import RequestError
 from datadistill.evaluation.scores import Score, summarize
+from datadistill.evaluation.trial import Trial
 
 _BATCH = 500
 
 
-def judge_nearest(
-    distilled: DistilledData, split: Split, name: str, model: object, weights: str, count: Callable[[], None]
-) -> Score:
+def judge_nearest(trial: Trial) -> Score:
     """The score of a nearest-neighbour classifier (k = 1, Euclidean) on what networks are fed.
 
     Learning rates are not used; of soft labels, the class with the largest one counts.
 
-    Args:
-        distilled: the images that are looked up.
-        split: what is classified.
-        name: of the split.
-        model: must be None.
-        weights: must be `own`.
-        count: called once, at the end.
-
     Raises:
         RequestError: a network or its initial weights were asked for.
     """
-    if model is not None or weights != "own":
+    if trial.scheme is not None:
+        raise RequestError("protocol nearest trains no network: leave out the scheme")
+    if trial.model is not None or trial.weights != "own":
         raise RequestError("protocol nearest trains no network: leave out the model and the kind of weights")
-    began, device = time.perf_counter(), split.images.device
-    distilled = distilled.to(device)
+    began, split = time.perf_counter(), trial.judged_on
+    distilled = trial.distilled.to(trial.device)
     soft = distilled.soft_labels
     classes = distilled.labels if soft is None else soft.argmax(1)
     found = nearest_labels(distilled.images, classes, split.images)
     correct = int((found == split.labels).sum()) / len(split)
-    count()
+    trial.count()
     return Score(
         model="none (nearest neighbour)",
         weights="none",
         protocol="nearest",
         nets=1,
-        split=name,
+        split=trial.split,
         images=len(split),
         accuracy=summarize([correct], len(split)),
         before=None,
         by_step=(),
         seconds=time.perf_counter() - began,
-        device=str(device),
+        device=str(trial.device),
     )
 
 

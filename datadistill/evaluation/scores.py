@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
+from datadistill.condensation import read_inner
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -59,6 +61,7 @@ class Score:
         by_step: after each gradient step, where asked for.
         seconds: that the measurement took.
         device: where.
+        settings: of protocol `dc`.
     """
 
     model: str
@@ -72,6 +75,12 @@ class Score:
     by_step: tuple[Summary, ...]
     seconds: float
     device: str
+    settings: dict[str, Any] | None = None
+
+    @property
+    def training(self) -> str:
+        """How protocol `dc` was set, for people; empty with others."""
+        return "" if self.settings is None else str(read_inner(self.settings))
 
     def as_json(self) -> dict[str, Any]:
         """JSON-ready; accuracies are fractions."""

@@ -3,14 +3,16 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
 
 from datadistill.data.real import RealData
 from datadistill.distilled import DistilledData
-from datadistill.evaluation.protocols import NETS, evaluate
+from datadistill.evaluation.protocols import evaluate
 from datadistill.evaluation.scores import Score, Summary
+from datadistill.evaluation.trial import NETS
 from datadistill.models import ModelFactory
 from datadistill.pools import Pool
 
@@ -30,6 +32,7 @@ def evaluate_sets(
     seed: int = 0,
     pool: Pool | None = None,
     count: Callable[[], None] = lambda: None,
+    **changes: Any,
 ) -> tuple[list[Score], Score]:
     """A score of every set, each on fresh networks of its own, and one of all together.
 
@@ -42,16 +45,15 @@ def evaluate_sets(
         protocol: one of `PROTOCOLS`.
         seed: of the fresh draws.
         pool: of trained networks, as for `evaluate`.
-        count: called after each network.
+        count: called as many times as `work_of` says, for each set.
+        changes: `epochs`, `augment` and `rate` of protocol `dc`, and `scheme` and `batch_norm`, as for `evaluate`.
 
     Raises:
         RequestError: the data does not fit the dataset.
     """
     share = None if nets is None and pool is not None else nets_per_set(nets or NETS, len(sets))
-    scores = [
-        evaluate(data, real, model=model, nets=share, protocol=protocol, seed=seed + number, pool=pool, count=count)
-        for number, data in enumerate(sets)
-    ]
+    common = {"model": model, "nets": share, "protocol": protocol, "pool": pool, "count": count, **changes}
+    scores = [evaluate(data, real, seed=seed + number, **common) for number, data in enumerate(sets)]
     return scores, pooled(scores)
 
 

@@ -4,6 +4,7 @@ Without a C++ compiler, or with `DATADISTILL_NATIVE=0` in the environment, PyTor
 """
 
 import hashlib
+import itertools
 import os
 import platform
 import shutil
@@ -140,10 +141,18 @@ def fitted(module: nn.Module) -> nn.Module:
         other = _LAYERS.get(type(layer))
         if other is not None:
             layer.__class__ = other
+    for sequence in module.modules():
+        if isinstance(sequence, _Sequential):
+            for layer, following in itertools.pairwise(sequence):
+                if isinstance(layer, _Conv2d) and isinstance(following, _GroupNorm):
+                    layer.channels_last = True
     return module
 
 
 class _Conv2d(nn.Conv2d):
+    channels_last = False
+    """Whether the answer is to have channels as its innermost dimension in memory, as normalisation reads it."""
+
     def forward(self, input: Tensor) -> Tensor:
         if (
             isinstance(self.padding, str)
@@ -158,7 +167,9 @@ class _Conv2d(nn.Conv2d):
             or any(n + 2 * p < k for n, p, k in zip(input.shape[2:], self.padding, self.kernel_size, strict=True))
         ):
             return super().forward(input)
-        return torch.ops.datadistill.conv2d.default(input, self.weight, self.bias, *self.padding)  # type: ignore[no-any-return]
+        return torch.ops.datadistill.conv2d.default(  # type: ignore[no-any-return]
+            input, self.weight, self.bias, *self.padding, self.channels_last
+        )
 
 
 class _Linear(nn.Linear):
@@ -198,10 +209,75 @@ class _LocalResponseNorm(LocalResponseNorm):
         return torch.ops.datadistill.local_response_norm.default(images, self.alpha / self.n, *neighbours)  # type: ignore[no-any-return]
 
 
+class _GroupNorm(nn.GroupNorm):
+    def fits(self, input: Tensor) -> bool:
+        """Whether the operation can take the place of PyTorch's."""
+        return (
+            _is_plain(input)
+            and input.shape[1] == self.num_channels
+            and (self.weight is None or self.weight.dtype == torch.float32)
+            and not torch.is_autocast_enabled("cpu")
+        )
+
+    def fused(self, input: Tensor, relu: bool, pool: bool) -> Tensor:
+        """This layer, and after it ReLU and 2x2 average pooling if asked for."""
+        return torch.ops.datadistill.group_norm.default(  # type: ignore[no-any-return]
+            input, self.weight, self.bias, self.num_groups, self.eps, relu, pool
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.fused(input, False, False) if self.fits(input) else super().forward(input)
+
+
+class _Sequential(nn.Sequential):
+    """Layers in turn, but normalisation, ReLU and 2x2 average pooling as one operation.
+
+    Not where somebody watches what functions are called, as `kinks.widened` does to ReLU, or hooks into a layer.
+    """
+
+    def forward(self, input: Any) -> Any:
+        layers = list(self)
+        while layers:
+            norm, count = layers[0], 1
+            if isinstance(norm, _GroupNorm) and not torch._C._is_torch_function_mode_enabled():
+                count = 1 + _followers(layers[1:3], input)
+            if count > 1 and norm.fits(input) and not any(map(_has_hooks, layers[:count])):
+                input = norm.fused(input, True, count == 3)
+            else:
+                count, input = 1, norm(input)
+            del layers[:count]
+        return input
+
+
+def _followers(layers: list[nn.Module], images: Any) -> int:
+    """How many of these layers normalisation takes along: none, ReLU, or ReLU and pooling."""
+    if not layers or type(layers[0]) is not nn.ReLU:
+        return 0
+    return 1 + (len(layers) > 1 and _halves(layers[1], images))
+
+
+def _halves(layer: nn.Module, images: Tensor) -> bool:
+    """Whether a layer takes the mean of every 2x2 pixels, and none are left over."""
+    return (
+        type(layer) is nn.AvgPool2d
+        and _pair(layer.kernel_size) == _pair(layer.stride) == (2, 2)
+        and _pair(layer.padding) == (0, 0)
+        and layer.divisor_override in (None, 4)
+        and all(n % 2 == 0 for n in images.shape[2:])
+    )
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(layer, name) for name in names)
+
+
 _LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: _Conv2d,
+    nn.GroupNorm: _GroupNorm,
     nn.Linear: _Linear,
     nn.MaxPool2d: _MaxPool2d,
+    nn.Sequential: _Sequential,
     LocalResponseNorm: _LocalResponseNorm,
 }
 

@@ -31,6 +31,19 @@ def map_on_cores(function: Callable[[Item], Answer], items: Sequence[Item], devi
         torch.set_num_threads(threads)
 
 
+def each_on_one_core(function: Callable[[Item], Answer], items: Sequence[Item], device: torch.device) -> list[Answer]:
+    """`map_on_cores`, with a single core for each item even where there are fewer items than cores.
+
+    So an answer does not depend, in its last bits, on how many others are asked for.
+    """
+    spare = max(0, torch.get_num_threads() - len(items)) if device.type == "cpu" else 0
+
+    def answer(place: int) -> list[Answer]:
+        return [function(items[place])] if place < len(items) else []
+
+    return [one for answers in map_on_cores(answer, range(len(items) + spare), device) for one in answers]
+
+
 def shared_out(items: Sequence[Item], device: torch.device) -> list[list[Item]]:
     """The items in order, in as many nearly equal groups as `map_on_cores` can work on at once."""
     count = max(1, min(len(items), torch.get_num_threads() if device.type == "cpu" else 1))

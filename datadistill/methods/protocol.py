@@ -7,10 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from datadistill.augment import parse_augmentation
+from datadistill.condensation import EPOCHS, EPOCHS_AUGMENTED, Condensation
 from datadistill.distilled import DistilledData
 from datadistill.methods.base import Problem
-
-EPOCHS, EPOCHS_AUGMENTED = 300, 1000
 
 
 def judged_by_protocol(
@@ -29,17 +28,8 @@ def judged_by_protocol(
         RequestError: a class would have no image of its own.
     """
     problem.real.check_ipc(problem.ipc)
-    inner = {
-        "protocol": "dc",
-        "optimizer": "sgd",
-        "epochs": EPOCHS_AUGMENTED if parse_augmentation(augment) else EPOCHS,
-        "batch": 256,
-        "rate": 0.01,
-        "momentum": 0.9,
-        "weight_decay": 5e-4,
-        "augment": augment,
-        "loss": "cross-entropy",
-    }
+    epochs = EPOCHS_AUGMENTED if parse_augmentation(augment) else EPOCHS
+    inner = Condensation(epochs=epochs, augment=augment).as_inner()
     return DistilledData(
         images=images.to(problem.device),
         labels=problem.labels.to(problem.device),

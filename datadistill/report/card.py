@@ -12,7 +12,7 @@ import jinja2
 from datadistill.data.real import RealData
 from datadistill.distilled import FILE_NAME, DistilledData
 from datadistill.errors import DatadistillError, plain
-from datadistill.evaluation import NETS, Score, evaluate, percent
+from datadistill.evaluation import Score, evaluate, percent, work_of
 from datadistill.files import write_atomically
 from datadistill.models import ModelFactory, is_code
 from datadistill.outer import Run
@@ -44,7 +44,8 @@ def conclude(
     Returns:
         The distilled data with its score in the provenance, and the score.
     """
-    with counting("evaluating", nets or NETS) as count:
+    pool = None if run.distilled.is_condensed else pool  # protocol dc draws networks
+    with counting("evaluating", work_of(run.distilled, nets)) as count:
         score = evaluate(run.distilled, real, model=model, nets=nets, pool=pool, count=count)
     mine = run.distilled.provenance
     held_out = [entry for entry in mine.scores if entry.get("split") == "held_out"]
@@ -67,7 +68,8 @@ def judging(distilled: DistilledData, place: str, pool: Pool | None) -> list[str
 
 
 def _kind(distilled: DistilledData) -> str:
-    return str(distilled.provenance.weights.get("kind", ""))
+    """The kind of initial weights that judging takes; protocol dc always draws them afresh."""
+    return "" if distilled.is_condensed else str(distilled.provenance.weights.get("kind", ""))
 
 
 def _text(value: object) -> str:
@@ -89,7 +91,7 @@ def make_card(distilled: DistilledData, score: Score, place: str, pool: Pool | N
     held_out = [entry["accuracy"] for entry in provenance.scores if entry.get("split") == "held_out"]
     if not held_out:
         raise DatadistillError("this distilled data does not say how it was chosen: it has no held-out score")
-    rates = distilled.learning_rates
+    rates = None if distilled.is_condensed else distilled.learning_rates
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("datadistill.report"), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
@@ -112,7 +114,7 @@ def make_card(distilled: DistilledData, score: Score, place: str, pool: Pool | N
         interval="over test images" if score.nets == 1 else "of the mean over networks",
         held_out=held_out[0],
         shape=list(distilled.images.shape),
-        rates="none" if rates is None else ", ".join(f"{rate:.4g}" for rate in rates[:6].tolist()),
+        rates=None if rates is None else ", ".join(f"{rate:.4g}" for rate in rates[:6].tolist()),
         mean=", ".join(f"{value:.4f}" for value in provenance.normalization.mean),
         std=", ".join(f"{value:.4f}" for value in provenance.normalization.std),
     )

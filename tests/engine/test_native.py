@@ -1,18 +1,24 @@
 """The fast operations against PyTorch's: values and three derivatives, for many shapes."""
 
+import copy
 import itertools
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from datadistill.inner import make_network, native
+from datadistill.inner import SGD, Engine, InnerStep, hypergradient, make_network, native
+from datadistill.inner.functional import Weights
+from datadistill.inner.kinks import widened
 from datadistill.models.alexcifarnet import LocalResponseNorm
+from datadistill.models.convnet import ConvNet
 from datadistill.models.lenet import LeNet
+from datadistill.models.schemes import draw_weights
 from datadistill.runtime import stream
 
 pytestmark = pytest.mark.skipif(bool(native.build()), reason=f"no fast operations here: {native.build()}")
@@ -86,6 +92,137 @@ def test_local_response_norm(n: int, shape: tuple[int, int, int, int]) -> None:
         assert float((one.double() - other).norm() / other.norm()) < 1e-6
 
 
+def normalised(
+    images: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, relu: bool, pool: bool
+) -> Tensor:
+    """What the operation stands for, from PyTorch's."""
+    values = nn.functional.group_norm(images, groups, weight, bias, 1e-5)
+    values = nn.functional.relu(values) if relu else values
+    return nn.functional.avg_pool2d(values, 2) if pool else values
+
+
+def twice(
+    function: Callable[..., Tensor], leaves: list[Tensor], groups: int, relu: bool, pool: bool, keep: bool
+) -> list[Tensor]:
+    """The value and two derivatives along fixed directions, of the leaves and of what reaches the value."""
+    value = function(*[*leaves, None, None][:3], groups, relu, pool)
+    draw = stream(3)
+    directions = [torch.randn(t.shape, generator=draw, dtype=torch.float64).to(t.dtype) for t in (value, *leaves)]
+    behind = directions[0].requires_grad_()
+    first = torch.autograd.grad(value, leaves, behind, create_graph=True)
+    second = torch.autograd.grad(first, [*leaves[:2], behind], directions[1:], create_graph=keep)
+    return [tensor.detach() for tensor in (value, *first, *second)]
+
+
+NORMS = [
+    *itertools.product(((2, 6, 4, 8), (1, 12, 6, 2), (3, 70, 2, 6)), (1, 2, None)),
+    ((2, 10, 5, 3), 5),
+    ((3, 128, 8, 8), 4),
+    ((2, 96, 4, 4), None),
+    ((1, 16, 1, 1), 2),
+    ((1, 1, 3, 7), 1),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
+@pytest.mark.parametrize("then", ["", "relu", "pool", "relu pool"])
+@pytest.mark.parametrize("case", NORMS, ids=str)
+def test_group_norm(
+    case: tuple[tuple[int, int, int, int], int | None], then: str, affine: bool, dtype: torch.dtype
+) -> None:
+    """Both ways to the second derivative: the operation, and PyTorch's where a third may follow."""
+    shape, groups = case
+    relu, pool = "relu" in then, "pool" in then
+    if pool and (shape[2] % 2 or shape[3] % 2):
+        pytest.skip("pooling would leave pixels over")
+    draw = stream(0)
+    images = 2 * torch.randn(shape, generator=draw, dtype=torch.float64) + 1
+    numbers = [torch.randn(shape[1], generator=draw, dtype=torch.float64) for _ in range(2 * affine)]
+    leaves = [tensor.to(dtype) for tensor in (images, *numbers)]
+
+    def native_norm(x: Tensor, w: Tensor | None, b: Tensor | None, g: int, relu: bool, pool: bool) -> Tensor:
+        return torch.ops.datadistill.group_norm.default(x, w, b, g, 1e-5, relu, pool)  # type: ignore[no-any-return]
+
+    for keep in (False, True):
+        found, expected = (
+            twice(f, [t.to(d).requires_grad_() for t in leaves], groups or shape[1], relu, pool, keep)
+            for f, d in ((native_norm, dtype), (normalised, torch.float64))
+        )
+        for one, other in zip(found, expected, strict=True):
+            scale = max(float(other.norm()), 1.0)
+            assert float((one.double() - other).norm()) / scale < (1e-12 if dtype == torch.float64 else 2e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("then", ["", "relu pool"])
+def test_group_norm_against_finite_differences(groups: int, then: str) -> None:
+    relu, pool = "relu" in then, "pool" in then
+    leaves = [torch.randn(s, generator=stream(0), dtype=torch.float64).requires_grad_() for s in ((2, 6, 2, 4), 6, 6)]
+
+    def norm(*leaves: Tensor) -> Tensor:
+        return torch.ops.datadistill.group_norm.default(*leaves, groups, 1e-5, relu, pool)  # type: ignore[no-any-return]
+
+    assert torch.autograd.gradcheck(norm, leaves)
+    assert torch.autograd.gradgradcheck(norm, leaves)
+
+
+@pytest.mark.parametrize("groups", [1, 3, 12])
+def test_group_norm_has_a_third_derivative(groups: int) -> None:
+    images = torch.randn(3, 12, 4, 6, generator=stream(0))
+    compare(nn.GroupNorm(groups, 12), images)
+    compare(nn.GroupNorm(groups, 12, affine=False), images)
+    compare(nn.Sequential(nn.GroupNorm(groups, 12), nn.ReLU(), nn.AvgPool2d(2)), images)
+
+
+def calls_of(module: nn.Module, images: Tensor) -> list[str]:
+    """The names of the operations that a module runs."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        module(images)
+    return [event.name for event in profile.events()]
+
+
+def test_what_follows_normalisation_is_taken_along() -> None:
+    images = torch.randn(2, 3, 8, 8, generator=stream(0))
+    block = nn.Sequential(nn.Conv2d(3, 24, 3), nn.GroupNorm(24, 24), nn.ReLU(), nn.AvgPool2d(2))
+    expected = block(images)
+    fast = native.fitted(copy.deepcopy(block))
+    assert torch.allclose(fast(images), expected, atol=1e-5)
+    names = calls_of(fast, images)
+    assert "datadistill::group_norm" in names
+    assert not {"aten::relu", "aten::avg_pool2d", "aten::native_group_norm"} & set(names)
+    # Who asks for ReLU's derivative to be another must get it, and who hooks into a layer must be called.
+    with widened(0.5):
+        assert torch.allclose(fast(images), expected, atol=1e-5)
+        assert "_ReLU" in calls_of(fast, images)
+    seen = []
+    fast[2].register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    assert torch.allclose(fast(images), expected, atol=1e-5)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("width", [0.0, 0.3])
+def test_a_convnet_is_differentiated_as_by_torch(width: float) -> None:
+    module = ConvNet(10, 1, 28, depth=2, width=20)
+    draw = stream(0)
+    weights = {n: w.to(torch.float32) for n, w in draw_weights(module, "xavier", draw).items()}
+    images, labels = torch.randn(6, 1, 28, 28, generator=draw), torch.arange(6)
+    target = {n: torch.randn(w.shape, generator=draw) for n, w in weights.items()}
+    found = []
+    for use_native, dtype in ((True, torch.float32), (False, torch.float64)):
+        network = make_network(copy.deepcopy(module).to(dtype), use_native=use_native)
+        start, aim = ({n: t.to(dtype) for n, t in part.items()} for part in (weights, target))
+
+        def outer(final: Weights, aim: Weights = aim) -> tuple[Tensor, Weights]:
+            return torch.stack([(final[n] * aim[n]).sum() for n in final]).sum(), aim
+
+        steps = [InnerStep(images.to(dtype), labels, torch.tensor(0.01, dtype=dtype), 0) for _ in range(2)]
+        engine = Engine("recompute", "reverse", "eager", inner_chunk=4)
+        found.append(hypergradient(network, SGD(), start, steps, outer, engine, width))
+    for one, other in ((found[0].images[0], found[1].images[0]), (found[0].rates, found[1].rates)):
+        assert float((one.double() - other).norm() / other.norm()) < 1e-4
+
+
 def test_shared_out_among_cores() -> None:
     images, rows = torch.randn(24, 3, 32, 32, generator=stream(0)), torch.randn(10, 900, generator=stream(1))
     torch.manual_seed(0)
@@ -94,6 +231,7 @@ def test_shared_out_among_cores() -> None:
         torch.set_num_threads(3)
         for layer in (nn.Conv2d(3, 20, 5), nn.Conv2d(3, 5, 5), nn.MaxPool2d(3, 2, 1), LocalResponseNorm(4, 0.1, 0.75)):
             compare(layer, images)
+        compare(nn.GroupNorm(64, 128), torch.randn(6, 128, 16, 16, generator=stream(2)))
         compare(nn.Linear(900, 700), rows)
     finally:
         torch.set_num_threads(threads)
@@ -129,6 +267,8 @@ def test_any_memory_layout(change: str) -> None:
     }[change]
     compare(nn.Conv2d(3, 5, 3, padding=1), images)
     compare(nn.MaxPool2d(2), images)
+    compare(nn.GroupNorm(3, 3), images)
+    compare(nn.Sequential(nn.Conv2d(3, 20, 3, padding=1), nn.GroupNorm(4, 20)), images)
 
 
 def test_what_does_not_fit_is_left_to_torch() -> None:
@@ -144,6 +284,9 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
         (nn.Linear(3, 4), torch.randn(2, 5, 3)),
         (nn.Linear(3, 4), torch.randn(0, 3)),
         (LocalResponseNorm(4, 0.1, 0.5), torch.randn(2, 3, 6, 6)),
+        (nn.GroupNorm(2, 4), torch.randn(3, 4)),
+        (nn.GroupNorm(2, 4), torch.randn(0, 4, 3, 3)),
+        (nn.Sequential(nn.GroupNorm(2, 4), nn.ReLU()), torch.randn(3, 4, 5)),
     ):
         expected = layer(images)
         assert torch.equal(native.fitted(nn.Sequential(layer))(images), expected)

@@ -16,6 +16,8 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <optional>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -105,6 +107,12 @@ class Buffer {
   std::unique_ptr<float[]> memory_;
   float* data_;
 };
+
+// With channels as the innermost dimension. The strides say so even where there is one channel, and both orders are one.
+Tensor channels_last(const Tensor& images) {
+  const Tensor x = images.contiguous(at::MemoryFormat::ChannelsLast);
+  return x.as_strided(x.sizes(), {x.size(1) * x.size(2) * x.size(3), 1, x.size(3) * x.size(1), x.size(1)});
+}
 
 void remember(AutogradContext* ctx, const Tensor& a, const Tensor& b, at::IntArrayRef numbers) {
   ctx->save_for_backward({a, b});

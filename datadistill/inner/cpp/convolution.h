@@ -186,19 +186,32 @@ Shape shape_of(const Tensor& images, at::IntArrayRef weights, int64_t ph, int64_
   return {images.size(0), images.size(1), images.size(2), images.size(3), weights[0], weights[2], weights[3], ph, pw};
 }
 
-bool is_wide(const Tensor& weights) { return std::min(weights.size(0), weights.size(1)) >= kFewChannels; }
+// How a convolution with many channels on both sides, or with `last`, is left to the library: on images whose channels
+// are their innermost dimension, if `last`, which is where it is fastest, and else on images as they come.
+struct Padding {
+  int64_t h, w;
+  bool last;
+  bool library(const Tensor& weights) const {
+    return last || std::min(weights.size(0), weights.size(1)) >= kFewChannels;
+  }
+  Tensor laid_out(const Tensor& tensor) const {
+    return last ? channels_last(tensor) : tensor;
+  }
+  std::vector<int64_t> numbers() const { return {h, w, last}; }
+};
 
 // One of the two derivatives of PyTorch's convolution.
-Tensor library_gradient(const Tensor& g, const Tensor& x, const Tensor& w, int64_t ph, int64_t pw, bool of_weights) {
-  const auto found = at::convolution_backward(g, x, w, std::nullopt, {1, 1}, {ph, pw}, {1, 1}, false, {0, 0}, 1,
-                                              {!of_weights, of_weights, false});
+Tensor library_gradient(const Tensor& g, const Tensor& x, const Tensor& w, const Padding& p, bool of_weights) {
+  const auto found = at::convolution_backward(p.laid_out(g), p.laid_out(x), p.laid_out(w), std::nullopt, {1, 1},
+                                              {p.h, p.w}, {1, 1}, false, {0, 0}, 1, {!of_weights, of_weights, false});
   return of_weights ? std::get<1>(found) : std::get<0>(found);
 }
 
-Tensor forward_of(const Tensor& images, const Tensor& weights, const std::optional<Tensor>& bias, int64_t ph, int64_t pw) {
-  if (is_wide(weights)) return at::convolution(images, weights, bias, {1, 1}, {ph, pw}, {1, 1}, false, {0, 0}, 1);
+Tensor forward_of(const Tensor& images, const Tensor& weights, const std::optional<Tensor>& bias, const Padding& p) {
+  if (p.library(weights))
+    return at::convolution(p.laid_out(images), p.laid_out(weights), bias, {1, 1}, {p.h, p.w}, {1, 1}, false, {0, 0}, 1);
   const Tensor x = images.contiguous(), w = weights.contiguous();
-  const Shape s = shape_of(x, w.sizes(), ph, pw);
+  const Shape s = shape_of(x, w.sizes(), p.h, p.w);
   Tensor out = at::empty({s.n, s.o, s.out_h(), s.out_w()}, x.options());
   const Tensor b = bias ? bias->contiguous() : Tensor();
   convolve(s, x.const_data_ptr<float>(), w.const_data_ptr<float>(), s.c * s.kh * s.kw, s.kh * s.kw, false,
@@ -207,96 +220,99 @@ Tensor forward_of(const Tensor& images, const Tensor& weights, const std::option
 }
 
 // The gradient with respect to the images is a convolution again: channels exchanged, kernel turned.
-Tensor data_gradient_of(const Tensor& gradients, const Tensor& weights, int64_t ph, int64_t pw) {
-  if (is_wide(weights)) {
-    const int64_t h = gradients.size(2) + weights.size(2) - 1 - 2 * ph;
-    const int64_t width = gradients.size(3) + weights.size(3) - 1 - 2 * pw;
+Tensor data_gradient_of(const Tensor& gradients, const Tensor& weights, const Padding& p) {
+  if (p.library(weights)) {
+    const int64_t h = gradients.size(2) + weights.size(2) - 1 - 2 * p.h;
+    const int64_t width = gradients.size(3) + weights.size(3) - 1 - 2 * p.w;
     const Tensor x = at::empty({gradients.size(0), weights.size(1), h, width}, gradients.options());  // never read
-    return library_gradient(gradients, x, weights, ph, pw, false);
+    return library_gradient(gradients, x, weights, p, false);
   }
   const Tensor g = gradients.contiguous(), w = weights.contiguous();
   const int64_t taps = w.size(2) * w.size(3);
   const Shape s{g.size(0), g.size(1), g.size(2), g.size(3), w.size(1), w.size(2), w.size(3),
-                w.size(2) - 1 - ph, w.size(3) - 1 - pw};
+                w.size(2) - 1 - p.h, w.size(3) - 1 - p.w};
   Tensor out = at::empty({s.n, s.o, s.out_h(), s.out_w()}, g.options());
   convolve(s, g.const_data_ptr<float>(), w.const_data_ptr<float>(), taps, s.o * taps, true, nullptr,
            out.mutable_data_ptr<float>());
   return out;
 }
 
-Tensor weight_gradient_of(const Tensor& images, const Tensor& gradients, int64_t kh, int64_t kw, int64_t ph,
-                          int64_t pw) {
-  const Tensor x = images.contiguous(), g = gradients.contiguous();
+Tensor weight_gradient_of(const Tensor& images, const Tensor& gradients, int64_t kh, int64_t kw, const Padding& p) {
+  const Tensor x = p.last ? images : images.contiguous(), g = p.last ? gradients : gradients.contiguous();
   Tensor out = at::empty({g.size(1), x.size(1), kh, kw}, x.options());
-  if (is_wide(out) || g.size(1) > kFewPlanes) return library_gradient(g, x, out, ph, pw, true);
-  weight_gradient(shape_of(x, out.sizes(), ph, pw), x.const_data_ptr<float>(), g.const_data_ptr<float>(),
+  if (p.library(out) || g.size(1) > kFewPlanes) return library_gradient(g, x, out, p, true);
+  weight_gradient(shape_of(x, out.sizes(), p.h, p.w), x.const_data_ptr<float>(), g.const_data_ptr<float>(),
                   out.mutable_data_ptr<float>());
   return out;
 }
 
+Padding padding_of(AutogradContext* ctx) {
+  const auto n = ctx->saved_data["numbers"].toIntVector();
+  return {n[0], n[1], n[2] != 0};
+}
+
 struct Convolution : Function<Convolution> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias, int64_t ph,
-                        int64_t pw);
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias,
+                        const Padding& p);
   static variable_list backward(AutogradContext* ctx, variable_list gradients);
 };
 
 struct DataGradient : Function<DataGradient> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& g, const Tensor& w, int64_t ph, int64_t pw);
+  static Tensor forward(AutogradContext* ctx, const Tensor& g, const Tensor& w, const Padding& p);
   static variable_list backward(AutogradContext* ctx, variable_list gradients);
 };
 
 struct WeightGradient : Function<WeightGradient> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& g, int64_t kh, int64_t kw, int64_t ph,
-                        int64_t pw);
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& g, int64_t kh, int64_t kw, const Padding& p);
   static variable_list backward(AutogradContext* ctx, variable_list gradients);
 };
 
-Tensor Convolution::forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias, int64_t ph,
-                            int64_t pw) {
-  remember(ctx, x, w, {ph, pw});
+Tensor Convolution::forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias,
+                            const Padding& p) {
+  remember(ctx, x, w, p.numbers());
   ctx->saved_data["biased"] = bias.has_value();
-  return forward_of(x, w, bias, ph, pw);
+  return forward_of(x, w, bias, p);
 }
 
 variable_list Convolution::backward(AutogradContext* ctx, variable_list gradients) {
   const auto saved = ctx->get_saved_variables();
-  const auto n = ctx->saved_data["numbers"].toIntVector();
+  const Padding p = padding_of(ctx);
   const Tensor &x = saved[0], &w = saved[1], &g = gradients[0];
-  variable_list found(5);
-  if (ctx->needs_input_grad(0)) found[0] = DataGradient::apply(g, w, n[0], n[1]);
-  if (ctx->needs_input_grad(1)) found[1] = WeightGradient::apply(x, g, w.size(2), w.size(3), n[0], n[1]);
+  variable_list found(4);
+  if (ctx->needs_input_grad(0)) found[0] = DataGradient::apply(g, w, p);
+  if (ctx->needs_input_grad(1)) found[1] = WeightGradient::apply(x, g, w.size(2), w.size(3), p);
   if (ctx->saved_data["biased"].toBool() && ctx->needs_input_grad(2)) found[2] = g.sum({0, 2, 3});
   return found;
 }
 
-Tensor DataGradient::forward(AutogradContext* ctx, const Tensor& g, const Tensor& w, int64_t ph, int64_t pw) {
-  remember(ctx, g, w, {ph, pw});
-  return data_gradient_of(g, w, ph, pw);
+Tensor DataGradient::forward(AutogradContext* ctx, const Tensor& g, const Tensor& w, const Padding& p) {
+  remember(ctx, g, w, p.numbers());
+  return data_gradient_of(g, w, p);
 }
 
 variable_list DataGradient::backward(AutogradContext* ctx, variable_list gradients) {
   const auto saved = ctx->get_saved_variables();
-  const auto n = ctx->saved_data["numbers"].toIntVector();
+  const Padding p = padding_of(ctx);
   const Tensor &g = saved[0], &w = saved[1], &along = gradients[0];
-  variable_list found(4);
-  if (ctx->needs_input_grad(0)) found[0] = Convolution::apply(along, w, std::nullopt, n[0], n[1]);
-  if (ctx->needs_input_grad(1)) found[1] = WeightGradient::apply(along, g, w.size(2), w.size(3), n[0], n[1]);
+  variable_list found(3);
+  if (ctx->needs_input_grad(0)) found[0] = Convolution::apply(along, w, std::nullopt, p);
+  if (ctx->needs_input_grad(1)) found[1] = WeightGradient::apply(along, g, w.size(2), w.size(3), p);
   return found;
 }
 
 Tensor WeightGradient::forward(AutogradContext* ctx, const Tensor& x, const Tensor& g, int64_t kh, int64_t kw,
-                               int64_t ph, int64_t pw) {
-  remember(ctx, x, g, {ph, pw});
-  return weight_gradient_of(x, g, kh, kw, ph, pw);
+                               const Padding& p) {
+  remember(ctx, x, g, p.numbers());
+  return weight_gradient_of(x, g, kh, kw, p);
 }
 
 variable_list WeightGradient::backward(AutogradContext* ctx, variable_list gradients) {
   const auto saved = ctx->get_saved_variables();
-  const auto n = ctx->saved_data["numbers"].toIntVector();
+  const Padding p = padding_of(ctx);
   const Tensor &x = saved[0], &g = saved[1], &along = gradients[0];
-  variable_list found(6);
-  if (ctx->needs_input_grad(0)) found[0] = DataGradient::apply(g, along, n[0], n[1]);
-  if (ctx->needs_input_grad(1)) found[1] = Convolution::apply(x, along, std::nullopt, n[0], n[1]);
+  variable_list found(5);
+  if (ctx->needs_input_grad(0)) found[0] = DataGradient::apply(g, along, p);
+  if (ctx->needs_input_grad(1)) found[1] = Convolution::apply(x, along, std::nullopt, p);
   return found;
 }
 
