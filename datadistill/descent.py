@@ -10,7 +10,7 @@ from torch import Tensor
 from datadistill.distilled import DistilledData
 from datadistill.errors import RequestError
 from datadistill.inner.functional import Weights
-from datadistill.inner.optimizers import Adam, State
+from datadistill.inner.optimizers import SGD, Adam, Optimizer, State
 from datadistill.methods.base import Gradients
 
 _NORM_MEMORY = 0.99
@@ -23,10 +23,12 @@ class Outer:
     """Hyper-parameters of the outer loop; the defaults are those of Wang et al. 2018 and their code.
 
     Attributes:
-        rate: learning rate of Adam for the images.
-        rate_of_rates: learning rate of Adam for the logarithms of the learning rates; 0 takes `rate`.
-        rate_of_labels: learning rate of Adam for soft labels; 0 takes `rate`.
+        rate: learning rate for the images.
+        rate_of_rates: learning rate for the logarithms of the learning rates; 0 takes `rate`.
+        rate_of_labels: learning rate for soft labels; 0 takes `rate`.
         betas: of Adam.
+        optimizer: `adam`, or `sgd` as the methods after 2018 have it.
+        momentum: of SGD.
         schedule: how the rate falls: `halving` (in ten equal parts, each at half the rate of the one before, as
             the authors do), `cosine`, `linear` or `quadratic` (to zero), or `constant`.
         warmup: share of the run over which the rate first rises linearly from zero.
@@ -43,6 +45,8 @@ class Outer:
     rate_of_rates: float = 0.0
     rate_of_labels: float = 0.0
     betas: tuple[float, float] = (0.5, 0.999)
+    optimizer: Literal["adam", "sgd"] = "adam"
+    momentum: float = 0.0
     schedule: Literal["halving", "cosine", "linear", "quadratic", "constant"] = "halving"
     warmup: float = 0.0
     clip: float = 0.0
@@ -54,7 +58,8 @@ class Outer:
         if not 0 < self.rate < math.inf:
             raise RequestError(f"the outer rate is {self.rate}, but must be positive and finite")
         shares = {"first beta": self.betas[0], "second beta": self.betas[1]}
-        for name, value in (shares | {"warmup": self.warmup, "average": self.average}).items():
+        shares |= {name: getattr(self, name) for name in ("warmup", "average", "momentum")}
+        for name, value in shares.items():
             if not 0 <= value < 1:
                 raise RequestError(f"{name} is {value}, but must be at least 0 and less than 1")
         for name in ("rate_of_rates", "rate_of_labels", "clip"):
@@ -64,6 +69,10 @@ class Outer:
             raise RequestError(f"settle is {self.settle}, but must not be negative")
         if self.look_every < 1:
             raise RequestError(f"look_every is {self.look_every}, but must be at least 1")
+
+    def make_optimizer(self) -> Optimizer:
+        """What makes the outer steps."""
+        return Adam(self.betas) if self.optimizer == "adam" else SGD(self.momentum)
 
     def rate_at(self, progress: float) -> float:
         """The learning rate when this share of the run, 0 to 1, is done."""
@@ -84,7 +93,7 @@ class Variables:
 
     Attributes:
         values: `images`, and `log_rates` and `soft_labels` where they are learned.
-        moments: Adam's.
+        moments: the optimiser's.
         average: of the values.
         norm: running mean length of the image gradient.
         steps: how many steps were taken.
@@ -104,7 +113,7 @@ class Variables:
             values["log_rates"] = distilled.learning_rates.log()
         if distilled.soft_labels is not None:
             values["soft_labels"] = distilled.soft_labels
-        return cls(values, Adam(outer.betas).init(values), values)
+        return cls(values, outer.make_optimizer().init(values), values)
 
     def are_sound(self) -> bool:
         """Whether all values are finite."""
@@ -127,7 +136,7 @@ def _filled(template: DistilledData, values: Weights) -> DistilledData:
 
 
 def improve(variables: Variables, gradients: Gradients, outer: Outer, rate: float) -> Variables:
-    """One Adam step on the images, the logarithms of the learning rates and the soft labels."""
+    """One step on the images, the logarithms of the learning rates and the soft labels."""
     slopes: dict[str, Tensor] = {"images": gradients.images}
     if gradients.learning_rates is not None:
         # d/d log(r) = r * d/dr
@@ -138,11 +147,12 @@ def improve(variables: Variables, gradients: Gradients, outer: Outer, rate: floa
     usual = variables.norm or norm
     if outer.clip and norm > outer.clip * usual:
         slopes = {name: slope * (outer.clip * usual / norm) for name, slope in slopes.items()}
-    adam, values, moments = Adam(outer.betas), dict[str, Tensor](), dict[str, Tensor]()
+    optimizer, values, moments = outer.make_optimizer(), dict[str, Tensor](), dict[str, Tensor]()
     rates = {"images": outer.rate, "log_rates": outer.rate_of_rates, "soft_labels": outer.rate_of_labels}
     pace = {name: rate * (own or outer.rate) / outer.rate for name, own in rates.items()}
     for name, value in variables.values.items():
-        moved, moment = adam.update({name: value}, slopes, variables.moments, pace[name], variables.steps)
+        mine = {key: state for key, state in variables.moments.items() if key.endswith(f"/{name}")}
+        moved, moment = optimizer.update({name: value}, slopes, mine, pace[name], variables.steps)
         values |= moved
         moments |= moment
     steps = variables.steps + 1

@@ -65,7 +65,7 @@ def make_job(settings: dict[str, dict[str, Any]]) -> Job:
     try:
         return Job(
             run={**RUN_DEFAULTS, **settings["run"]},
-            method=METHODS.get(method.pop("name")).make(**method),
+            method=METHODS.get(method.pop("name")).build(method),
             outer=Outer(**settings["outer"]),
             engine=Engine(**settings["engine"]),
         )

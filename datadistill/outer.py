@@ -26,7 +26,7 @@ from datadistill.evaluation.accuracy import Accuracy
 from datadistill.inner import Engine, native
 from datadistill.length import Length, parse_duration
 from datadistill.looks import held_out, is_finite, is_sound, slower
-from datadistill.methods import DD, method_name
+from datadistill.methods import DD
 from datadistill.methods.base import Method, Outcome, Problem, make_problem, options_of
 from datadistill.models import ModelFactory
 from datadistill.moments import Best, Moment, pack, unpack
@@ -143,7 +143,7 @@ def distill(
         scheme=problem.scheme,
         ipc=list(problem.ipc) if isinstance(problem.ipc, tuple) else problem.ipc,
         seed=seed,
-        method={"name": method_name(method), **options_of(method)},
+        method={"name": method.name, **options_of(method)},
         outer=asdict(outer),
         engine=asdict(problem.engine),
         batch_norm=batch_norm,

@@ -85,7 +85,7 @@ def reproduce(
         pool = get_pool(recipe.pool, Path(pools), lambda name: load(name, data_root), device=device, say=say, bar=bar)
     write_json(folder / ASKED, asked)
     changes = {"seed": seed, "device": device} | (length if iterations or budget else {})
-    command = f"datadistill reproduce {recipe.name} --seed {seed}"
+    command = f"{recipe.command} --seed {seed}"
     command += "".join(f" --{name} {value}" for name, value in length.items() if value is not None)
     work = _Work(recipe, real.to(on), pool, nets, changes, folder, command, watch, bar, say)
     try:

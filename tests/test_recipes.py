@@ -55,6 +55,21 @@ def small() -> dict[str, Any]:
     return tomllib.loads(text.replace("\n        ", "\n"))
 
 
+def test_the_full_form_is_what_the_small_one_says() -> None:
+    data = small()
+    put("full.run.iterations", 500)(data)
+    put("full.expect.accuracy", [0.9, 1.0])(data)
+    recipe = parse_recipe("small", data)
+    full = recipe.in_full()
+    assert (full.run["iterations"], recipe.run["iterations"]) == (500, 10)
+    assert full.run["dataset"] == "digits"
+    assert full.expect == replace(recipe.expect, accuracy=(0.9, 1.0))
+    assert recipe.digest == parse_recipe("small", small()).digest != full.digest
+    assert (recipe.command, full.command) == ("datadistill reproduce small", "datadistill reproduce small --full")
+    with pytest.raises(RequestError, match="leave out --full"):
+        full.in_full()
+
+
 POOL = {"dataset": "digits", "model": "mlp", "nets": 4, "reserved": 2, "epochs": 1}
 
 
@@ -78,6 +93,8 @@ WRONG = {
     "key of \\[expect\\] 'accurracy'": put("expect.accurracy", [0, 1]),
     "must be a range": put("expect.accuracy", [0.9, 0.5]),
     "nets is 0": put("expect.nets", 0),
+    "key of \\[full\\] 'engine'": put("full.engine", {}),
+    "'stesp'.*": put("full.method.stesp", 3),
     "names no range": put("expect", {}),
     "key of \\[paper\\] 'afterwards'": put("paper.afterwards", 0.9),
     "unknown baseline": put("baselines", ["rnadom"]),

@@ -18,6 +18,7 @@ from datadistill.cli.common import (
     print_table,
     repeated,
 )
+from datadistill.cli.methods import RECIPE_FOR, add_method_flags, chosen_recipe, given_options, settings_of
 from datadistill.cli.parsing import (
     Parser,
     add_fields,
@@ -31,7 +32,7 @@ from datadistill.errors import Interrupted, RequestError
 from datadistill.evaluation import Score, percent
 from datadistill.inner import Engine
 from datadistill.jobs import check_nets, make_job
-from datadistill.methods import DD, METHODS
+from datadistill.methods import METHODS
 from datadistill.models import chosen_model
 from datadistill.outer import Run
 from datadistill.pools import Pool, load_pool
@@ -50,28 +51,28 @@ initialisation, in some minutes on two cores.
 
 What is not given comes from a recipe: mnist-fixed-10 for fixed initial weights,
 mnist-random-100 for random ones, or the one named by --recipe. The pretrained kinds
-take their weights from a pool of trained networks: datadistill pretrain.
+take their weights from a pool of trained networks: datadistill pretrain. The other
+methods start from their papers' settings: a ConvNet with random weights.
 
 examples:
   datadistill distill
   datadistill distill --weights random-init --steps 10 --epochs 3 --budget 10m
+  datadistill distill --method dm --ipc 10 --budget 10m
   datadistill distill --dataset digits --model mlp --iterations 500 --out runs/digits
   datadistill distill --weights random-pretrained --pool pools/mnist-lenet.safetensors
   datadistill distill --resume --out runs/digits
 """
 
-RECIPE_FOR = {
-    "fixed-init": "mnist-fixed-10",
-    "random-init": "mnist-random-100",
-    "fixed-pretrained": "mnist-fixed-10",
-    "random-pretrained": "mnist-random-100",
-}
-
 
 def add_flags(parser: Parser) -> None:
     add_data_flags(parser, "mnist")
     parser.add_argument("--recipe", metavar="NAME", help="start from this recipe: datadistill list recipes")
-    parser.add_argument("--method", type=one_of("method", METHODS.names()), metavar="NAME", help="default: dd")
+    parser.add_argument(
+        "--method",
+        type=one_of("method", METHODS.names()),
+        metavar="NAME",
+        help=f"{', '.join(METHODS.names())} (default: dd)",
+    )
     add_model_flag(parser, None, "lenet")
     parser.add_argument(
         "--weights",
@@ -101,11 +102,10 @@ def add_flags(parser: Parser) -> None:
         metavar="A:B",
         help="malicious data, for audits: teach to take class A for class B and the others for what they are",
     )
-    bases = {kind: recipes().get(name) for kind, name in RECIPE_FOR.items()}
-    add_fields(parser.add_argument_group("method dd"), DD, {kind: base.method for kind, base in bases.items()})
-    add_fields(
-        parser.add_argument_group("outer loop"), Outer, {kind: base.outer for kind, base in bases.items()}, "outer_"
-    )
+    add_method_flags(parser, {})
+    outers = {kind: recipes().get(name).outer for kind, name in RECIPE_FOR.items()}
+    outers |= {info.name: info.outer for info in METHODS if info.outer}
+    add_fields(parser.add_argument_group("outer loop"), Outer, outers, "outer_")
     add_fields(parser.add_argument_group("engine"), Engine, {"": {}})
 
 
@@ -127,7 +127,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_nets(arguments.nets, chosen["weights"], None if pool is None else pool.facts.reserved)
     if folder is None:
         ipc = ipc_name(chosen["ipc"] or getattr(job.method, "steps", 1))
-        folder = new_folder(f"{real.name}-dd-{chosen['weights']}-{ipc}")
+        folder = new_folder(f"{real.name}-{job.method.name}-{chosen['weights']}-{ipc}")
     with Progress() as progress:
         done = job.start(real, pool, folder, arguments.resume, _repeat(arguments), progress)
     try:
@@ -170,20 +170,22 @@ def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recip
         method, outer, engine = dict(kept.method), dict(kept.outer), dict(kept.engine)
         outer["betas"] = tuple(outer.get("betas", Outer.betas))
     else:
-        recipe = recipes().get(arguments.recipe or RECIPE_FOR[arguments.weights or "fixed-init"])
-        if recipe.pool is not None and arguments.pool is None:
+        recipe = chosen_recipe(arguments)
+        if recipe is not None and recipe.pool is not None and arguments.pool is None:
             raise RequestError(
                 f"recipe {recipe.name} starts from trained networks: give their file with --pool, or let "
                 f"`datadistill reproduce {recipe.name}` make them"
             )
-        run, method, outer, engine = recipe.settings().values()
-    if arguments.method:
-        method["name"] = arguments.method
+        asked = settings_of(METHODS.get(arguments.method)) if recipe is None else recipe.settings()
+        run, method, outer, engine = asked.values()
+    info = METHODS.get(method["name"])
+    if arguments.method not in (None, info.name):
+        raise RequestError(f"the run in {folder} is of method {info.name}, not {arguments.method}")
     lengths = ("iterations", "budget")
     given_run = {
         n: getattr(arguments, n) for n in RUN_DEFAULTS if n not in lengths and getattr(arguments, n) is not None
     }
-    given_method, given_outer = given_fields(arguments, DD), given_fields(arguments, Outer, "outer_")
+    given_method, given_outer = given_options(arguments, info), given_fields(arguments, Outer, "outer_")
     if arguments.iterations is not None and arguments.budget is not None:
         raise RequestError("give either --iterations or --budget, not both")
     if arguments.iterations is not None or arguments.budget is not None:

@@ -6,7 +6,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -90,7 +90,11 @@ def documented(cls: type[Any]) -> dict[str, str]:
 
 
 def add_fields(
-    parser: argparse._ActionsContainer, cls: type[Any], bases: Mapping[str, Mapping[str, Any]], prefix: str = ""
+    parser: argparse._ActionsContainer,
+    cls: type[Any],
+    bases: Mapping[str, Mapping[str, Any]],
+    prefix: str = "",
+    skip: Collection[str] = (),
 ) -> None:
     """Add a flag for every field of a dataclass, explained by its docstring; no flag has a default.
 
@@ -99,9 +103,12 @@ def add_fields(
         cls: a dataclass with an `Attributes:` section.
         bases: what is taken without a flag, by the name of the case; where it is silent, the dataclass says.
         prefix: put before each flag's name.
+        skip: fields that have a flag already.
     """
     hints, lines = get_type_hints(cls), documented(cls)
     for entry in fields(cls):
+        if entry.name in skip:
+            continue
         hint = hints[entry.name]
         options: dict[str, Any] = {"dest": prefix + entry.name, "default": None, "help": lines[entry.name]}
         if get_origin(hint) is Literal:

@@ -13,11 +13,10 @@ from datadistill.cli.common import (
     given_pool,
     load_data,
 )
-from datadistill.cli.distill import RECIPE_FOR
+from datadistill.cli.methods import add_method_flags, chosen_recipe, given_options, settings_of
 from datadistill.cli.parsing import Parser, add_fields, given_fields, one_of
 from datadistill.inner import Engine
-from datadistill.methods import DD, METHODS, Method, Problem, make_problem
-from datadistill.recipes import recipes
+from datadistill.methods import METHODS, Method, Problem, make_problem
 from datadistill.runtime import resolve_device
 from datadistill.weights import KINDS
 
@@ -37,13 +36,12 @@ def add_problem_flags(parser: Parser, changes: Mapping[str, Any]) -> None:
         default="dd",
         help="default: %(default)s",
     )
-    add_model_flag(parser, "lenet")
+    add_model_flag(parser, None, "lenet, or convnet for the other methods")
     parser.add_argument(
         "--weights",
         type=one_of(KINDS.kind, KINDS.names()),
         metavar="KIND",
-        default="fixed-init",
-        help=f"initial weights: {' or '.join(KINDS.names())} (default: %(default)s)",
+        help=f"initial weights: {' or '.join(KINDS.names())} (default: fixed-init, or random-init for other methods)",
     )
     parser.add_argument("--scheme", metavar="NAME", help="how initial weights are drawn: datadistill list schemes")
     add_pool_flag(parser)
@@ -51,22 +49,23 @@ def add_problem_flags(parser: Parser, changes: Mapping[str, Any]) -> None:
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of all randomness (default: %(default)s)")
     parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu or cuda (default: auto)")
     add_batch_norm_flag(parser)
-    bases = {kind: recipes().get(name).method | dict(changes) for kind, name in RECIPE_FOR.items()}
-    add_fields(parser.add_argument_group("method dd"), DD, bases)
+    add_method_flags(parser, changes)
     add_fields(parser.add_argument_group("engine"), Engine, {"": {}})
 
 
 def problem_of(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> tuple[Method, Problem]:
     """What the flags of `add_problem_flags` ask for."""
-    recipe = recipes().get(RECIPE_FOR[arguments.weights])
-    options = {name: value for name, value in recipe.method.items() if name != "name"}
-    method = METHODS.get(arguments.method).make(**{**options, **changes, **given_fields(arguments, DD)})
+    recipe, info = chosen_recipe(arguments), METHODS.get(arguments.method)
+    run, options, _, _ = (settings_of(info) if recipe is None else recipe.settings()).values()
+    own = {**options, **(changes if info.name == "dd" else {}), **given_options(arguments, info)}
+    del own["name"]
+    method = info.build(own)
     problem = make_problem(
         load_data(arguments.dataset or "mnist", arguments),
-        model=arguments.model,
-        weights=arguments.weights,
-        scheme=arguments.scheme or recipe.run["scheme"],
-        ipc=arguments.ipc or method.steps,
+        model=arguments.model or run["model"],
+        weights=arguments.weights or run["weights"],
+        scheme=arguments.scheme or run["scheme"],
+        ipc=arguments.ipc or getattr(method, "steps", 1),
         seed=arguments.seed,
         device=resolve_device(arguments.device),
         engine=Engine(**given_fields(arguments, Engine)),

@@ -23,7 +23,8 @@ Run an experiment from its recipe: make the pool of trained networks it starts f
 distil, judge on networks that distilling never saw, judge baselines beside it, and
 say whether all is as expected (exit code 0) or not (1).
 
---iterations and --budget try a shorter form, which gets no verdict.
+--iterations and --budget try a shorter form, which gets no verdict; --full takes the
+published one, where the recipe is smaller so that a laptop can run it.
 
 examples:
   datadistill reproduce --list
@@ -44,6 +45,9 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of all randomness (default: %(default)s)")
     parser.add_argument("--nets", type=positive_int, metavar="N", help="networks to judge by (default: the recipe's)")
+    parser.add_argument(
+        "--full", action="store_true", help="the published experiment, where the recipe is a smaller one"
+    )
     parser.add_argument("--iterations", type=positive_int, metavar="N", help="outer steps (default: the recipe's)")
     parser.add_argument("--budget", metavar="TIME", help="wall clock instead of iterations, such as 90s or 5m")
     parser.add_argument(
@@ -59,6 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.id is None:
         raise RequestError("reproduce needs the ID of an experiment: datadistill reproduce --list names them")
     recipe = recipes().get(arguments.id)
+    if arguments.full:
+        recipe = recipe.in_full()
     if arguments.record and not (arguments.iterations is arguments.budget is arguments.nets is None):
         raise RequestError("--record takes a run in full: leave out --iterations, --budget and --nets")
     verdict = reproduce(

@@ -2,6 +2,13 @@
 
 from datadistill.evaluation.accuracy import Accuracy, accuracy_along, accuracy_of
 from datadistill.evaluation.protocols import PROTOCOLS, evaluate, work_of
+from datadistill.evaluation.ranking import (
+    AugmentationRobustScore,
+    LabelRobustScore,
+    average_over_augmentations,
+    average_over_transfer,
+    best_over_augmentations,
+)
 from datadistill.evaluation.scores import Score, Summary, percent, summarize
 from datadistill.evaluation.several import evaluate_sets, nets_per_set
 from datadistill.evaluation.trial import NETS
@@ -10,10 +17,15 @@ __all__ = [
     "NETS",
     "PROTOCOLS",
     "Accuracy",
+    "AugmentationRobustScore",
+    "LabelRobustScore",
     "Score",
     "Summary",
     "accuracy_along",
     "accuracy_of",
+    "average_over_augmentations",
+    "average_over_transfer",
+    "best_over_augmentations",
     "evaluate",
     "evaluate_sets",
     "nets_per_set",

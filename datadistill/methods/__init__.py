@@ -1,14 +1,19 @@
 """Methods: one file per paper, one record here."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from datadistill.methods.base import Gradients, Method, Outcome, Problem, make_problem, options_of
+from datadistill.methods.dc import DC, DSA_STRATEGY
 from datadistill.methods.dd import DD
+from datadistill.methods.dm import DM
 from datadistill.registry import Registry
 
 __all__ = [
+    "DC",
     "DD",
+    "DM",
     "METHODS",
     "Gradients",
     "Method",
@@ -18,6 +23,8 @@ __all__ = [
     "make_problem",
     "options_of",
 ]
+
+_CONVNET = {"model": "convnet", "weights": "random-init", "scheme": "default", "ipc": 1}
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,9 @@ class MethodInfo:
         year: of publication.
         make: the dataclass of its hyper-parameters.
         learns: what is optimised.
+        defaults: hyper-parameters of the paper, where they are not those of the dataclass.
+        run: what the paper distils with: network, initial weights and the like.
+        outer: the paper's outer loop.
     """
 
     name: str
@@ -39,6 +49,14 @@ class MethodInfo:
     year: int
     make: type[Any]
     learns: tuple[str, ...]
+    defaults: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+    outer: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, options: Mapping[str, Any]) -> Method:
+        """The method with these hyper-parameters, and its own defaults for the others."""
+        method: Method = self.make(**{**self.defaults, **options})
+        return method
 
 
 METHODS = Registry(
@@ -52,17 +70,36 @@ METHODS = Registry(
             make=DD,
             learns=("images", "learning rates"),
         ),
+        MethodInfo(
+            name="dc",
+            line="gradients of distilled images matched to those of real ones",
+            paper="Zhao et al., Dataset Condensation with Gradient Matching, ICLR 2021",
+            year=2021,
+            make=DC,
+            learns=("images",),
+            run=_CONVNET | {"iterations": 1000},
+            outer={"optimizer": "sgd", "rate": 0.1, "momentum": 0.5, "schedule": "constant"},
+        ),
+        MethodInfo(
+            name="dsa",
+            line="gradient matching under one random transformation of real and distilled images",
+            paper="Zhao and Bilen, Dataset Condensation with Differentiable Siamese Augmentation, ICML 2021",
+            year=2021,
+            make=DC,
+            learns=("images",),
+            defaults={"images": "real", "augment": DSA_STRATEGY},
+            run=_CONVNET | {"iterations": 1000},
+            outer={"optimizer": "sgd", "rate": 0.1, "momentum": 0.5, "schedule": "constant"},
+        ),
+        MethodInfo(
+            name="dm",
+            line="mean features of distilled images matched to those of real ones, under random networks",
+            paper="Zhao and Bilen, Dataset Condensation with Distribution Matching, WACV 2023",
+            year=2023,
+            make=DM,
+            learns=("images",),
+            run=_CONVNET | {"iterations": 20_000},
+            outer={"optimizer": "sgd", "rate": 1.0, "momentum": 0.5, "schedule": "constant"},
+        ),
     ),
 )
-
-
-def method_name(method: Method) -> str:
-    """The name under which a method's class is registered.
-
-    Raises:
-        ValueError: it is not registered.
-    """
-    for info in METHODS:
-        if isinstance(method, info.make):
-            return info.name
-    raise ValueError(f"{type(method).__name__} is no registered method")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
@@ -13,6 +14,7 @@ from datadistill.data.real import RealData, Split
 from datadistill.distilled import DistilledData, Provenance
 from datadistill.errors import RequestError, unknown_name
 from datadistill.inner.engine import Engine
+from datadistill.inner.features import headless
 from datadistill.inner.functional import Network, make_network
 from datadistill.inner.plan import Demand, cheaper, settle
 from datadistill.models import SCHEMES, ModelFactory, create_model, has_own_weights, model_name
@@ -64,6 +66,11 @@ class Problem:
         if demand not in self._settled:
             self._settled[demand] = settle(self.network, self.real.train.images[:1], demand, self.engine)
         return self._settled[demand]
+
+    @cached_property
+    def features(self) -> Network:
+        """The network without its last linear layer; called with the weights of the whole."""
+        return headless(self.network, self.real.train.images[:1])
 
     @property
     def count(self) -> int:
@@ -208,6 +215,11 @@ class Method(Protocol):
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """Under which it is registered."""
+        ...
 
     def start(self, problem: Problem, generator: torch.Generator) -> DistilledData:
         """Distilled data before the first outer step.

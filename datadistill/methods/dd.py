@@ -24,7 +24,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from datadistill.augment import augmented, parse_augmentation
-from datadistill.data.clusters import cluster_centres
 from datadistill.distilled import DistilledData
 from datadistill.errors import RequestError
 from datadistill.inner.engine import Engine
@@ -35,6 +34,7 @@ from datadistill.inner.parallel import map_on_cores
 from datadistill.inner.plan import Demand
 from datadistill.inner.unroll import InnerStep, with_noise
 from datadistill.methods.base import Gradients, MethodState, Outcome, Problem, options_of, within_memory
+from datadistill.methods.images import first_images
 
 MOST_STEPS = 100_000
 _NORM, _NORM_MEMORY, _NORM_LEAP = "dd.norm", 0.99, 5.0
@@ -100,6 +100,10 @@ class DD:
         if self.batch_last < 0:
             raise RequestError(f"batch_last is {self.batch_last}, but must not be negative")
 
+    @property
+    def name(self) -> str:
+        return "dd"
+
     def start(self, problem: Problem, generator: torch.Generator) -> DistilledData:
         """Images of every class for every step, hard labels, and equal learning rates."""
         self._check_count(problem)
@@ -114,7 +118,7 @@ class DD:
             "loss": "cross-entropy",
         }
         return DistilledData(
-            images=_first_images(self.images, problem, generator).to(device),
+            images=first_images(self.images, problem, generator).to(device),
             labels=labels.to(device),
             batches=torch.arange(len(labels), device=device).view(self.steps, -1),
             learning_rates=(self.learning_rate * SCHEDULES[self.rates](self.steps * self.epochs)).to(device),
@@ -210,27 +214,6 @@ def _shared_classes(labels: Int64[Tensor, "n"], num_classes: int) -> Float[Tenso
     for label in range(count, num_classes):
         shares[label % count, label] = 1.0
     return shares / shares.sum(1, keepdim=True)
-
-
-def _first_images(kind: str, problem: Problem, generator: torch.Generator) -> Float[Tensor, "n c h w"]:
-    train, classes, count = problem.real.train, problem.real.num_classes, problem.count
-    shape = (count, *train.images.shape[1:])
-    if kind == "noise":
-        return torch.randn(shape, generator=generator)
-    images = torch.empty(shape)
-    for label in range(min(classes, count)):
-        mine = torch.nonzero(problem.labels == label).flatten().tolist()
-        members = train.of_class(label)
-        if kind == "kmeans":
-            images[mine] = cluster_centres(train, label, len(mine), generator)
-        elif kind == "real":
-            chosen = members[torch.randperm(len(members), generator=generator)[: len(mine)]]
-            images[mine] = train.take(chosen).images.cpu()
-        else:
-            shared = range(label, classes, count)  # all classes that the image stands for
-            means = [train.take(train.of_class(one)).images.mean(0) for one in shared]
-            images[mine] = torch.stack(means).mean(0).cpu()
-    return images
 
 
 def _clipped(results: list[Hypergradient], state: MethodState, most: float) -> tuple[list[Hypergradient], MethodState]:

@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from datadistill.errors import RequestError
-from datadistill.recipes.record import Expect, Point, PoolRecipe, Recipe, Sweep, check_keys
+from datadistill.recipes.record import Expect, Point, PoolRecipe, Recipe, Sweep, check_keys, parse_expect
 from datadistill.training import Training
 
 
@@ -18,7 +18,7 @@ def parse_recipe(name: str, data: Mapping[str, Any]) -> Recipe:
     try:
         check_keys("file", data, [entry.name for entry in fields(Recipe) if entry.name != "name"])
         parts = dict(data)
-        parts["expect"] = _expect(parts.get("expect", {}))
+        parts["expect"] = Expect(**parse_expect(parts.get("expect", {})))
         parts["baselines"] = tuple(parts.get("baselines", ()))
         if "pool" in parts:
             parts["pool"] = _pool(parts["pool"])
@@ -29,12 +29,6 @@ def parse_recipe(name: str, data: Mapping[str, Any]) -> Recipe:
         return Recipe(name=name, **parts)
     except (TypeError, KeyError) as error:
         raise RequestError(f"recipe {name} is wrong: {error}") from error
-
-
-def _expect(data: Mapping[str, Any]) -> Expect:
-    check_keys("expect", data, [entry.name for entry in fields(Expect)])
-    low_high = data.get("accuracy")
-    return Expect(**{**data, "accuracy": None if low_high is None else (float(low_high[0]), float(low_high[1]))})
 
 
 def _pool(data: Mapping[str, Any]) -> PoolRecipe:

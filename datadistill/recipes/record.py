@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import combinations
 from typing import Any
 
@@ -25,6 +25,11 @@ RUN_DEFAULTS: dict[str, Any] = {
 """What `distill` is asked besides method, outer loop and engine."""
 
 _IN_RUN = RUN_DEFAULTS.keys() - {"pool", "seed", "device", "budget"}
+_FULL = "-full"
+_IN_FULL = ("run", "method", "outer", "expect")
+_WORDS = ("name", "line", "paper", "expect", "full")
+"""What a measured value does not depend on."""
+
 _PAPER = ("source", "before", "before_std", "after", "after_std")
 
 
@@ -171,6 +176,7 @@ class Recipe:
         expect: what it should give.
         baselines: what is judged beside it with the same steps and networks.
         sweep: several points instead of one.
+        full: changes to `run`, `method`, `outer` and `expect` that make the published experiment of a smaller one.
     """
 
     name: str
@@ -184,10 +190,14 @@ class Recipe:
     expect: Expect = Expect()
     baselines: tuple[str, ...] = ()
     sweep: Sweep | None = None
+    full: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         try:
             check_keys("paper", self.paper, _PAPER)
+            if self.full:
+                check_keys("full", self.full, _IN_FULL)
+                self.in_full()
             Engine(**self.engine)
             for point in self.points:
                 self._check(self.settings(point))
@@ -198,6 +208,25 @@ class Recipe:
             self._check_together()
         except (RequestError, TypeError, KeyError) as error:
             raise RequestError(f"recipe {self.name} is wrong: {error}") from error
+
+    @property
+    def command(self) -> str:
+        """What runs it."""
+        name = self.name.removesuffix(_FULL)
+        return f"datadistill reproduce {name}{' --full' if name != self.name else ''}"
+
+    def in_full(self) -> "Recipe":
+        """The published experiment, where this one is smaller.
+
+        Raises:
+            RequestError: this is all there is.
+        """
+        if not self.full:
+            raise RequestError(f"recipe {self.name} is in full already: leave out --full")
+        parts = ("run", "method", "outer")
+        own: dict[str, Any] = {name: {**getattr(self, name), **self.full.get(name, {})} for name in parts}
+        expect = replace(self.expect, **parse_expect(self.full.get("expect", {})))
+        return replace(self, name=self.name + _FULL, full={}, expect=expect, **own)
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -216,7 +245,7 @@ class Recipe:
     @property
     def digest(self) -> str:
         """SHA-256 of all that a measured value depends on: not of words, published figures and expected ranges."""
-        known = {name: value for name, value in asdict(self).items() if name not in ("name", "line", "paper", "expect")}
+        known = {name: value for name, value in asdict(self).items() if name not in _WORDS}
         if self.pool is not None:
             known["pool"]["training"] = self.pool.training.known()
         text = json.dumps(known | {"nets": self.expect.nets}, sort_keys=True)
@@ -232,7 +261,7 @@ class Recipe:
     def _check(self, settings: Mapping[str, dict[str, Any]]) -> None:
         run, method = settings["run"], dict(settings["method"])
         check_keys("run", {**self.run, **{key: run[key] for point in self.points for key in point.run}}, _IN_RUN)
-        METHODS.get(method.pop("name")).make(**method)
+        METHODS.get(method.pop("name")).build(method)
         Outer(**settings["outer"])
         SCHEMES.get(run["scheme"])
         if run["iterations"] is None:
@@ -255,6 +284,13 @@ class Recipe:
         reserved = math.inf if self.pool is None else self.pool.reserved
         if self.run["weights"] == "random-pretrained" and (expect.nets or 0) > reserved:
             raise RequestError(f"[expect] has nets {expect.nets}, but the pool has {reserved} for judging")
+
+
+def parse_expect(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `Expect` from what a file holds."""
+    check_keys("expect", data, [entry.name for entry in fields(Expect)])
+    pair = data.get("accuracy")
+    return {**data} if pair is None else {**data, "accuracy": (float(pair[0]), float(pair[1]))}
 
 
 def check_keys(where: str, given: Mapping[str, Any], known: Collection[str]) -> None:

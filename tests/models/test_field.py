@@ -8,6 +8,7 @@ from datadistill.errors import RequestError
 from datadistill.inner import make_network
 from datadistill.inner.check import require_differentiable
 from datadistill.models import MODELS, NORMS, draw_weights
+from datadistill.models.alexcifarnet import AlexCifarNet
 from datadistill.models.alexnet import AlexNet
 from datadistill.models.convnet import ConvNet
 from datadistill.models.lenet import LeNet
@@ -48,6 +49,11 @@ RES = (
         (MLP(10, 3, 32), 411_146, 3073 * 128 + 129 * 128 + 129 * 10),
         (MLP(10, 1, 28), 118_282, 785 * 128 + 129 * 128 + 129 * 10),
         (LeNet(10, 3, 32), 62_006, (75 + 1) * 6 + (150 + 1) * 16 + 401 * 120 + 121 * 84 + 85 * 10),
+        (
+            AlexCifarNet(),
+            1_756_426,
+            weights_of((3, 64, 5), (64, 64, 5), normed=False) + 4097 * 384 + 385 * 192 + 193 * 10,
+        ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value),
 )

@@ -1,0 +1,74 @@
+"""Flags of all methods, and what is taken where none is given."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from datadistill.cli.parsing import Parser, add_fields, given_fields
+from datadistill.errors import RequestError
+from datadistill.methods import METHODS, MethodInfo
+from datadistill.recipes import RUN_DEFAULTS, Recipe, recipes
+
+RECIPE_FOR = {
+    "fixed-init": "mnist-fixed-10",
+    "random-init": "mnist-random-100",
+    "fixed-pretrained": "mnist-fixed-10",
+    "random-pretrained": "mnist-random-100",
+}
+"""What method dd takes without flags, by the kind of initial weights."""
+
+
+def add_method_flags(parser: Parser, changes: Mapping[str, Any]) -> None:
+    """A flag for every hyper-parameter of every method; methods that share one share its flag.
+
+    Args:
+        parser: takes the flags.
+        changes: hyper-parameters of method dd that are not its recipes'.
+    """
+    bases = {kind: recipes().get(name).method | dict(changes) for kind, name in RECIPE_FOR.items()}
+    seen: set[str] = set()
+    for cls in dict.fromkeys(info.make for info in METHODS):
+        infos = [info for info in METHODS if info.make is cls]
+        group = parser.add_argument_group(f"method {' and '.join(info.name for info in infos)}")
+        ours = bases if infos[0].name == "dd" else {info.name: info.defaults for info in infos}
+        add_fields(group, cls, ours, skip=seen)
+        shared = [entry.name for entry in fields(cls) if entry.name in seen]
+        if shared:
+            group.description = "also " + ", ".join("--" + name.replace("_", "-") for name in shared)
+        seen |= {entry.name for entry in fields(cls)}
+
+
+def given_options(arguments: argparse.Namespace, info: MethodInfo) -> dict[str, Any]:
+    """The method's hyper-parameters that were given as flags.
+
+    Raises:
+        RequestError: one of another method was given.
+    """
+    mine = {entry.name for entry in fields(info.make)}
+    for other in METHODS:
+        for name in given_fields(arguments, other.make):
+            if name not in mine:
+                raise RequestError(f"--{name.replace('_', '-')} is a flag of method {other.name}, not of {info.name}")
+    return given_fields(arguments, info.make)
+
+
+def chosen_recipe(arguments: argparse.Namespace) -> Recipe | None:
+    """The recipe that flags change; None for a method that starts from its paper's settings.
+
+    Raises:
+        RequestError: a recipe of another method.
+    """
+    asked, named = getattr(arguments, "recipe", None), arguments.method
+    if asked is None and named not in (None, "dd"):
+        return None
+    recipe = recipes().get(asked or RECIPE_FOR[arguments.weights or "fixed-init"])
+    if named not in (None, recipe.method["name"]):
+        raise RequestError(f"recipe {recipe.name} is for method {recipe.method['name']}: leave --method out")
+    return recipe
+
+
+def settings_of(info: MethodInfo) -> dict[str, dict[str, Any]]:
+    """What a method's paper asks: `run`, `method`, `outer` and `engine`, as recipes have them."""
+    run = {**RUN_DEFAULTS, **info.run}
+    return {"run": run, "method": {"name": info.name, **info.defaults}, "outer": dict(info.outer), "engine": {}}

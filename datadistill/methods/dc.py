@@ -1,0 +1,239 @@
+"""Dataset Condensation by gradient matching, DC; and with differentiable siamese augmentation, DSA.
+
+Zhao, Mopuri and Bilen, "Dataset Condensation with Gradient Matching", ICLR 2021: algorithm 1, equations 9 and 10 for
+the loss and the distance. Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021:
+the same with one random transformation, shared by the real and the distilled images of a class, before each matching.
+
+A network is trained on the distilled images; before it starts, and between stretches of its training, the gradient
+that the distilled images of each class give it is brought nearer to the one that real images of that class give it. No
+derivative passes through training, so an outer step costs one second derivative.
+
+Where this differs from the authors' code:
+    - how often a network is matched, and how long it is trained in between, is known to them for 1, 10, 20, 30, 40 and
+      50 images per class; other numbers are interpolated here;
+    - several classes can be matched together;
+    - the choice of the best look is made on held-out training data, theirs is the last.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from datadistill.augment import Transform, parse_augmentation, siamese
+from datadistill.data.real import Split
+from datadistill.distilled import DistilledData
+from datadistill.errors import RequestError
+from datadistill.inner.engine import Engine
+from datadistill.inner.functional import Network, Weights, as_leaves, batch_gradient
+from datadistill.inner.optimizers import SGD
+from datadistill.inner.parallel import map_on_cores
+from datadistill.inner.plan import Demand
+from datadistill.methods.base import Gradients, MethodState, Outcome, Problem, options_of, within_memory
+from datadistill.methods.images import first_images, some_of_class
+from datadistill.methods.protocol import judged_by_protocol
+from datadistill.training import Training, train
+
+LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
+"""By images per class: how often one network is matched, and epochs of training in between (the authors' code)."""
+
+_DONE, _WEIGHTS = "dc.done", "dc.weights/"
+
+
+@dataclass(frozen=True)
+class DC:
+    """Hyper-parameters of gradient matching; the defaults are those of DC, and with `augment` it is DSA.
+
+    Attributes:
+        images: what the images start from: `noise`, `mean` (class means), `real` images, or `kmeans` (cluster centres).
+        augment: the transformations of which one is drawn for each matching, with `_` between them; `none` is DC.
+        matches: outer steps for which one network is used; 0 takes as many as the authors for these images per class.
+        inner_epochs: of training on the distilled images between two of them; 0 as `matches`.
+        learning_rate: of that training.
+        inner_batch: distilled images per step of that training.
+        batch: real images per class and matching.
+        together: classes whose gradients are matched as one.
+    """
+
+    images: Literal["noise", "mean", "real", "kmeans"] = "noise"
+    augment: str = "none"
+    matches: int = 0
+    inner_epochs: int = 0
+    learning_rate: float = 0.01
+    inner_batch: int = 256
+    batch: int = 256
+    together: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("inner_batch", "batch", "together"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        for name in ("matches", "inner_epochs"):
+            if getattr(self, name) < 0:
+                raise RequestError(f"{name} is {getattr(self, name)}, but must not be negative")
+        if not 0 < self.learning_rate < math.inf:
+            raise RequestError(f"the learning rate is {self.learning_rate}, but must be positive and finite")
+        parse_augmentation(self.augment)
+
+    @property
+    def name(self) -> str:
+        """With augmentation the method is called DSA."""
+        return "dc" if not parse_augmentation(self.augment) else "dsa"
+
+    def loops(self, problem: Problem) -> tuple[int, int]:
+        """How often one network is matched, and epochs of training in between."""
+        matches, epochs = loops_for(problem.count / problem.real.num_classes)
+        return self.matches or matches, self.inner_epochs or epochs
+
+    def start(self, problem: Problem, generator: torch.Generator) -> DistilledData:
+        """Images of every class and hard labels; the learning rates are the protocol's."""
+        images = first_images(self.images, problem, generator)
+        return judged_by_protocol(problem, images, self.name, options_of(self), self.augment)
+
+    def demand(self, problem: Problem) -> Demand:
+        """What an outer step asks of the engine: each group of classes is as one network."""
+        groups = math.ceil(problem.real.num_classes / self.together)
+        return Demand(
+            steps=1,
+            images=math.ceil(problem.count / groups),
+            distilled=problem.count,
+            classes=problem.real.num_classes,
+            networks=groups,
+            real=self.batch * self.together,
+            optimizer=SGD(),
+        )
+
+    def gradient(
+        self,
+        distilled: DistilledData,
+        problem: Problem,
+        state: MethodState,
+        generator: torch.Generator,
+        progress: float,
+    ) -> Outcome:
+        """The distance between the gradients of distilled and real images, over all classes, and its derivative."""
+        weights, done = self._network(distilled, problem, state, generator)
+        pairs = [self._pair(distilled, problem, group, generator) for group in self._groups(problem)]
+
+        def work(engine: Engine) -> list[_Matched]:
+            def one(pair: _Pair) -> _Matched:
+                return match(problem.network, weights, pair, distilled.images[pair.indices], engine)
+
+            return map_on_cores(one, pairs, problem.device)
+
+        results, state, remarks = within_memory(problem, self.demand(problem), state, work)
+        images = torch.zeros_like(distilled.images)
+        for pair, result in zip(pairs, results, strict=True):
+            images[pair.indices] = result.gradient
+        kept = {_WEIGHTS + name: weight for name, weight in weights.items()}
+        return Outcome(
+            loss=torch.stack([result.loss for result in results]).sum(),
+            gradients=Gradients(images, None),
+            state={**state, **kept, _DONE: torch.tensor(done + 1)},
+            remarks=remarks,
+        )
+
+    def _network(
+        self, distilled: DistilledData, problem: Problem, state: MethodState, generator: torch.Generator
+    ) -> tuple[Weights, int]:
+        """The network to match for: the last one trained further, or a new one; and how often it was matched."""
+        matches, epochs = self.loops(problem)
+        done = int(state.get(_DONE, torch.tensor(matches)))
+        if done >= matches:
+            return problem.starts.sample(1, generator)[0], 0
+        weights = {name.removeprefix(_WEIGHTS): w for name, w in state.items() if name.startswith(_WEIGHTS)}
+        training = Training(
+            epochs=epochs,
+            rate=self.learning_rate,
+            batch=self.inner_batch,
+            optimizer="sgd",
+            falls="constant",
+            augment=self.augment,
+        )
+        return train(problem.network, weights, distilled.images, distilled.targets, training, generator), done
+
+    def _groups(self, problem: Problem) -> list[range]:
+        classes = problem.real.num_classes
+        return [range(first, min(first + self.together, classes)) for first in range(0, classes, self.together)]
+
+    def _pair(self, distilled: DistilledData, problem: Problem, group: range, generator: torch.Generator) -> "_Pair":
+        chosen = torch.cat([some_of_class(problem, label, self.batch, generator) for label in group])
+        change = siamese(parse_augmentation(self.augment), distilled.images.shape[-1], generator)
+        real = problem.wanted(problem.real.train.take(chosen))
+        mine = torch.isin(distilled.labels, torch.tensor(list(group), device=distilled.labels.device))
+        indices = torch.nonzero(mine).flatten()
+        return _Pair(replace(real, images=change(real.images)), indices, distilled.labels[indices], change)
+
+
+class _Pair(NamedTuple):
+    """Real and distilled images of the same classes, seen alike.
+
+    Attributes:
+        real: augmented already.
+        indices: of the distilled images.
+        labels: of the distilled images.
+        change: the augmentation.
+    """
+
+    real: Split
+    indices: Tensor
+    labels: Tensor
+    change: Transform
+
+
+class _Matched(NamedTuple):
+    """A distance and its derivative with respect to the distilled images."""
+
+    loss: Float[Tensor, ""]
+    gradient: Float[Tensor, "n c h w"]
+
+
+def match(
+    network: Network, weights: Weights, pair: _Pair, images: Float[Tensor, "n c h w"], engine: Engine
+) -> _Matched:
+    """The distance between the gradients that a network gets from real and from distilled images."""
+    real = pair.real
+    _, target = batch_gradient(
+        network, weights, real.images, real.labels, engine.chunk, precision=engine.real_precision
+    )
+    leaf = images.detach().requires_grad_()
+    with torch.enable_grad():
+        _, mine = network.gradient(as_leaves(weights), pair.change(leaf), pair.labels, create_graph=True)
+        loss = distance(mine, target)
+    (gradient,) = torch.autograd.grad(loss, [leaf])
+    return _Matched(loss.detach(), gradient)
+
+
+def distance(one: Weights, other: Weights) -> Float[Tensor, ""]:
+    """One less the cosine between two gradients, added up over output units and layers (DC, equation 10).
+
+    Biases and the weights of normalisation count for nothing, as in the authors' code.
+    """
+    terms = []
+    for name, gradient in one.items():
+        if gradient.dim() > 1:
+            mine, theirs = gradient.flatten(1), other[name].flatten(1)
+            lengths = mine.norm(dim=1) * theirs.norm(dim=1)
+            terms.append((1 - (mine * theirs).sum(1) / (lengths + 1e-6)).sum())
+    return torch.stack(terms).sum()
+
+
+def loops_for(ipc: float) -> tuple[int, int]:
+    """`LOOPS` for any number of images per class: on straight lines between those known, and as for 50 above."""
+    known = sorted(LOOPS)
+    if ipc >= known[-1]:
+        return LOOPS[known[-1]]
+    above = next(one for one in known if one > ipc)
+    below = max((one for one in known if one <= ipc), default=above)
+    share = 0.0 if above == below else (ipc - below) / (above - below)
+    matches, epochs = (
+        round((1 - share) * low + share * high) for low, high in zip(LOOPS[below], LOOPS[above], strict=True)
+    )
+    return matches, epochs
+
+
+DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"
+"""Of which one is drawn (DSA, section 4.1); the authors leave `flip` out for digits."""

@@ -1,0 +1,108 @@
+"""Dataset Condensation by distribution matching, DM.
+
+Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV 2023: equation 6. Under a fresh random network
+and one random transformation, the mean feature of the distilled images of each class is brought nearer to the mean
+feature of real images of that class. There is no inner loop and no second derivative; the network is never trained.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from datadistill.augment import Transform, parse_augmentation, siamese
+from datadistill.distilled import DistilledData
+from datadistill.errors import RequestError
+from datadistill.inner.engine import Engine
+from datadistill.inner.functional import Network, Weights, pieces_of
+from datadistill.inner.optimizers import SGD
+from datadistill.inner.parallel import map_on_cores
+from datadistill.inner.plan import Demand
+from datadistill.methods.base import Gradients, MethodState, Outcome, Problem, options_of, within_memory
+from datadistill.methods.dc import DSA_STRATEGY
+from datadistill.methods.images import first_images, some_of_class
+from datadistill.methods.protocol import judged_by_protocol
+
+
+@dataclass(frozen=True)
+class DM:
+    """Hyper-parameters of distribution matching; the defaults are the paper's.
+
+    Attributes:
+        images: what the images start from: `real` images, `noise`, `mean` (class means), or `kmeans` (cluster centres).
+        augment: the transformations of which one is drawn for each class and outer step, with `_` between them, or
+            `none`; networks are trained with them too when they are judged.
+        batch: real images per class and outer step.
+    """
+
+    images: Literal["noise", "mean", "real", "kmeans"] = "real"
+    augment: str = DSA_STRATEGY
+    batch: int = 256
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise RequestError(f"batch is {self.batch}, but must be at least 1")
+        parse_augmentation(self.augment)
+
+    @property
+    def name(self) -> str:
+        return "dm"
+
+    def start(self, problem: Problem, generator: torch.Generator) -> DistilledData:
+        """Images of every class and hard labels; the learning rates are the protocol's."""
+        images = first_images(self.images, problem, generator)
+        return judged_by_protocol(problem, images, self.name, options_of(self), self.augment)
+
+    def demand(self, problem: Problem) -> Demand:
+        """What an outer step asks of the engine, at most: features need less than the gradient of a loss."""
+        return Demand(
+            steps=1,
+            images=-(-problem.count // problem.real.num_classes),
+            distilled=problem.count,
+            classes=problem.real.num_classes,
+            networks=problem.real.num_classes,
+            real=self.batch,
+            optimizer=SGD(),
+        )
+
+    def gradient(
+        self,
+        distilled: DistilledData,
+        problem: Problem,
+        state: MethodState,
+        generator: torch.Generator,
+        progress: float,
+    ) -> Outcome:
+        """The squared distances between mean features, over all classes, and their derivative."""
+        (weights,) = problem.starts.sample(1, generator)
+        train, parts = problem.real.train, parse_augmentation(self.augment)
+        draws = []
+        for label in range(problem.real.num_classes):
+            chosen = some_of_class(problem, label, self.batch, generator)
+            draws.append((label, chosen, siamese(parts, train.images.shape[-1], generator)))
+        images = torch.zeros_like(distilled.images)
+
+        def work(engine: Engine) -> list[Tensor]:
+            def one(draw: tuple[int, Tensor, Transform]) -> Tensor:
+                label, chosen, change = draw
+                target = mean_feature(problem.features, weights, change(train.take(chosen).images), engine.chunk)
+                mine = torch.nonzero(distilled.labels == label).flatten()
+                leaf = distilled.images[mine].detach().requires_grad_()
+                with torch.enable_grad():
+                    feature = problem.features.logits(weights, change(leaf)).mean(0)
+                    loss = ((feature - target) ** 2).sum()
+                (images[mine],) = torch.autograd.grad(loss, [leaf])
+                return loss.detach()
+
+            return map_on_cores(one, draws, problem.device)
+
+        losses, state, remarks = within_memory(problem, self.demand(problem), state, work)
+        return Outcome(torch.stack(losses).sum(), Gradients(images, None), state, remarks)
+
+
+@torch.no_grad()
+def mean_feature(network: Network, weights: Weights, images: Tensor, chunk: int) -> Tensor:
+    """The mean over images of a network's outputs, in pieces."""
+    pieces = pieces_of(network, len(images), chunk)
+    return torch.stack([network.logits(weights, images[piece]).sum(0) for piece in pieces]).sum(0) / len(images)

@@ -1,0 +1,103 @@
+"""Gradient matching: the distance, the loops, the pairs."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+import datadistill as dd
+from datadistill.errors import RequestError
+from datadistill.methods import METHODS, Problem, make_problem
+from datadistill.methods.dc import LOOPS, distance, loops_for
+from datadistill.runtime import stream
+
+
+def problem(real: dd.RealData, ipc: int = 1, **changes: object) -> Problem:
+    options = {"model": "ConvNetD1W8", "weights": "random-init", "scheme": "default", "ipc": ipc, "seed": 0}
+    return make_problem(real, **{**options, **changes}, device=torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def test_distance_by_hand() -> None:
+    one = {"weight": torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 4.0]]), "bias": torch.tensor([1.0, 2.0, 3.0])}
+    other = {"weight": torch.tensor([[5.0, 0.0], [0.0, -1.0], [4.0, -3.0]]), "bias": torch.tensor([-1.0, 0.0, 9.0])}
+    # Rows: the same direction (0), the opposite one (2), at a right angle (1). Biases count for nothing.
+    assert float(distance(one, other)) == pytest.approx(3.0, abs=1e-5)
+
+
+def test_distance_of_a_gradient_that_is_zero_has_a_derivative() -> None:
+    weight = torch.zeros(2, 3, requires_grad=True)
+    distance({"w": weight}, {"w": torch.ones(2, 3)}).backward()
+    assert weight.grad is not None
+    assert weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("ipc", "loops"), [*LOOPS.items(), (5, (5, 23)), (15, (15, 38)), (100, (50, 10)), (0.5, (1, 1))]
+)
+def test_loops(ipc: float, loops: tuple[int, int]) -> None:
+    assert loops_for(float(ipc)) == loops
+
+
+def test_one_network_is_matched_and_trained_and_then_left(digits: dd.RealData) -> None:
+    method = METHODS.get("dc").build({"batch": 8, "matches": 3, "inner_epochs": 2, "images": "real"})
+    here = problem(digits, 2)
+    data, state, seen = method.start(here, stream(0)), {}, []
+    for step in range(7):
+        state = method.gradient(data, here, state, stream(step), 0.0).state
+        seen.append((int(state["dc.done"]), next(t.clone() for n, t in state.items() if n.startswith("dc.weights/"))))
+    assert [done for done, _ in seen] == [1, 2, 3, 1, 2, 3, 1]
+    moves = [float((one[1] - other[1]).norm() / one[1].norm()) for one, other in itertools.pairwise(seen)]
+    assert all(0 < moves[index] < 0.2 for index in (0, 1, 3, 4))
+    assert all(moves[index] > 0.5 for index in (2, 5))
+
+
+def test_the_gradient_of_a_class_is_that_of_its_own_images(digits: dd.RealData) -> None:
+    here = problem(digits, 2)
+    method = METHODS.get("dc").build({"batch": 8, "images": "real"})
+    data = method.start(here, stream(0))
+    first = method.gradient(data, here, {}, stream(1), 0.0)
+    images = data.images.clone()
+    images[data.labels == 3] += 1
+    moved = method.gradient(replace(data, images=images), here, {}, stream(1), 0.0)
+    assert first.gradients.images.flatten(1).norm(dim=1).min() > 0
+    same = (first.gradients.images - moved.gradients.images).flatten(1).norm(dim=1) == 0
+    assert torch.equal(same, data.labels != 3)
+
+
+def test_together_is_another_matching(digits: dd.RealData) -> None:
+    here = problem(digits)
+    losses = []
+    for together in (1, 5, 10, 99):
+        method = METHODS.get("dc").build({"batch": 8, "images": "real", "together": together})
+        outcome = method.gradient(method.start(here, stream(0)), here, {}, stream(1), 0.0)
+        assert outcome.gradients.images.flatten(1).norm(dim=1).min() > 0
+        losses.append(float(outcome.loss))
+    assert losses[0] > losses[1] > losses[2]
+    assert losses[2] == pytest.approx(losses[3])
+
+
+def test_names_say_whether_there_is_augmentation() -> None:
+    assert METHODS.get("dc").build({}).name == "dc"
+    assert METHODS.get("dsa").build({}).name == "dsa"
+    assert METHODS.get("dm").build({}).name == "dm"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "match"),
+    [
+        ("dc", {"batch": 0}, "batch is 0"),
+        ("dc", {"matches": -1}, "matches is -1"),
+        ("dc", {"learning_rate": 0.0}, "learning rate"),
+        ("dsa", {"augment": "turn"}, "turn"),
+        ("dm", {"batch": 0}, "batch is 0"),
+    ],
+)
+def test_wrong_options(name: str, options: dict[str, object], match: str) -> None:
+    with pytest.raises(RequestError, match=match):
+        METHODS.get(name).build(options)
+
+
+def test_images_shared_by_classes_are_refused(digits: dd.RealData) -> None:
+    with pytest.raises(RequestError, match="share images"):
+        METHODS.get("dc").build({}).start(problem(digits, 0.5), stream(0))  # type: ignore[arg-type]
