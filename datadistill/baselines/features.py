@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from datadistill.baselines.base import assemble, by_class, tune
+from datadistill.baselines.base import assemble, by_class, finished
+from datadistill.condensation import Condensation
 from datadistill.data.real import Split
 from datadistill.distilled import DistilledData
 from datadistill.errors import RequestError
@@ -42,7 +43,14 @@ class Features:
 
 
 def chosen_by_features(
-    name: str, select: Select, problem: Problem, steps: int, epochs: int, sets: int, bar: Bar
+    name: str,
+    select: Select,
+    problem: Problem,
+    steps: int,
+    epochs: int,
+    sets: int,
+    bar: Bar,
+    settings: Condensation | None = None,
 ) -> list[DistilledData]:
     """Sets of real images, each chosen by the features of another network."""
     ipc = problem.real.check_ipc(problem.ipc)
@@ -56,7 +64,8 @@ def chosen_by_features(
             return split.take(members[select(mine, ipc[label])]).images
 
         options = {"name": name, "set": number, "feature_network_held_out": features.accuracy}
-        made.append(tune(assemble(problem, steps, epochs, by_class(problem, pick), options), problem, bar))
+        data = assemble(problem, steps, epochs, by_class(problem, pick), options)
+        made.append(finished(data, problem, bar, settings))
     return made
 
 
