@@ -136,7 +136,7 @@ def _compile(compiler: str, target: Path) -> None:
 
 
 def fitted(module: nn.Module) -> nn.Module:
-    """The same module, its convolutions and poolings changed in place to call the operations here where they apply."""
+    """The same module, its layers changed in place to call the operations here where they apply."""
     for layer in module.modules():
         other = _LAYERS.get(type(layer))
         if other is not None:

@@ -402,7 +402,8 @@ Read read(const Tensor& x, const Tensor& g, const Tensor& u, const Tensor& weigh
 
 std::pair<Tensor, Tensor> group_norm_of(const Grouped& s, const Tensor& x, const Tensor& weight, const Tensor& bias,
                                         double eps) {
-  Tensor out = empty_channels_last({s.n, s.c, s.out_h(), s.out_w()}, x), stats = at::empty({s.n, s.groups, 2}, x.options().dtype(at::kDouble));
+  Tensor out = empty_channels_last({s.n, s.c, s.out_h(), s.out_w()}, x);
+  Tensor stats = at::empty({s.n, s.groups, 2}, x.options().dtype(at::kDouble));
   const Read in = read(x, {}, {}, weight, bias, stats);
   specialised(s, x.scalar_type(), [&]<typename T, bool R, bool P>() {
     group_norm<T, R, P>(s, in.given<T>(), eps, stats.mutable_data_ptr<double>(), out.mutable_data_ptr<T>());
@@ -442,7 +443,8 @@ std::array<Tensor, 3> differentiable_curvature(const Grouped& s, const Tensor& i
                                                const Tensor& along_weight, const Tensor& along_bias, double eps) {
   const auto grouped = [&](const Tensor& t) { return t.reshape({s.n, s.groups, s.depth(), s.h, s.w}); };
   const auto by_channel = [&](const Tensor& t, double otherwise) {
-    return t.defined() ? t.reshape({1, s.groups, s.depth(), 1, 1}) : at::full({1, 1, 1, 1, 1}, otherwise, images.options());
+    return t.defined() ? t.reshape({1, s.groups, s.depth(), 1, 1})
+                       : at::full({1, 1, 1, 1, 1}, otherwise, images.options());
   };
   const auto mean = [](const Tensor& t) { return t.mean({2, 3, 4}, true); };
   const Tensor x = grouped(images), u = grouped(direction), w = by_channel(weight, 1);
