@@ -52,7 +52,7 @@ _FLOOR = 1e-8
 _REAL_IMAGES = 1024
 """From how many real images the batches are drawn, so that a large dataset need not be converted."""
 
-_DEPARTURES: dict[str, Any] = {"kink_width": 0, "network_clip": 0, "derivative": "exact"}
+_DEPARTURES: dict[str, Any] = {"kink_width": 0.0, "network_clip": 0.0, "derivative": "exact"}
 """Options that depart from the exact derivative on purpose, and what they are where they do not."""
 
 
@@ -233,10 +233,14 @@ def _exact(method: Any) -> tuple[Any, tuple[str, ...]]:
     given = {name: getattr(method, name, exact) for name, exact in _DEPARTURES.items()}
     changes = {name: exact for name, exact in _DEPARTURES.items() if given[name] != exact}
     remarks = [
-        f"checked with {name} {exact}: {given[name]} departs from the exact derivative on purpose"
+        f"checked with {name} {_brief(exact)}: {_brief(given[name])} departs from the exact derivative on purpose"
         for name, exact in changes.items()
     ]
     return (replace(method, **changes) if changes else method), tuple(remarks)
+
+
+def _brief(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _start_in_double(method: Method, problem: Problem) -> DistilledData:

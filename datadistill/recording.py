@@ -138,7 +138,7 @@ def _check_size(module: nn.Module, experts: int, epochs: int, max_gb: float, say
     size = size_of(module, experts, epochs)
     if not size <= max_gb * 1e9:
         raise RequestError(
-            f"the trajectories of {experts} experts take {size / 1e9:.2f} GB, but {max_gb:g} GB are allowed: lower "
+            f"the trajectories of {experts} experts take {size / 1e9:.3g} GB, but {max_gb:g} GB are allowed: lower "
             "--nets or --epochs, or raise --max-gb"
         )
     say(f"{experts} experts, {epochs + 1} times each, take {size / 1e6:.1f} MB.")

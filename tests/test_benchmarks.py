@@ -40,3 +40,12 @@ def test_products_prints_json() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     (line,) = [json.loads(line) for line in done.stdout.splitlines()]
     assert line["torch"]["reverse"] > line["torch"]["gradient"] > 0
+
+
+@pytest.mark.slow
+def test_half_precision_prints_json(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/half_precision.py", "--epochs", "6", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if "way" in line]
+    assert [line["epoch"] for line in lines][:2] == [0, 4]
+    assert all(0 < line["change_of_gradient"] < 0.1 for line in lines)

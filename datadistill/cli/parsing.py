@@ -122,7 +122,7 @@ def add_fields(
                 "type": positive_int if hint is int else number,
                 "metavar": "N" if hint is int else "X",
             }
-        if hint is int and entry.default == 0:
+        if hint is int and isinstance(entry.default, int) and entry.default <= 0:
             options["type"] = int
         default = _defaults({case: base.get(entry.name, entry.default) for case, base in bases.items()})
         options["help"] = f"{lines[entry.name].rstrip('.')} (default: {default})".replace("%", "%%")

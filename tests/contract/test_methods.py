@@ -67,8 +67,7 @@ ROWS = [
     Row("dc", METHODS.get("dc").build(SMALL | TOGETHER), "random-init", 2, 100, "-loops", SMALL_NET, sgd(1.0), 1.0),
     Row("dsa", METHODS.get("dsa").build(SMALL | MOVED), "random-init", 2, 150, "", SMALL_NET, sgd(1.0)),
     Row("dm", METHODS.get("dm").build(SMALL | MOVED), "random-init", 2, 150, "", SMALL_NET, sgd(10.0)),
-    Row("mtt", METHODS.get("mtt").build(EXPERTS), "random-init", 1, 120, "", SMALL_NET),
-    Row("mtt", METHODS.get("mtt").build(EXPERTS | {"inner_batch": 7}), "random-init", 2, 120, "-batches", SMALL_NET),
+    Row("mtt", METHODS.get("mtt").build(EXPERTS), "random-init", 1, 120, "", SMALL_NET, replace(OUTER, look_every=60)),
 ]
 
 table = pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.name}-{row.weights}{row.variant}")

@@ -181,8 +181,8 @@ def test_a_result_says_where_its_experts_come_from(
 
 
 def test_the_check_passes_and_turns_the_approximation_off(digits: dd.RealData, trajectories: dd.Trajectories) -> None:
-    method = dd.methods.MTT(**SMALL | {"augment": "crop_color_rotate", "derivative": "tesla", "student_steps": 3})
-    check = check_hypergradient(method, problem(digits, trajectories), directions=2)
+    method = dd.methods.MTT(**SMALL | {"augment": "crop_color_rotate", "derivative": "tesla", "inner_batch": 7})
+    check = check_hypergradient(method, problem(digits, trajectories, ipc=2), directions=2)
     assert check.passed
     assert check.is_exact
     assert check.remarks == ("checked with derivative exact: tesla departs from the exact derivative on purpose",)
