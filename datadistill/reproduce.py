@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -285,10 +285,15 @@ class _Work:
             pool=self.pool,
         )
 
+    @cached_property
+    def _shared_problem(self) -> Problem:
+        """One for all baselines of a recipe: they share what is costly."""
+        return self._problem(self._job(self.recipe.points[0]))
+
     def _baseline(self, name: str) -> Line:
         job, info = self._job(self.recipe.points[0]), BASELINES.get(name)
         steps, epochs = getattr(job.method, "steps", 1), getattr(job.method, "epochs", 1)
-        problem = self._problem(job)
+        problem = self._shared_problem
         mine = load_distilled(self.place(self.recipe.points[0]))
         settings = condensation_for(mine) if mine.is_condensed else None
         sets = info.choose(problem, steps, epochs, info.sets, self.bar, settings)

@@ -70,7 +70,7 @@ def chosen_by_features(
 
 
 def make_features(problem: Problem, number: int, bar: Bar) -> Features:
-    """Train the problem's network on the real training split and take its features.
+    """Train the problem's network on the real training split and take its features; they are kept with the problem.
 
     Args:
         problem: dataset, network, scheme, seed.
@@ -80,6 +80,10 @@ def make_features(problem: Problem, number: int, bar: Bar) -> Features:
     Raises:
         RequestError: the network has no linear layer.
     """
+    key = ("features", number)
+    if key in problem.kept:
+        found: Features = problem.kept[key]
+        return found
     network, real = problem.network, problem.real
     features_of(network, draw_weights(network.module, problem.scheme, stream(0)), real.train.take(torch.arange(1)))
     start = draw_weights(network.module, problem.scheme, stream(problem.seed, "features", number))
@@ -89,7 +93,9 @@ def make_features(problem: Problem, number: int, bar: Bar) -> Features:
     generator = stream(problem.seed, "features-order", number)
     with bar("training a network for features", training.epochs) as count:
         weights = train(network, start, real.train.images, real.train.labels, training, generator, count)
-    return Features(features_of(network, weights, real.train), accuracy_of(network, weights, real.held_out).correct)
+    made = Features(features_of(network, weights, real.train), accuracy_of(network, weights, real.held_out).correct)
+    problem.kept[key] = made
+    return made
 
 
 @torch.no_grad()
