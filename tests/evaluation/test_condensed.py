@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,6 +181,20 @@ def test_several_sets(digits: dd.RealData, data: dd.DistilledData) -> None:
     scores, together = evaluate_sets([data, data], digits, nets=4, protocol="dc", epochs=5)
     assert [score.nets for score in scores] == [2, 2]
     assert together.training == "5 epochs, rate 0.01, no augmentation"
+
+
+def test_it_can_be_interrupted(digits: dd.RealData, data: dd.DistilledData) -> None:
+    """Networks take minutes: none is finished before the program ends."""
+    torch.set_num_threads(2)
+    counted: list[None] = []
+
+    def count() -> None:
+        counted.append(None)
+        if len(counted) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        dd.evaluate(data, digits, nets=3, protocol="dc", epochs=10**8, count=count)
 
 
 def test_looks_are_shorter(problem: Problem, data: dd.DistilledData, monkeypatch: pytest.MonkeyPatch) -> None:
