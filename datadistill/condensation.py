@@ -93,9 +93,7 @@ class Condensation:
         return {"protocol": CONDENSATION, **asdict(self), **_ALWAYS}
 
     def __str__(self) -> str:
-        augment = (
-            "no augmentation" if self.augment == NONE else f"augmented by one of {self.augment.replace('_', ', ')}"
-        )
+        augment = "no augmentation" if self.augment == NONE else f"augmentation {self.augment}"
         return f"{self.epochs} epochs, rate {self.rate:.4g}, {augment}"
 
 
@@ -140,9 +138,16 @@ def condensation_for(
         own = read_inner(distilled.provenance.inner)
         if distilled.learning_rates is not None:
             own = replace(own, rate=float(distilled.learning_rates[0]))
-    augment = own.augment if augment is None else re.sub(r"\s", "", augment).lower()
+    return changed(own, epochs=epochs, augment=augment, rate=rate)
+
+
+def changed(
+    settings: Condensation, *, epochs: int | None = None, augment: str | None = None, rate: float | None = None
+) -> Condensation:
+    """Settings with what is not None put in their place; the arguments are those of `condensation_for`."""
+    augment = settings.augment if augment is None else re.sub(r"\s", "", augment).lower()
     is_augmented = bool(parse_augmentation(augment))
     if epochs is None:
-        same = is_augmented == bool(parse_augmentation(own.augment))
-        epochs = own.epochs if same else EPOCHS_AUGMENTED if is_augmented else EPOCHS
-    return replace(own, epochs=epochs, augment=augment, rate=own.rate if rate is None else rate)
+        same = is_augmented == bool(parse_augmentation(settings.augment))
+        epochs = settings.epochs if same else EPOCHS_AUGMENTED if is_augmented else EPOCHS
+    return replace(settings, epochs=epochs, augment=augment, rate=settings.rate if rate is None else rate)

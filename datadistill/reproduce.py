@@ -3,16 +3,26 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from datadistill.audit import audit
 from datadistill.baselines import BASELINES
+from datadistill.condensation import condensation_for
 from datadistill.data import RealData, load
-from datadistill.distilled import DistilledData
+from datadistill.distilled import DistilledData, load_distilled
 from datadistill.errors import DamagedFileError, Interrupted, RequestError
-from datadistill.evaluation import NETS, Score, evaluate, evaluate_sets, nets_per_set, summarize
+from datadistill.evaluation import (
+    NETS,
+    Score,
+    evaluate,
+    evaluate_sets,
+    nets_per_set,
+    pooled_summary,
+    summarize,
+    work_of,
+)
 from datadistill.files import read_json, write_json
 from datadistill.jobs import Job, check_nets, get_pool, make_job
 from datadistill.methods import Problem, make_problem
@@ -162,9 +172,39 @@ class _Work:
 
     def lines(self) -> list[Line]:
         """Judge everything that is not judged yet."""
-        points = [self._once(point.label or OWN, partial(self._point, point)) for point in self.recipe.points]
+        if self.recipe.expect.sets > 1:
+            points = [self._sets()]
+        else:
+            points = [self._once(point.label or OWN, partial(self._point, point)) for point in self.recipe.points]
         names = self.recipe.baselines
         return points + [self._once(f"baseline {name}", partial(self._baseline, name)) for name in names]
+
+    def _sets(self) -> Line:
+        """Several distilled sets, each from a seed and judged by networks of its own, as one line."""
+        count = self.recipe.expect.sets
+        found = [self._once(f"set {n + 1} of {count}", partial(self._set, n)) for n in range(count)]
+        nets = found[0].nets
+        befores = [line.before for line in found if line.before is not None]
+        return replace(
+            found[0],
+            name=OWN,
+            nets=count * nets,
+            accuracy=pooled_summary([line.accuracy for line in found], nets),
+            before=pooled_summary(befores, nets) if befores else None,
+            seconds=sum(line.seconds for line in found),
+        )
+
+    def _set(self, number: int) -> Line:
+        """The distilled set of this number; the first is what a recipe with one set gives."""
+        job, place = self._job(self.recipe.points[0]), self.place(self.recipe.points[0])
+        seed = int(job.run["seed"]) + number
+        job = replace(job, run=job.run | {"seed": seed})
+        place = place if number == 0 else place.with_name(f"{place.name}-set-{number + 1}")
+        self.say(f"{self.recipe.name}: set {number + 1} of {self.recipe.expect.sets}")
+        with self.watch() as reporter:
+            run = job.start(self.real, self.pool, place, RunFolder(place).exists(), self.command, reporter)
+        _, score = conclude(run, self.real, self.nets, self.pool, seed=number)
+        return _line(run.distilled, score, run.seconds)
 
     def _once(self, name: str, judge: Callable[[], Line]) -> Line:
         """A line from the results so far, or a new one, which is kept."""
@@ -207,7 +247,7 @@ class _Work:
         if point.scheme is None:
             _, score = conclude(run, self.real, self.nets, self.pool)
         else:
-            with self.bar(f"evaluating {point.label}", self.nets or NETS) as count:
+            with self.bar(f"evaluating {point.label}", work_of(run.distilled, self.nets)) as count:
                 score = evaluate(
                     run.distilled,
                     self.real,
@@ -245,13 +285,21 @@ class _Work:
             pool=self.pool,
         )
 
+    @cached_property
+    def _shared_problem(self) -> Problem:
+        """One for all baselines of a recipe: they share what is costly."""
+        return self._problem(self._job(self.recipe.points[0]))
+
     def _baseline(self, name: str) -> Line:
         job, info = self._job(self.recipe.points[0]), BASELINES.get(name)
         steps, epochs = getattr(job.method, "steps", 1), getattr(job.method, "epochs", 1)
-        problem = self._problem(job)
-        sets = info.choose(problem, steps, epochs, info.sets, self.bar)
-        with self.bar(f"evaluating {name}", len(sets) * nets_per_set(self.nets or NETS, len(sets))) as count:
-            _, score = evaluate_sets(sets, problem.real, nets=self.nets, pool=self.pool, count=count)
+        problem = self._shared_problem
+        mine = load_distilled(self.place(self.recipe.points[0]))
+        settings = condensation_for(mine) if mine.is_condensed else None
+        sets = info.choose(problem, steps, epochs, info.sets, self.bar, settings)
+        nets, pool = nets_per_set(self.nets or NETS, len(sets)), None if mine.is_condensed else self.pool
+        with self.bar(f"evaluating {name}", sum(work_of(data, nets) for data in sets)) as count:
+            _, score = evaluate_sets(sets, problem.real, nets=self.nets, pool=pool, count=count)
         return _line(sets[0], score, 0.0)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 import datadistill as dd
 from datadistill.cli.main import main
+from datadistill.evaluation import evaluate_sets
 from datadistill.recipes import Expect, Point, PoolRecipe, Recipe, Sweep, measured, recipes
 from datadistill.recipes.measured import load_measured
 from datadistill.registry import Registry
@@ -288,3 +289,40 @@ def test_missing_data_is_one_sentence(
 def test_distill_takes_no_recipe_without_its_pool(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["distill", "--recipe", "mnist-malicious"]) == 2
     assert "datadistill reproduce mnist-malicious" in capsys.readouterr().err
+
+
+CONDENSED = replace(
+    PLAIN,
+    name="digits-condensed",
+    run={**PLAIN.run, "scheme": "default", "ipc": 1, "iterations": 2},
+    method={"name": "dm", "batch": 32, "augment": "none"},
+    outer={"rate": 1.0, "optimizer": "sgd", "look_every": 2},
+    expect=Expect(nets=2, sets=2, accuracy=(0.3, 1.0)),
+)
+
+
+def test_several_sets_by_protocol_dc_are_one_line(digits: dd.RealData) -> None:
+    said: list[str] = []
+    verdict = reproduce(CONDENSED, "out", say=said.append)
+    own, baseline = verdict.lines
+    sets = [dd.load_distilled(f"out/{name}") for name in ("run", "run-set-2")]
+    assert not torch.equal(sets[0].images, sets[1].images)
+    _, together = evaluate_sets(sets, digits, nets=4)
+    assert (own.accuracy, own.before, own.nets) == (together.accuracy, together.before, 4)
+    assert (baseline.name, baseline.nets) == ("baseline random", 2)
+    assert verdict.passed is True
+    results = json.loads(Path("out/results.json").read_text())
+    assert list(results) == ["set 1 of 2", "set 2 of 2", "baseline random"]
+    Path("out/results.json").write_text(json.dumps({"set 1 of 2": results["set 1 of 2"]}))
+    again = reproduce(CONDENSED, "out", resume=True, say=said.append)
+    assert [line.accuracy for line in again.lines] == [own.accuracy, baseline.accuracy]
+    assert said == [f"digits-condensed: set {n} of 2" for n in (1, 2, 2)]
+
+
+def test_sets_count_where_there_are_several() -> None:
+    assert replace(CONDENSED, expect=replace(CONDENSED.expect, sets=3)).digest != CONDENSED.digest
+    for recipe in (MALICIOUS, SWEEP):
+        with pytest.raises(dd.RequestError, match="sets"):
+            replace(recipe, expect=replace(recipe.expect, sets=2))
+    with pytest.raises(dd.RequestError, match="at least 1"):
+        Expect(sets=0)

@@ -4,17 +4,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from datadistill.baselines.average import average
+from datadistill.baselines.full import full_dataset
 from datadistill.baselines.herding import herding
 from datadistill.baselines.kcenter import kcenter
 from datadistill.baselines.kmeans import kmeans
 from datadistill.baselines.optimized import SETS, optimized
 from datadistill.baselines.random_real import random_real
+from datadistill.condensation import Condensation
 from datadistill.distilled import DistilledData
 from datadistill.methods import Problem
 from datadistill.progress import Bar
 from datadistill.registry import Registry
 
-__all__ = ["BASELINES", "BaselineInfo", "average", "herding", "kcenter", "kmeans", "optimized", "random_real"]
+__all__ = [
+    "BASELINES",
+    "BaselineInfo",
+    "average",
+    "full_dataset",
+    "herding",
+    "kcenter",
+    "kmeans",
+    "optimized",
+    "random_real",
+]
 
 
 @dataclass(frozen=True)
@@ -24,13 +36,14 @@ class BaselineInfo:
     Attributes:
         name: what people type.
         line: one line of explanation.
-        choose: from a problem, steps, epochs, a number of sets and what shows progress; the best or first set first.
+        choose: from a problem, steps, epochs, a number of sets, what shows progress, and settings of protocol `dc` if
+            it is for that; the best or first set first.
         sets: how many are made, or drawn from, unless somebody says otherwise.
     """
 
     name: str
     line: str
-    choose: Callable[[Problem, int, int, int, Bar], list[DistilledData]]
+    choose: Callable[[Problem, int, int, int, Bar, Condensation | None], list[DistilledData]]
     sets: int = 1
 
 

@@ -8,14 +8,22 @@ from dataclasses import replace
 
 import torch
 
-from datadistill.baselines.base import assemble, by_class, tune
+from datadistill.baselines.base import assemble, by_class, finished
+from datadistill.condensation import Condensation
 from datadistill.distilled import DistilledData
 from datadistill.errors import RequestError
 from datadistill.methods import Problem
 from datadistill.progress import Bar, quiet
 
 
-def average(problem: Problem, steps: int, epochs: int, sets: int = 1, bar: Bar = quiet) -> list[DistilledData]:
+def average(
+    problem: Problem,
+    steps: int,
+    epochs: int,
+    sets: int = 1,
+    bar: Bar = quiet,
+    settings: Condensation | None = None,
+) -> list[DistilledData]:
     """The class means as one set.
 
     Args:
@@ -24,6 +32,7 @@ def average(problem: Problem, steps: int, epochs: int, sets: int = 1, bar: Bar =
         epochs: how often they are walked.
         sets: one; the means leave nothing to chance.
         bar: shows progress.
+        settings: for protocol `dc` instead of rates that are tuned; then steps and epochs are 1.
 
     Raises:
         RequestError: more than one set.
@@ -36,4 +45,4 @@ def average(problem: Problem, steps: int, epochs: int, sets: int = 1, bar: Bar =
     drawn = assemble(replace(problem, ipc=steps), steps, epochs, images.repeat(steps, 1, 1, 1), {"name": "average"})
     labels = torch.arange(classes, device=problem.device)
     data = replace(drawn, images=images, labels=labels, batches=labels.repeat(steps, 1))
-    return [tune(data, problem, bar)]
+    return [finished(data, problem, bar, settings)]

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from datadistill.condensation import Condensation
 from datadistill.distilled import DistilledData
 from datadistill.errors import DatadistillError
 from datadistill.evaluation.accuracy import Accuracy, accuracy_along
@@ -66,6 +67,19 @@ def assemble(
     """
     data = DD(steps=steps, epochs=epochs).start(problem, stream(problem.seed, "baseline"))
     return replace(data, images=images.to(problem.device), provenance=replace(data.provenance, method=method))
+
+
+def finished(
+    data: DistilledData, problem: Problem, bar: Bar = quiet, settings: Condensation | None = None
+) -> DistilledData:
+    """Chosen images with tuned rates; or without any, for protocol `dc` with these settings."""
+    if settings is None:
+        return tune(data, problem, bar)
+    mine = data.provenance
+    inner = settings.as_inner() | {name: value for name, value in mine.inner.items() if name == "batch_norm"}
+    batches = torch.arange(len(data.labels), device=data.labels.device).view(1, -1)
+    condensed = replace(data, batches=batches, learning_rates=None, initial_weights=None)
+    return replace(condensed, provenance=replace(mine, inner=inner))
 
 
 def by_class(problem: Problem, pick: Callable[[int], Float[Tensor, "ipc c h w"]]) -> Float[Tensor, "n c h w"]:

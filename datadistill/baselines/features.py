@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from datadistill.baselines.base import assemble, by_class, tune
+from datadistill.baselines.base import assemble, by_class, finished
+from datadistill.condensation import Condensation
 from datadistill.data.real import Split
 from datadistill.distilled import DistilledData
 from datadistill.errors import RequestError
@@ -42,7 +43,14 @@ class Features:
 
 
 def chosen_by_features(
-    name: str, select: Select, problem: Problem, steps: int, epochs: int, sets: int, bar: Bar
+    name: str,
+    select: Select,
+    problem: Problem,
+    steps: int,
+    epochs: int,
+    sets: int,
+    bar: Bar,
+    settings: Condensation | None = None,
 ) -> list[DistilledData]:
     """Sets of real images, each chosen by the features of another network."""
     ipc = problem.real.check_ipc(problem.ipc)
@@ -56,12 +64,13 @@ def chosen_by_features(
             return split.take(members[select(mine, ipc[label])]).images
 
         options = {"name": name, "set": number, "feature_network_held_out": features.accuracy}
-        made.append(tune(assemble(problem, steps, epochs, by_class(problem, pick), options), problem, bar))
+        data = assemble(problem, steps, epochs, by_class(problem, pick), options)
+        made.append(finished(data, problem, bar, settings))
     return made
 
 
 def make_features(problem: Problem, number: int, bar: Bar) -> Features:
-    """Train the problem's network on the real training split and take its features.
+    """Train the problem's network on the real training split and take its features; they are kept with the problem.
 
     Args:
         problem: dataset, network, scheme, seed.
@@ -71,6 +80,10 @@ def make_features(problem: Problem, number: int, bar: Bar) -> Features:
     Raises:
         RequestError: the network has no linear layer.
     """
+    key = ("features", number)
+    if key in problem.kept:
+        found: Features = problem.kept[key]
+        return found
     network, real = problem.network, problem.real
     features_of(network, draw_weights(network.module, problem.scheme, stream(0)), real.train.take(torch.arange(1)))
     start = draw_weights(network.module, problem.scheme, stream(problem.seed, "features", number))
@@ -80,7 +93,9 @@ def make_features(problem: Problem, number: int, bar: Bar) -> Features:
     generator = stream(problem.seed, "features-order", number)
     with bar("training a network for features", training.epochs) as count:
         weights = train(network, start, real.train.images, real.train.labels, training, generator, count)
-    return Features(features_of(network, weights, real.train), accuracy_of(network, weights, real.held_out).correct)
+    made = Features(features_of(network, weights, real.train), accuracy_of(network, weights, real.held_out).correct)
+    problem.kept[key] = made
+    return made
 
 
 @torch.no_grad()

@@ -10,12 +10,20 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from datadistill.baselines.features import chosen_by_features
+from datadistill.condensation import Condensation
 from datadistill.distilled import DistilledData
 from datadistill.methods import Problem
 from datadistill.progress import Bar, quiet
 
 
-def herding(problem: Problem, steps: int, epochs: int, sets: int = 1, bar: Bar = quiet) -> list[DistilledData]:
+def herding(
+    problem: Problem,
+    steps: int,
+    epochs: int,
+    sets: int = 1,
+    bar: Bar = quiet,
+    settings: Condensation | None = None,
+) -> list[DistilledData]:
     """Sets of herded images, each by the features of another network.
 
     Args:
@@ -24,8 +32,9 @@ def herding(problem: Problem, steps: int, epochs: int, sets: int = 1, bar: Bar =
         epochs: how often they are walked.
         sets: how many.
         bar: shows progress.
+        settings: for protocol `dc` instead of rates that are tuned; then steps and epochs are 1.
     """
-    return chosen_by_features("herding", herd, problem, steps, epochs, sets, bar)
+    return chosen_by_features("herding", herd, problem, steps, epochs, sets, bar, settings)
 
 
 def herd(features: Float[Tensor, "n d"], count: int) -> Int64[Tensor, "{count}"]:

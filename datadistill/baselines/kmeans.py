@@ -5,7 +5,8 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor
 
-from datadistill.baselines.base import assemble, by_class, tune
+from datadistill.baselines.base import assemble, by_class, finished
+from datadistill.condensation import Condensation
 from datadistill.data.clusters import STARTS, cluster_centres
 from datadistill.distilled import DistilledData
 from datadistill.methods import Problem
@@ -13,7 +14,14 @@ from datadistill.progress import Bar, quiet
 from datadistill.runtime import stream
 
 
-def kmeans(problem: Problem, steps: int, epochs: int, sets: int = 1, bar: Bar = quiet) -> list[DistilledData]:
+def kmeans(
+    problem: Problem,
+    steps: int,
+    epochs: int,
+    sets: int = 1,
+    bar: Bar = quiet,
+    settings: Condensation | None = None,
+) -> list[DistilledData]:
     """Sets of cluster centres, which differ in where k-means starts.
 
     Args:
@@ -22,6 +30,7 @@ def kmeans(problem: Problem, steps: int, epochs: int, sets: int = 1, bar: Bar = 
         epochs: how often they are walked.
         sets: how many.
         bar: shows progress.
+        settings: for protocol `dc` instead of rates that are tuned; then steps and epochs are 1.
     """
     ipc, made = problem.real.check_ipc(problem.ipc), list[DistilledData]()
     for number in range(sets):
@@ -35,5 +44,5 @@ def kmeans(problem: Problem, steps: int, epochs: int, sets: int = 1, bar: Bar = 
 
             images = by_class(problem, pick)
         options = {"name": "kmeans", "set": number, "starts": STARTS}
-        made.append(tune(assemble(problem, steps, epochs, images, options), problem, bar))
+        made.append(finished(assemble(problem, steps, epochs, images, options), problem, bar, settings))
     return made

@@ -9,14 +9,23 @@ from typing import Any
 
 from datadistill.baselines.base import Rates, held_out_accuracy, held_out_score, tune, tuning_networks
 from datadistill.baselines.random_real import draw
+from datadistill.condensation import Condensation
 from datadistill.distilled import DistilledData
+from datadistill.errors import RequestError
 from datadistill.methods import Problem
 from datadistill.progress import Bar, quiet
 
 SETS, KEPT = 50, 0.2
 
 
-def optimized(problem: Problem, steps: int, epochs: int, sets: int = SETS, bar: Bar = quiet) -> list[DistilledData]:
+def optimized(
+    problem: Problem,
+    steps: int,
+    epochs: int,
+    sets: int = SETS,
+    bar: Bar = quiet,
+    settings: Condensation | None = None,
+) -> list[DistilledData]:
     """The best fifth of the sets that `random` draws, best first.
 
     They are compared with the rates tuned for the first of them, on the networks that rates are tuned on; those that
@@ -28,7 +37,16 @@ def optimized(problem: Problem, steps: int, epochs: int, sets: int = SETS, bar: 
         epochs: how often they are walked.
         sets: how many are drawn.
         bar: shows progress.
+        settings: must be None.
+
+    Raises:
+        RequestError: it was asked for protocol `dc`.
     """
+    if settings is not None:
+        raise RequestError(
+            f"baseline optimized trains networks on {sets} sets to choose among them, which takes protocol dc too "
+            "long: use another one, such as random"
+        )
     drawn = [draw(problem, steps, epochs, "optimized", number) for number in range(sets)]
     method = tune(drawn[0], problem, bar).provenance.method
     rates = Rates(method["schedule"], method["rate"])

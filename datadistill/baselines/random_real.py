@@ -4,14 +4,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datadistill.baselines.base import assemble, by_class, tune
+from datadistill.baselines.base import assemble, by_class, finished
+from datadistill.condensation import Condensation
 from datadistill.distilled import DistilledData
 from datadistill.methods import Problem
 from datadistill.progress import Bar, quiet
 from datadistill.runtime import stream
 
 
-def random_real(problem: Problem, steps: int, epochs: int, sets: int = 1, bar: Bar = quiet) -> list[DistilledData]:
+def random_real(
+    problem: Problem,
+    steps: int,
+    epochs: int,
+    sets: int = 1,
+    bar: Bar = quiet,
+    settings: Condensation | None = None,
+) -> list[DistilledData]:
     """Sets of random real images, each with rates of its own.
 
     Args:
@@ -20,8 +28,9 @@ def random_real(problem: Problem, steps: int, epochs: int, sets: int = 1, bar: B
         epochs: how often they are walked.
         sets: how many.
         bar: shows progress.
+        settings: for protocol `dc` instead of rates that are tuned; then steps and epochs are 1.
     """
-    return [tune(draw(problem, steps, epochs, "random", number), problem, bar) for number in range(sets)]
+    return [finished(draw(problem, steps, epochs, "random", number), problem, bar, settings) for number in range(sets)]
 
 
 def draw(problem: Problem, steps: int, epochs: int, name: str, number: int) -> DistilledData:

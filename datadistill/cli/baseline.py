@@ -21,9 +21,11 @@ from datadistill.cli.common import (
     new_folder,
     print_table,
 )
-from datadistill.cli.parsing import Parser, command_line, one_of, positive_int
+from datadistill.cli.parsing import Parser, command_line, number, one_of, positive_int
+from datadistill.condensation import Condensation, changed
 from datadistill.distilled import FILE_NAME, DistilledData
-from datadistill.evaluation import NETS, Score, evaluate_sets, nets_per_set, percent
+from datadistill.errors import RequestError
+from datadistill.evaluation import NETS, Score, evaluate_sets, nets_per_set, percent, work_of
 from datadistill.methods import make_problem
 from datadistill.pools import Pool
 from datadistill.progress import counting
@@ -38,10 +40,16 @@ Choose images instead of optimising them, with learning rates tuned on held-out
 training data, and judge them as any distilled data. Several sets are judged
 together and saved as distilled.safetensors, distilled-2.safetensors, ...
 
+With --protocol dc nothing is tuned: networks are trained on the images as the field
+does it, with any number of images per class.
+
 examples:
   datadistill baseline --how random --weights random-init --steps 10 --epochs 3
   datadistill baseline --how kmeans --dataset digits --model mlp --sets 5
+  datadistill baseline --how herding --model convnet --protocol dc --ipc 10 --nets 5
 """
+
+STEPS, EPOCHS = 10, 3
 
 
 def add_flags(parser: Parser) -> None:
@@ -61,12 +69,26 @@ def add_flags(parser: Parser) -> None:
         default="random-init",
         help="initial weights (default: %(default)s)",
     )
-    parser.add_argument("--scheme", metavar="NAME", default="xavier", help="how they are drawn (default: %(default)s)")
-    add_ipc_flag(parser)
-    parser.add_argument("--steps", type=positive_int, metavar="N", default=10, help="batches (default: %(default)s)")
     parser.add_argument(
-        "--epochs", type=positive_int, metavar="N", default=3, help="walks over them (default: %(default)s)"
+        "--scheme", metavar="NAME", help="how they are drawn (default: xavier, with protocol dc PyTorch's own)"
     )
+    add_ipc_flag(parser)
+    parser.add_argument("--steps", type=positive_int, metavar="N", help=f"batches (default: {STEPS})")
+    parser.add_argument(
+        "--epochs",
+        type=positive_int,
+        metavar="N",
+        help=f"walks over them (default: {EPOCHS}, with protocol dc 300, or 1000 with augmentation)",
+    )
+    parser.add_argument(
+        "--protocol",
+        type=one_of("protocol", ("own", "dc")),
+        metavar="NAME",
+        default="own",
+        help="own: steps with tuned rates; dc: the field's protocol, with nothing tuned (default: %(default)s)",
+    )
+    parser.add_argument("--augment", metavar="PARTS|none", help="of protocol dc (default: none)")
+    parser.add_argument("--rate", type=number, metavar="X", help="of protocol dc (default: 0.01)")
     add_pool_flag(parser)
     parser.add_argument(
         "--sets",
@@ -80,6 +102,8 @@ def add_flags(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    settings = _settings(arguments)
+    steps, epochs = (arguments.steps or STEPS, arguments.epochs or EPOCHS) if settings is None else (1, 1)
     folder = None if arguments.out is None else RunFolder(Path(arguments.out))
     if folder is not None:
         folder.check_free()
@@ -88,8 +112,8 @@ def run(arguments: argparse.Namespace) -> None:
         real,
         model=arguments.model,
         weights=arguments.weights,
-        scheme=arguments.scheme,
-        ipc=arguments.ipc or arguments.steps,
+        scheme=arguments.scheme or ("xavier" if settings is None else "default"),
+        ipc=arguments.ipc or steps,
         seed=arguments.seed or 0,
         device=resolve_device(arguments.device or "auto"),
         batch_norm=arguments.batch_norm or "refused",
@@ -97,8 +121,9 @@ def run(arguments: argparse.Namespace) -> None:
     )
     info = BASELINES.get(arguments.how)
     drawn = arguments.sets or info.sets
-    sets = info.choose(problem, arguments.steps, arguments.epochs, drawn, counting)
-    with counting("evaluating", len(sets) * nets_per_set(arguments.nets or NETS, len(sets))) as count:
+    sets = info.choose(problem, steps, epochs, drawn, counting, settings)
+    nets = nets_per_set(arguments.nets or NETS, len(sets))
+    with counting("evaluating", sum(work_of(data, nets) for data in sets)) as count:
         scores, score = evaluate_sets(
             sets, problem.real, model=arguments.model, nets=arguments.nets, pool=problem.pool, count=count
         )
@@ -108,7 +133,8 @@ def run(arguments: argparse.Namespace) -> None:
     recipe += "" if real.source is None else "".join(f"{word} " for word in real.source.options.as_words())
     recipe += "" if problem.pool is None else f"--pool {shlex.quote(arguments.pool)} "
     recipe += f"--weights {problem.kind} --scheme {problem.scheme} --ipc {ipc} "
-    recipe += f"--steps {arguments.steps} --epochs {arguments.epochs} --sets {drawn} --seed {problem.seed}"
+    recipe += f"--steps {steps} --epochs {epochs} " if settings is None else _words(settings)
+    recipe += f"--sets {drawn} --seed {problem.seed}"
     recipe += "" if arguments.batch_norm is None else f" --batch-norm {arguments.batch_norm}"
     place = new_folder(f"{real.name}-{info.name}-{ipc_name(problem.ipc)}") if folder is None else folder.path
     with RunFolder(place).locked():
@@ -119,6 +145,26 @@ def run(arguments: argparse.Namespace) -> None:
     _print(sets, score, place, problem.pool)
 
 
+def _settings(arguments: argparse.Namespace) -> Condensation | None:
+    """Of protocol dc, where it is asked for.
+
+    Raises:
+        RequestError: a flag belongs to the other protocol.
+    """
+    condensed = arguments.protocol == "dc"
+    for name in ("steps", "pool") if condensed else ("augment", "rate"):
+        if getattr(arguments, name) is not None:
+            raise RequestError(f"--{name} does not go with protocol {arguments.protocol}: leave it out")
+    if condensed and arguments.weights != "random-init":
+        raise RequestError(f"weights is {arguments.weights}, but protocol dc trains fresh networks: leave it out")
+    changes = {name: getattr(arguments, name) for name in ("epochs", "augment", "rate")}
+    return changed(Condensation(), **changes) if condensed else None
+
+
+def _words(settings: Condensation) -> str:
+    return f"--protocol dc --epochs {settings.epochs} --augment {settings.augment} --rate {settings.rate:g} "
+
+
 def _file_name(number: int) -> str:
     """`distilled.safetensors`, `distilled-2.safetensors`, ..."""
     return FILE_NAME if number == 1 else FILE_NAME.replace(".", f"-{number}.")
@@ -126,12 +172,13 @@ def _file_name(number: int) -> str:
 
 def _print(sets: list[DistilledData], score: Score, place: Path, pool: Pool | None) -> None:
     method = sets[0].provenance.method
-    which, rates = f"{len(sets[0].labels)} images", f"{method['schedule']} rate {method['rate']:g}"
-    if len(sets) > 1:
-        which, rates = f"{len(sets)} sets of {which}", "rates"
+    which = f"{len(sets[0].labels)} images"
+    which = which if len(sets) == 1 else f"{len(sets)} sets of {which}"
+    rates = "rates" if len(sets) > 1 or score.training else f"{method['schedule']} rate {method['rate']:g}"
+    how = f"protocol dc: {score.training}" if score.training else f"{rates} tuned on held-out data"
     trained = f"{score.nets} network{'s' if score.nets > 1 else ''} trained"
     print_table(
-        f"{method['name']}: {which}, {rates} tuned on held-out data",
+        f"{method['name']}: {which}, {how}",
         ["test accuracy", "these images"],
         [["before", percent(score.before)], [trained, percent(score.accuracy)]],
     )

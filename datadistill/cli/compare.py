@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from datadistill.baselines import BASELINES
+from datadistill.baselines import BASELINES, full_dataset
 from datadistill.cli import evaluate as evaluate_command
 from datadistill.cli.common import chosen_dataset, given_changes, given_pool, load_data, print_table, protocol_title
 from datadistill.cli.parsing import Parser, one_of
+from datadistill.condensation import Condensation, condensation_for
 from datadistill.data import RealData
 from datadistill.distilled import DistilledData, load_distilled
 from datadistill.errors import RequestError
@@ -24,11 +25,13 @@ from datadistill.weights import Fixed
 USAGE = "PATH..."
 DESCRIPTION = """\
 Judge every set with every network by one protocol, and with them baselines of
-the same size, steps and initial weights, with rates tuned for the same network.
+the same size, steps and initial weights, with rates tuned for the same network;
+with protocol dc nothing is tuned.
 
 examples:
   datadistill compare runs/RUN --baselines random,kmeans
   datadistill compare a.safetensors b.safetensors --models lenet,convnet --nets 5
+  datadistill compare runs/RUN --protocol dc --baselines random,herding --full-epochs 20
 """
 
 
@@ -44,6 +47,7 @@ class _Size:
         kind: of initial weights.
         scheme: they are drawn by.
         path: of the set whose saved initial weights are used, or empty.
+        settings: of protocol dc, where it judges; then steps and epochs are 1.
     """
 
     ipc: tuple[int, ...]
@@ -53,6 +57,7 @@ class _Size:
     kind: str
     scheme: str
     path: str
+    settings: Condensation | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,13 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument(
         "--baselines", metavar="A,B", default="", help=f"any of {', '.join(BASELINES.names())} (default: none)"
     )
+    parser.add_argument(
+        "--full-epochs",
+        type=int,
+        metavar="N",
+        default=0,
+        help="with protocol dc: train one network on the full dataset for N epochs, too; 0 leaves it out (default: 0)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -77,13 +89,15 @@ def run(arguments: argparse.Namespace) -> None:
         names = [parse(name.strip()) for name in arguments.baselines.split(",") if name.strip()]
     except argparse.ArgumentTypeError as error:
         raise RequestError(f"--baselines: {error}") from error
+    if arguments.full_epochs < 0:
+        raise RequestError(f"--full-epochs is {arguments.full_epochs}, but must not be negative")
     models: list[str | None] = [name.strip() for name in (arguments.models or "").split(",") if name.strip()] or [None]
     sets = {path: load_distilled(path) for path in arguments.paths}
     real, pool = _real(sets, arguments), given_pool(arguments)
     lines, sizes = [], dict[_Size, DistilledData]()
     for path, data in sets.items():
         for model in models:
-            if names:
+            if names or arguments.full_epochs:
                 sizes.setdefault(_size(path, data, model, arguments), data)
             work = work_of(data, arguments.nets, arguments.protocol, **given_changes(arguments))
             with counting(f"evaluating {path}", work) as count:
@@ -105,6 +119,7 @@ def run(arguments: argparse.Namespace) -> None:
     for size, data in sizes.items():
         problem = _problem(size, data, real, arguments, pool)
         lines += [_baseline(name, problem, size, arguments) for name in names]
+        lines += _full(problem, size, arguments)
     _print(lines, real, arguments)
 
 
@@ -121,23 +136,30 @@ def _real(sets: dict[str, DistilledData], arguments: argparse.Namespace) -> Real
 
 def _size(path: str, data: DistilledData, model: str | None, arguments: argparse.Namespace) -> _Size:
     mine, steps = data.provenance, len(data.batches)
+    settings = None
+    if data.is_condensed or arguments.protocol == "dc":
+        settings = condensation_for(data, **given_changes(arguments))
     counts = torch.bincount(data.labels.cpu(), minlength=len(mine.classes)).tolist()
-    if 0 in counts or sorted(data.batches.flatten().tolist()) != list(range(len(data.labels))):
+    if settings is not None and 0 in counts:
+        raise RequestError(f"baselines have images of every class, but {path} has not: leave out --baselines")
+    if settings is None and (0 in counts or sorted(data.batches.flatten().tolist()) != list(range(len(data.labels)))):
         raise RequestError(
             f"baselines are cut into steps of different images, some of each class, which those of {path} are not: "
             "leave out --baselines"
         )
     epochs = int(mine.inner.get("epochs", 1)) if data.learning_rates is None else len(data.learning_rates) // steps
     chosen = str(chosen_model(model, mine.model))
-    own = arguments.weights == "own" and same_model(model_name(chosen), mine.model)
+    own = settings is None and arguments.weights == "own" and same_model(model_name(chosen), mine.model)
+    usual = "xavier" if settings is None else "default"
     return _Size(
         ipc=tuple(counts),
-        steps=steps,
-        epochs=epochs,
+        steps=steps if settings is None else 1,
+        epochs=epochs if settings is None else 1,
         model=chosen,
         kind=str(mine.weights.get("kind")) if own else "random-init",
-        scheme=arguments.scheme or str(mine.weights.get("scheme", "xavier")),
+        scheme=arguments.scheme or str(mine.weights.get("scheme", usual)),
         path=path if own and data.initial_weights is not None else "",
+        settings=settings,
     )
 
 
@@ -161,20 +183,34 @@ def _problem(
 
 def _baseline(name: str, problem: Problem, size: _Size, arguments: argparse.Namespace) -> _Line:
     info = BASELINES.get(name)
-    sets = info.choose(problem, size.steps, size.epochs, info.sets, counting)
-    with counting(f"evaluating {name}", len(sets) * nets_per_set(arguments.nets or NETS, len(sets))) as count:
+    sets = info.choose(problem, size.steps, size.epochs, info.sets, counting, size.settings)
+    protocol = "own" if arguments.protocol == "dc" else arguments.protocol  # the sets have the settings
+    nets = nets_per_set(arguments.nets or NETS, len(sets))
+    with counting(f"evaluating {name}", sum(work_of(data, nets, protocol) for data in sets)) as count:
         _, score = evaluate_sets(
             sets,
             problem.real,
             model=None if arguments.protocol == "nearest" else size.model,
             nets=arguments.nets,
-            protocol=arguments.protocol,
+            protocol=protocol,
             seed=arguments.seed,
             pool=problem.pool,
             count=count,
         )
     like = f"{name} (like {size.path})" if size.path and len(arguments.paths) > 1 else name
     return _Line(like, len(sets[0].labels), score)
+
+
+def _full(problem: Problem, size: _Size, arguments: argparse.Namespace) -> list[_Line]:
+    """A network that knows the whole dataset, where that is asked for."""
+    if not arguments.full_epochs:
+        return []
+    if size.settings is None or arguments.protocol == "nearest":
+        raise RequestError("--full-epochs trains on the full dataset by protocol dc: add --protocol dc")
+    data = full_dataset(problem, replace(size.settings, epochs=arguments.full_epochs))
+    with counting("training on the full dataset", work_of(data, 1)) as count:
+        score = evaluate(data, problem.real, model=size.model, nets=1, seed=arguments.seed, count=count)
+    return [_Line(f"full dataset, {arguments.full_epochs} epochs", len(data.labels), score)]
 
 
 def _print(lines: list[_Line], real: RealData, arguments: argparse.Namespace) -> None:
@@ -188,13 +224,13 @@ def _print(lines: list[_Line], real: RealData, arguments: argparse.Namespace) ->
         }
         print(json.dumps(document, indent=2))
         return
-    scores = [line.score for line in lines]
-    alike = len({score.training for score in scores}) == 1
+    distilled = [line.score for line in lines if not line.name.startswith("full dataset")]
+    alike = len({score.training for score in distilled}) == 1
     columns = ["set", "images", "network", "weights", "nets", "untrained", "test accuracy", "95 % interval", "s"]
     rows = []
     for line in lines:
         score, (low, high) = line.score, line.score.accuracy.ci95
         facts = [score.model, score.weights, str(score.nets), percent(score.before), percent(score.accuracy)]
-        name = line.name if alike or not score.training else f"{line.name}, {score.training}"
+        name = line.name if alike or score not in distilled else f"{line.name}, {score.training}"
         rows.append([name, str(line.images), *facts, f"{100 * low:.2f} to {100 * high:.2f}", f"{score.seconds:.1f}"])
-    print_table(f"{real.name}, {protocol_title(arguments.protocol, scores)}", columns, rows)
+    print_table(f"{real.name}, {protocol_title(arguments.protocol, distilled)}", columns, rows)

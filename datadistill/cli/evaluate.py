@@ -54,7 +54,7 @@ def add_flags(parser: Parser) -> None:
         "--models",
         dest="models",
         metavar="A,B",
-        help="other networks than its own: names, package.module:function, net.py:function, timm:NAME",
+        help="other networks than its own, several in one table: names, module:function, net.py:function, timm:NAME",
     )
     add_batch_norm_flag(parser, "as the data was made")
     parser.add_argument(
@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
     else:
-        _print(found, arguments.protocol)
+        (_print_crossed if len(models) > 1 else _print)(found, arguments.protocol)
 
 
 def _print(found: list[tuple[str, list[Score]]], protocol: str) -> None:
@@ -123,6 +123,19 @@ def _print(found: list[tuple[str, list[Score]]], protocol: str) -> None:
     columns = ["data", "network", "weights", "nets", "before", "test accuracy", "95 % interval", "s"]
     rows = [_row(path, score, "" if alike else score.training) for path, scores in found for score in scores]
     print_table(title, columns, rows)
+
+
+def _print_crossed(found: list[tuple[str, list[Score]]], protocol: str) -> None:
+    """One row for each set, one column for each network."""
+    every = [score for _, scores in found for score in scores]
+    alike = len({score.training for score in every}) == 1
+    nets = sorted({score.nets for score in every})
+    title = f"test accuracy, {' or '.join(map(str, nets))} networks each, {protocol_title(protocol, every)}"
+    rows = []
+    for path, scores in found:
+        name = path if alike or not scores[0].training else f"{path}, {scores[0].training}"
+        rows.append([name, *(percent(score.accuracy) for score in scores)])
+    print_table(title, ["data", *(score.model for score in found[0][1])], rows)
 
 
 def _row(path: str, score: Score, training: str = "") -> list[str]:

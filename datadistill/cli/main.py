@@ -18,6 +18,7 @@ from datadistill.cli import (
     listing,
     plan,
     pretrain,
+    rank,
     reproduce,
     show,
 )
@@ -37,6 +38,7 @@ COMMANDS = {
     "import": import_,
     "plan": plan,
     "pretrain": pretrain,
+    "rank": rank,
     "reproduce": reproduce,
     "show": show,
     "list": listing,

@@ -10,7 +10,7 @@ from datadistill.evaluation.ranking import (
     best_over_augmentations,
 )
 from datadistill.evaluation.scores import Score, Summary, percent, summarize
-from datadistill.evaluation.several import evaluate_sets, nets_per_set
+from datadistill.evaluation.several import evaluate_sets, nets_per_set, pooled_summary
 from datadistill.evaluation.trial import NETS
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "evaluate_sets",
     "nets_per_set",
     "percent",
+    "pooled_summary",
     "summarize",
     "work_of",
 ]

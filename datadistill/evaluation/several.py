@@ -70,14 +70,17 @@ def pooled(scores: Sequence[Score]) -> Score:
     return replace(
         scores[0],
         nets=nets * len(scores),
-        accuracy=_together([score.accuracy for score in scores], nets),
-        before=_together(befores, nets) if befores else None,
-        by_step=tuple(_together(step, nets) for step in zip(*(score.by_step for score in scores), strict=True)),
+        accuracy=pooled_summary([score.accuracy for score in scores], nets),
+        before=pooled_summary(befores, nets) if befores else None,
+        by_step=tuple(pooled_summary(step, nets) for step in zip(*(score.by_step for score in scores), strict=True)),
         seconds=sum(score.seconds for score in scores),
     )
 
 
-def _together(summaries: Sequence[Summary], nets: int) -> Summary:
+def pooled_summary(summaries: Sequence[Summary], nets: int) -> Summary:
+    """One summary of several sets, with `nets` networks each."""
+    if len(summaries) == 1:
+        return summaries[0]
     means = np.array([summary.mean for summary in summaries])
     within = sum((nets - 1) * (summary.std or 0.0) ** 2 for summary in summaries)
     mean = float(means.mean())

@@ -136,7 +136,7 @@ def _compile(compiler: str, target: Path) -> None:
 
 
 def fitted(module: nn.Module) -> nn.Module:
-    """The same module, its convolutions and poolings changed in place to call the operations here where they apply."""
+    """The same module, its layers changed in place to call the operations here where they apply."""
     for layer in module.modules():
         other = _LAYERS.get(type(layer))
         if other is not None:
@@ -213,9 +213,9 @@ class _GroupNorm(nn.GroupNorm):
     def fits(self, input: Tensor) -> bool:
         """Whether the operation can take the place of PyTorch's."""
         return (
-            _is_plain(input)
+            (_is_plain(input) or _is_plain(input, dtype=torch.float64))
             and input.shape[1] == self.num_channels
-            and (self.weight is None or self.weight.dtype == torch.float32)
+            and (not self.affine or self.weight.dtype == input.dtype)
             and not torch.is_autocast_enabled("cpu")
         )
 
@@ -236,7 +236,7 @@ class _Sequential(nn.Sequential):
     """
 
     def forward(self, input: Any) -> Any:
-        layers = list(self)
+        layers: list[Any] = list(self)
         while layers:
             norm, count = layers[0], 1
             if isinstance(norm, _GroupNorm) and not torch._C._is_torch_function_mode_enabled():
@@ -282,9 +282,9 @@ _LAYERS: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def _is_plain(images: Tensor, dimensions: int = 4) -> bool:
-    """Float32 in a CPU's memory."""
-    return images.dtype == torch.float32 and images.is_cpu and images.dim() == dimensions and images.numel() > 0
+def _is_plain(images: Tensor, dimensions: int = 4, dtype: torch.dtype = torch.float32) -> bool:
+    """Float32, or another type, in a CPU's memory."""
+    return images.dtype == dtype and images.is_cpu and images.dim() == dimensions and images.numel() > 0
 
 
 def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:

@@ -32,7 +32,7 @@ PIECE_BYTES = 8 << 20
 ENOUGH_IMAGES = 32
 """Fewer images than this in a piece of the real batch cost more in overhead than the cache gives."""
 
-BIG_BYTES = 256 << 20
+BIG_BYTES = 128 << 20
 """From this much memory on, a distilled batch is cut into pieces, which are shared out among cores."""
 
 FEW_IMAGES = 10

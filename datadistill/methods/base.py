@@ -63,14 +63,16 @@ class Problem:
     engine: Engine = field(default_factory=Engine)
     pool: Pool | None = None
     trajectories: Trajectories | None = None
-    _settled: dict[Demand, Engine] = field(default_factory=dict, init=False, repr=False)
+    kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+    """What is costly to make and used again."""
     _augmented: dict[str, Network] = field(default_factory=dict, init=False, repr=False)
 
     def settle(self, demand: Demand) -> Engine:
         """The engine with every open choice made for this demand, by a prediction that is made once."""
-        if demand not in self._settled:
-            self._settled[demand] = settle(self.network, self.real.train.images[:1], demand, self.engine)
-        return self._settled[demand]
+        if demand not in self.kept:
+            self.kept[demand] = settle(self.network, self.real.train.images[:1], demand, self.engine)
+        engine: Engine = self.kept[demand]
+        return engine
 
     def seen_through(self, augment: str) -> Network:
         """The network with images changed wherever a seed is given: by one part for a batch (`augment.one_of`)."""

@@ -50,6 +50,8 @@ class DC:
     Attributes:
         images: what the images start from: `noise`, `mean` (class means), `real` images, or `kmeans` (cluster centres).
         augment: the transformations of which one is drawn for each matching, with `_` between them; `none` is DC.
+        trained_with: the transformations of which one is drawn for each batch when a network is trained on the result;
+            `same` takes those of `augment`. The authors of DC judge MNIST with some and everything else without.
         matches: outer steps for which one network is used; 0 takes as many as the authors for these images per class.
         inner_epochs: of training on the distilled images between two of them; 0 as `matches`.
         learning_rate: of that training.
@@ -60,6 +62,7 @@ class DC:
 
     images: Literal["noise", "mean", "real", "kmeans"] = "noise"
     augment: str = "none"
+    trained_with: str = "same"
     matches: int = 0
     inner_epochs: int = 0
     learning_rate: float = 0.01
@@ -77,6 +80,11 @@ class DC:
         if not 0 < self.learning_rate < math.inf:
             raise RequestError(f"the learning rate is {self.learning_rate}, but must be positive and finite")
         parse_augmentation(self.augment)
+        parse_augmentation(self._trained_with)
+
+    @property
+    def _trained_with(self) -> str:
+        return self.augment if self.trained_with.strip().lower() == "same" else self.trained_with
 
     @property
     def name(self) -> str:
@@ -91,7 +99,7 @@ class DC:
     def start(self, problem: Problem, generator: torch.Generator) -> DistilledData:
         """Images of every class and hard labels; the learning rates are the protocol's."""
         images = first_images(self.images, problem, generator)
-        return judged_by_protocol(problem, images, self.name, options_of(self), self.augment)
+        return judged_by_protocol(problem, images, self.name, options_of(self), self._trained_with)
 
     def demand(self, problem: Problem) -> Demand:
         """What an outer step asks of the engine: each group of classes is as one network."""

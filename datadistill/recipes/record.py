@@ -40,6 +40,7 @@ class Expect:
 
     Attributes:
         nets: networks to judge by; None as `evaluate` takes them. Fixed initial weights have one.
+        sets: how many distilled sets, each from another seed, `nets` networks for each; judged as one.
         accuracy: lowest and highest mean accuracy.
         std_at_most: of the accuracies of single networks.
         attacked_falls_at_least: accuracy on the attacked class that malicious data costs good networks.
@@ -48,6 +49,7 @@ class Expect:
     """
 
     nets: int | None = None
+    sets: int = 1
     accuracy: tuple[float, float] | None = None
     std_at_most: float | None = None
     attacked_falls_at_least: float | None = None
@@ -57,6 +59,8 @@ class Expect:
     def __post_init__(self) -> None:
         if self.nets is not None and self.nets < 1:
             raise RequestError(f"nets is {self.nets}, but must be at least 1")
+        if self.sets < 1:
+            raise RequestError(f"sets is {self.sets}, but must be at least 1")
         if self.accuracy is not None and not 0 <= self.accuracy[0] <= self.accuracy[1] <= 1:
             raise RequestError(f"the expected accuracy is {self.accuracy}, but must be a range within 0 and 1")
 
@@ -249,7 +253,8 @@ class Recipe:
         known = {name: value for name, value in asdict(self).items() if name not in _WORDS}
         if self.pool is not None:
             known["pool"]["training"] = self.pool.training.known()
-        text = json.dumps(known | {"nets": self.expect.nets}, sort_keys=True)
+        sets = {"sets": self.expect.sets} if self.expect.sets > 1 else {}
+        text = json.dumps(known | {"nets": self.expect.nets} | sets, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def published(self, which: str) -> str:
@@ -280,6 +285,8 @@ class Recipe:
             raise RequestError("[expect] has gain_at_least, which takes a [sweep]")
         if self.sweep is not None and (self.baselines or (expect.accuracy, expect.std_at_most) != (None, None)):
             raise RequestError("a sweep has neither baselines nor an expected accuracy")
+        if expect.sets > 1 and (attack is not None or self.sweep is not None):
+            raise RequestError("[expect] has sets, which go with neither an attack nor a [sweep]")
         if str(expect) == "":
             raise RequestError("[expect] names no range")
         reserved = math.inf if self.pool is None else self.pool.reserved

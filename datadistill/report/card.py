@@ -31,6 +31,7 @@ def conclude(
     nets: int | None = None,
     pool: Pool | None = None,
     model: str | ModelFactory | None = None,
+    seed: int = 0,
 ) -> tuple[DistilledData, Score]:
     """End a run: judge the result on the test split, and complete its folder with score, sheet, curve and card.
 
@@ -40,13 +41,14 @@ def conclude(
         nets: networks to judge by, as for `evaluate`.
         pool: of trained networks, if the run took its initial weights from one.
         model: the network, where it is code: a result holds only its name.
+        seed: of the networks that judge.
 
     Returns:
         The distilled data with its score in the provenance, and the score.
     """
     pool = None if run.distilled.is_condensed else pool  # protocol dc draws networks
     with counting("evaluating", work_of(run.distilled, nets)) as count:
-        score = evaluate(run.distilled, real, model=model, nets=nets, pool=pool, count=count)
+        score = evaluate(run.distilled, real, model=model, nets=nets, pool=pool, seed=seed, count=count)
     mine = run.distilled.provenance
     held_out = [entry for entry in mine.scores if entry.get("split") == "held_out"]
     distilled = replace(run.distilled, provenance=replace(mine, scores=[*held_out, score.as_json()]))

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 import datadistill as dd
+from datadistill.baselines import BASELINES, full_dataset
 from datadistill.baselines.random_real import draw
 from datadistill.cli.main import main
 from datadistill.condensation import Condensation, condensation_for
@@ -18,6 +21,7 @@ from datadistill.inner import make_network
 from datadistill.looks import held_out
 from datadistill.methods import Problem, make_problem
 from datadistill.models import create_model, draw_weights
+from datadistill.progress import quiet
 from datadistill.runtime import stream
 
 SHORT = Condensation(epochs=20)
@@ -138,7 +142,7 @@ def test_augmentation_is_used(digits: dd.RealData, data: dd.DistilledData) -> No
         dd.evaluate(data, digits, protocol="dc", nets=1, epochs=20, augment=augment) for augment in ("none", "crop")
     )
     assert plain.accuracy.mean != moved.accuracy.mean
-    assert moved.training == "20 epochs, rate 0.01, augmented by one of crop"
+    assert moved.training == "20 epochs, rate 0.01, augmentation crop"
 
 
 @pytest.mark.parametrize(
@@ -177,6 +181,20 @@ def test_several_sets(digits: dd.RealData, data: dd.DistilledData) -> None:
     scores, together = evaluate_sets([data, data], digits, nets=4, protocol="dc", epochs=5)
     assert [score.nets for score in scores] == [2, 2]
     assert together.training == "5 epochs, rate 0.01, no augmentation"
+
+
+def test_it_can_be_interrupted(digits: dd.RealData, data: dd.DistilledData) -> None:
+    """Networks take minutes: none is finished before the program ends."""
+    torch.set_num_threads(2)
+    counted: list[None] = []
+
+    def count() -> None:
+        counted.append(None)
+        if len(counted) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        dd.evaluate(data, digits, nets=3, protocol="dc", epochs=10**8, count=count)
 
 
 def test_looks_are_shorter(problem: Problem, data: dd.DistilledData, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,3 +253,70 @@ def test_wrong_commands(place: str, words: list[str], sentence: str, capsys: pyt
 def test_the_audit_refuses_it(place: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", place, "--nets", "1", "--train-epochs", "1"]) == 2
     assert "protocol dc" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", [name for name in BASELINES.names() if name != "optimized"])
+def test_baselines_for_it_tune_nothing(how: str, problem: Problem) -> None:
+    settings = Condensation(epochs=3, augment="crop")
+    first = BASELINES.get(how).choose(replace(problem, ipc=3), 1, 1, 1, quiet, settings)[0]
+    assert condensation_for(first) == settings
+    assert first.learning_rates is None
+    assert first.batches.tolist() == [list(range(len(first.labels)))]
+    assert len(first.labels) == (10 if how == "average" else 30)
+
+
+def test_the_whole_dataset_in_its_place(digits: dd.RealData, problem: Problem) -> None:
+    data = full_dataset(problem, Condensation(epochs=3))
+    assert len(data.labels) == len(digits.train) + len(digits.held_out)
+    assert dd.evaluate(data, digits, nets=1).accuracy.mean > 0.4
+
+
+def test_the_baseline_command(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--dataset", "digits", "--model", "mlp", "--ipc", "3", "--protocol", "dc"]
+    assert main(["baseline", *words, "--epochs", "5", "--augment", "crop", "--nets", "2", "--out", "chosen"]) == 0
+    assert "random: 30 images, protocol dc: 5 epochs, rate 0.01, augmentation crop" in capsys.readouterr().out
+    first = dd.load_distilled("chosen")
+    assert condensation_for(first) == Condensation(epochs=5, augment="crop")
+    assert first.provenance.weights["scheme"] == "default"
+    assert main([*first.provenance.recipe.split()[1:], "--nets", "1", "--out", "again"]) == 0
+    assert torch.equal(first.images, dd.load_distilled("again").images)
+    capsys.readouterr()
+    for wrong in (["--steps", "2"], ["--how", "optimized"], ["--weights", "fixed-init"], ["--rate", "-1"]):
+        assert main(["baseline", *words, *wrong]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert main(["baseline", *words[:-2], "--augment", "crop"]) == 2
+    assert "does not go with protocol own" in capsys.readouterr().err
+
+
+def test_compared_with_baselines_and_the_full_dataset(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--nets", "2", "--baselines", "random,average", "--full-epochs", "2"]
+    assert main(["compare", place, *words, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert [entry["set"] for entry in results] == [place, "random", "average", "full dataset, 2 epochs"]
+    assert [entry["distilled_images"] for entry in results] == [100, 100, 10, 1438]
+    assert [entry["settings"]["epochs"] for entry in results] == [20, 20, 20, 2]
+    assert [entry["nets"] for entry in results] == [2, 2, 2, 1]
+    assert main(["compare", place, *words]) == 0
+    assert "digits, protocol own: 20 epochs, rate 0.01, no augmentation" in capsys.readouterr().out
+    assert main(["compare", place, "--protocol", "nearest", "--full-epochs", "2"]) == 2
+    assert "add --protocol dc" in capsys.readouterr().err
+
+
+def test_several_networks_in_one_table(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--models", "mlp,ConvNetD1W16", "--nets", "2", "--protocol", "dc", "--epochs", "2"]
+    assert main(["evaluate", place, *words]) == 0
+    head = next(line for line in capsys.readouterr().out.splitlines() if "mlp" in line)
+    assert "convnetd1w16" in head
+
+
+def test_a_run_that_makes_such_data(digits: dd.RealData, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--dataset", "digits", "--model", "mlp", "--method", "dm", "--augment", "none", "--ipc", "1"]
+    words += ["--iterations", "2", "--outer-look-every", "2", "--nets", "1", "--outer-settle", "50"]
+    assert main(["distill", *words, "--out", "run"]) == 0
+    captured = capsys.readouterr()
+    assert "after 300 epochs, rate 0.01, no augmentation" in captured.out
+    assert "choosing between" not in captured.err
+    card = Path("run/README.md").read_text()
+    assert "dc: 300 epochs, rate 0.01, no augmentation, batches of 256" in card
+    assert "rates[step]" not in card
+    assert "DataLoader(data.as_dataset(), 256, shuffle=True)" in card

@@ -77,6 +77,17 @@ def test_together_is_another_matching(digits: dd.RealData) -> None:
     assert losses[2] == pytest.approx(losses[3])
 
 
+def test_networks_may_be_trained_with_other_augmentation(digits: dd.RealData) -> None:
+    for options, augment, epochs in (
+        ({}, "none", 300),
+        ({"trained_with": "crop_scale"}, "crop_scale", 1000),
+        ({"augment": "crop"}, "crop", 1000),
+        ({"augment": "crop", "trained_with": "none"}, "none", 300),
+    ):
+        inner = METHODS.get("dc").build(options).start(problem(digits), stream(0)).provenance.inner
+        assert (inner["augment"], inner["epochs"]) == (augment, epochs)
+
+
 def test_names_say_whether_there_is_augmentation() -> None:
     assert METHODS.get("dc").build({}).name == "dc"
     assert METHODS.get("dsa").build({}).name == "dsa"

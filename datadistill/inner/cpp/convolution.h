@@ -263,7 +263,8 @@ struct DataGradient : Function<DataGradient> {
 };
 
 struct WeightGradient : Function<WeightGradient> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& g, int64_t kh, int64_t kw, const Padding& p);
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& g, int64_t kh, int64_t kw,
+                        const Padding& p);
   static variable_list backward(AutogradContext* ctx, variable_list gradients);
 };
 

@@ -87,11 +87,12 @@ inline void for_row(const Grouped& s, int64_t y, const Work& work) {
 }
 
 // Sums over all cells of S numbers for each channel: `add(cell, pixels, channel, lanes, sums)` adds one cell's.
-// A row is summed up on its own first, which costs nothing and keeps more digits.
+// Rows are summed up on their own, and then in double precision: an error of a sum is the same in every pixel, so that
+// the next layer adds it up instead of averaging it out.
 template <typename T, int S, bool P, int V, typename Add>
-inline void sum_tile(const Grouped& s, int64_t c, int64_t lanes, const Add& add, T* const (&to)[S]) {
+inline void sum_tile(const Grouped& s, int64_t c, int64_t lanes, const Add& add, double* const (&to)[S]) {
   using W = typename Wide<T>::Type;
-  W totals[S][V] = {};
+  double totals[S][V * Wide<T>::kCount] = {};
   for (int64_t y = 0; y < s.out_h(); ++y) {
     W sums[S][V] = {};
     for_row<P>(s, y, [&](int64_t cell, const auto& pixels) __attribute__((always_inline)) {
@@ -105,15 +106,17 @@ inline void sum_tile(const Grouped& s, int64_t c, int64_t lanes, const Add& add,
         for (int i = 0; i < S; ++i) sums[i][v] = part[i];
       }
     });
-    for (int i = 0; i < S; ++i)
-      for (int v = 0; v < V; ++v) totals[i][v] += sums[i][v];
+    for (int i = 0; i < S; ++i) {
+      T row[V * Wide<T>::kCount];
+      std::memcpy(row, sums[i], sizeof(row));
+      for (int64_t lane = 0; lane < V * Wide<T>::kCount; ++lane) totals[i][lane] += row[lane];
+    }
   }
-  for (int i = 0; i < S; ++i)
-    for (int v = 0; v < V; ++v) store_wide<T>(to[i] + c + v * Wide<T>::kCount, totals[i][v], lanes);
+  for (int i = 0; i < S; ++i) std::copy_n(totals[i], V > 1 ? V * Wide<T>::kCount : lanes, to[i] + c);
 }
 
 template <typename T, int S, bool P, typename Add>
-inline void sum_up(const Grouped& s, int64_t first, int64_t last, const Add& add, T* const (&to)[S]) {
+inline void sum_up(const Grouped& s, int64_t first, int64_t last, const Add& add, double* const (&to)[S]) {
   constexpr int64_t lanes = Wide<T>::kCount, tile = kTileVectors * lanes;
   int64_t c = first;
   for (; c + tile <= last; c += tile) sum_tile<T, S, P, kTileVectors>(s, c, lanes, add, to);
@@ -133,10 +136,9 @@ inline void for_all(const Grouped& s, int64_t first, int64_t last, const Work& w
 }
 
 // Each channel gets the sum of its group.
-template <typename T>
-void over_groups(const Grouped& s, int64_t first, int64_t last, T* values) {
+void over_groups(const Grouped& s, int64_t first, int64_t last, double* values) {
   for (int64_t c = first; c < last; c += s.depth()) {
-    T total = 0;
+    double total = 0;
     for (int64_t i = c; i < c + s.depth(); ++i) total += values[i];
     std::fill(values + c, values + c + s.depth(), total);
   }
@@ -155,10 +157,18 @@ void for_groups(const Grouped& s, int64_t cost, const Work& work) {
 // Where everything lies. `stats` holds each group's mean and the reciprocal of its standard deviation.
 template <typename T>
 struct Given {
-  const T *x, *g, *u, *weight, *bias, *stats;
-  T weight_of(int64_t c) const { return weight ? weight[c] : T(1); }
-  T bias_of(int64_t c) const { return bias ? bias[c] : T(0); }
+  const T *x, *g, *u, *weight, *bias;
+  const double* stats;
+  double weight_of(int64_t c) const { return weight ? weight[c] : 1.0; }
+  double bias_of(int64_t c) const { return bias ? bias[c] : 0.0; }
 };
+
+// The mean of a channel's group, and the reciprocal of its standard deviation.
+template <typename T>
+std::pair<double, double> stats_of(const Grouped& s, const Given<T>& in, int64_t n, int64_t c) {
+  const double* stats = in.stats + 2 * (n * s.groups + c / s.depth());
+  return {stats[0], stats[1]};
+}
 
 // For each channel: z = x * scale + shift, and the normalised value x * inverse + offset.
 template <typename T>
@@ -166,11 +176,11 @@ struct Affine {
   Affine(const Grouped& s, const Given<T>& in, int64_t n, int64_t first, int64_t last)
       : rows(4, s.c), scale(rows[0]), shift(rows[1]), inverse(rows[2]), offset(rows[3]) {
     for (int64_t c = first; c < last; ++c) {
-      const T* stats = in.stats + 2 * (n * s.groups + c / s.depth());
-      inverse[c] = stats[1];
-      offset[c] = -stats[0] * stats[1];
-      scale[c] = stats[1] * in.weight_of(c);
-      shift[c] = in.bias_of(c) - stats[0] * scale[c];
+      const auto [mean, reciprocal] = stats_of(s, in, n, c);
+      inverse[c] = static_cast<T>(reciprocal);
+      offset[c] = static_cast<T>(-mean * reciprocal);
+      scale[c] = static_cast<T>(reciprocal * in.weight_of(c));
+      shift[c] = static_cast<T>(in.bias_of(c) - mean * reciprocal * in.weight_of(c));
     }
   }
   Rows<T> rows;
@@ -178,30 +188,33 @@ struct Affine {
 };
 
 template <typename T, bool R, bool P>
-void group_norm(const Grouped& s, const Given<T>& in, double eps, T* stats, T* out) {
+void group_norm(const Grouped& s, const Given<T>& in, double eps, double* stats, T* out) {
   using W = typename Wide<T>::Type;
   constexpr T share = P ? T(0.25) : T(1);
   for_groups(s, 4, [&](int64_t n, int64_t first, int64_t last) {
     const T* x = in.x + n * s.pixels() * s.c;
     T* y = out + n * s.out_h() * s.out_w() * s.c;
-    Rows<T> rows(2, s.c);
-    T *means = rows[0], *squares = rows[1];
+    Rows<double> rows(2, s.c);
+    Rows<T> rounded(1, s.c);
+    double *means = rows[0], *squares = rows[1];
+    T* middle = rounded[0];
     Grouped whole = s;  // pixel by pixel
     whole.pool = false;
     sum_up<T, 1, false>(whole, first, last, [&](int64_t, const auto& pixels, int64_t c, int64_t lanes, W* sums) {
       sums[0] += load_wide<T>(x + pixels[0] + c, lanes);
     }, {means});
     over_groups(s, first, last, means);
-    for (int64_t c = first; c < last; ++c) means[c] /= s.count();
+    for (int64_t c = first; c < last; ++c) middle[c] = static_cast<T>(means[c] /= s.count());
     sum_up<T, 1, false>(whole, first, last, [&](int64_t, const auto& pixels, int64_t c, int64_t lanes, W* sums) {
-      const W away = load_wide<T>(x + pixels[0] + c, lanes) - load_wide<T>(means + c, lanes);
+      const W away = load_wide<T>(x + pixels[0] + c, lanes) - load_wide<T>(middle + c, lanes);
       sums[0] += away * away;
     }, {squares});
     over_groups(s, first, last, squares);
     for (int64_t c = first; c < last; c += s.depth()) {
-      T* of_group = stats + 2 * (n * s.groups + c / s.depth());
+      double* of_group = stats + 2 * (n * s.groups + c / s.depth());
+      const double beside = means[c] - middle[c];
       of_group[0] = means[c];
-      of_group[1] = static_cast<T>(1 / std::sqrt(squares[c] / static_cast<double>(s.count()) + eps));
+      of_group[1] = 1 / std::sqrt(squares[c] / static_cast<double>(s.count()) - beside * beside + eps);
     }
     const Affine<T> affine(s, in, n, first, last);
     for_all<T, P>(s, first, last, [&](int64_t cell, const auto& pixels, int64_t c, int64_t lanes) {
@@ -224,9 +237,10 @@ void group_norm_gradient(const Grouped& s, const Given<T>& in, T* of_x, T* of_we
   for_groups(s, 4, [&](int64_t n, int64_t first, int64_t last) {
     const T *x = in.x + n * s.pixels() * s.c, *g = in.g + n * s.out_h() * s.out_w() * s.c;
     T* to = of_x + n * s.pixels() * s.c;
-    Rows<T> rows(4, s.c);
-    T *mean = rows[0], *slope = rows[1], *factor = rows[2], *level = rows[3];
-    T *sum_gx = of_weight + n * s.c, *sum_g = of_bias + n * s.c;
+    Rows<double> rows(4, s.c);
+    Rows<T> rounded(2, s.c);
+    double *mean = rows[0], *slope = rows[1], *sum_g = rows[2], *sum_gx = rows[3];
+    T *factor = rounded[0], *level = rounded[1];
     const Affine<T> affine(s, in, n, first, last);
     sum_up<T, 2, P>(s, first, last, [&](int64_t cell, const auto& pixels, int64_t c, int64_t lanes, W* sums) {
       const W scale = load_wide<T>(affine.scale + c, lanes), shift = load_wide<T>(affine.shift + c, lanes);
@@ -240,14 +254,17 @@ void group_norm_gradient(const Grouped& s, const Given<T>& in, T* of_x, T* of_we
       }
     }, {sum_g, sum_gx});
     for (int64_t c = first; c < last; ++c) {
+      of_weight[n * s.c + c] = static_cast<T>(sum_gx[c]);
+      of_bias[n * s.c + c] = static_cast<T>(sum_g[c]);
       mean[c] = sum_g[c] * in.weight_of(c) / s.count();
       slope[c] = sum_gx[c] * in.weight_of(c) / s.count();
     }
     over_groups(s, first, last, mean);
     over_groups(s, first, last, slope);
     for (int64_t c = first; c < last; ++c) {
-      factor[c] = -affine.inverse[c] * slope[c] * affine.inverse[c];
-      level[c] = -affine.inverse[c] * (mean[c] + slope[c] * affine.offset[c]);
+      const auto [middle, inverse] = stats_of(s, in, n, c);
+      factor[c] = static_cast<T>(-inverse * inverse * slope[c]);
+      level[c] = static_cast<T>(-inverse * (mean[c] - slope[c] * middle * inverse));
     }
     const auto finish = [&](int64_t cell, const auto& pixels, int64_t c, int64_t lanes) {
       const W scale = load_wide<T>(affine.scale + c, lanes), shift = load_wide<T>(affine.shift + c, lanes);
@@ -279,10 +296,11 @@ void group_norm_curvature(const Grouped& s, const Given<T>& in, const T* along_w
     const T *x = in.x + n * s.pixels() * s.c, *u = in.u + n * s.pixels() * s.c;
     const T* g = in.g + n * s.out_h() * s.out_w() * s.c;
     T *to_x = of_x + n * s.pixels() * s.c, *to_g = of_g + n * s.out_h() * s.out_w() * s.c;
-    Rows<T> rows(19, s.c);
-    T *sum_g = rows[0], *sum_gx = rows[1], *sum_u = rows[2], *sum_ux = rows[3], *sum_gu = rows[4];
-    T *mean_h = rows[5], *b = rows[6], *mean_u = rows[7], *a = rows[8], *product = rows[9], *mean_q = rows[10];
-    T *slope = rows[11];
+    Rows<double> rows(12, s.c);
+    Rows<T> rounded(7, s.c);
+    double *sum_g = rows[0], *sum_gx = rows[1], *sum_u = rows[2], *sum_ux = rows[3], *sum_gu = rows[4];
+    double *mean_h = rows[5], *b = rows[6], *mean_u = rows[7], *a = rows[8], *product = rows[9], *mean_q = rows[10];
+    double* slope = rows[11];
     const Affine<T> affine(s, in, n, first, last);
     sum_up<T, 5, P>(s, first, last, [&](int64_t cell, const auto& pixels, int64_t c, int64_t lanes, W* sums) {
       const W scale = load_wide<T>(affine.scale + c, lanes), shift = load_wide<T>(affine.shift + c, lanes);
@@ -298,9 +316,9 @@ void group_norm_curvature(const Grouped& s, const Given<T>& in, const T* along_w
         sums[4] += gz * along;
       }
     }, {sum_g, sum_gx, sum_u, sum_ux, sum_gu});
-    const T share_of = T(1) / s.count();
+    const double share_of = 1.0 / static_cast<double>(s.count());
     for (int64_t c = first; c < last; ++c) {
-      const T weight = in.weight_of(c), along = along_weight ? along_weight[c] : T(0);
+      const double weight = in.weight_of(c), along = along_weight ? along_weight[c] : 0.0;
       mean_h[c] = weight * sum_g[c] * share_of;
       b[c] = weight * sum_gx[c] * share_of;
       mean_u[c] = sum_u[c] * share_of;
@@ -309,26 +327,27 @@ void group_norm_curvature(const Grouped& s, const Given<T>& in, const T* along_w
       mean_q[c] = along * sum_g[c] * share_of;
       slope[c] = along * sum_gx[c] * share_of;
     }
-    for (T* values : {mean_h, b, mean_u, a, product, mean_q, slope}) over_groups(s, first, last, values);
+    for (double* values : {mean_h, b, mean_u, a, product, mean_q, slope}) over_groups(s, first, last, values);
     // What is left is linear: of x = u * by_u + gz * by_g + x * by_x + level, and of gz likewise without gz.
-    T *by_u = rows[12], *by_g = rows[13], *by_x = rows[14], *level = rows[15];
-    T *gz_by_u = rows[16], *gz_by_x = rows[17], *gz_level = rows[18];
+    T *by_u = rounded[0], *by_g = rounded[1], *by_x = rounded[2], *level = rounded[3];
+    T *gz_by_u = rounded[4], *gz_by_x = rounded[5], *gz_level = rounded[6];
     for (int64_t c = first; c < last; ++c) {
-      const T inverse = affine.inverse[c], offset = affine.offset[c], weight = in.weight_of(c);
-      const T along = along_weight ? along_weight[c] : T(0), level_of_z = along_bias ? along_bias[c] : T(0);
-      if (of_weight) of_weight[n * s.c + c] = inverse * (sum_gu[c] - mean_u[c] * sum_g[c] - a[c] * sum_gx[c]);
-      const T q = mean_q[c] - inverse * (b[c] * mean_u[c] + a[c] * mean_h[c]);
-      const T qx = slope[c] - 2 * inverse * a[c] * b[c];
-      const T deviation = product[c] - mean_u[c] * mean_h[c] - a[c] * b[c];
-      const T by_xn = -inverse * qx - inverse * inverse * deviation;
-      by_u[c] = -inverse * inverse * b[c];
-      by_g[c] = inverse * (along - inverse * a[c] * weight);
-      by_x[c] = by_xn * inverse;
-      level[c] = by_xn * offset - inverse * q;
-      const T gz_by_xn = along - weight * inverse * a[c];
-      gz_by_u[c] = weight * inverse;
-      gz_by_x[c] = gz_by_xn * inverse;
-      gz_level[c] = gz_by_xn * offset - weight * inverse * mean_u[c] + level_of_z;
+      const auto [middle, inverse] = stats_of(s, in, n, c);
+      const double offset = -middle * inverse, weight = in.weight_of(c);
+      const double along = along_weight ? along_weight[c] : 0.0, level_of_z = along_bias ? along_bias[c] : 0.0;
+      of_weight[n * s.c + c] = static_cast<T>(inverse * (sum_gu[c] - mean_u[c] * sum_g[c] - a[c] * sum_gx[c]));
+      const double q = mean_q[c] - inverse * (b[c] * mean_u[c] + a[c] * mean_h[c]);
+      const double qx = slope[c] - 2 * inverse * a[c] * b[c];
+      const double deviation = product[c] - mean_u[c] * mean_h[c] - a[c] * b[c];
+      const double by_xn = -inverse * qx - inverse * inverse * deviation;
+      by_u[c] = static_cast<T>(-inverse * inverse * b[c]);
+      by_g[c] = static_cast<T>(inverse * (along - inverse * a[c] * weight));
+      by_x[c] = static_cast<T>(by_xn * inverse);
+      level[c] = static_cast<T>(by_xn * offset - inverse * q);
+      const double gz_by_xn = along - weight * inverse * a[c];
+      gz_by_u[c] = static_cast<T>(weight * inverse);
+      gz_by_x[c] = static_cast<T>(gz_by_xn * inverse);
+      gz_level[c] = static_cast<T>(gz_by_xn * offset - weight * inverse * mean_u[c] + level_of_z);
     }
     for_all<T, P>(s, first, last, [&](int64_t cell, const auto& pixels, int64_t c, int64_t lanes) {
       const auto of = [&](const T* row) { return load_wide<T>(row + c, lanes); };
@@ -370,7 +389,7 @@ struct Read {
   template <typename T>
   Given<T> given() const {
     const auto at = [](const Tensor& t) { return t.defined() ? t.const_data_ptr<T>() : nullptr; };
-    return {at(x), at(g), at(u), at(weight), at(bias), at(stats)};
+    return {at(x), at(g), at(u), at(weight), at(bias), stats.const_data_ptr<double>()};
   }
 };
 
@@ -383,10 +402,11 @@ Read read(const Tensor& x, const Tensor& g, const Tensor& u, const Tensor& weigh
 
 std::pair<Tensor, Tensor> group_norm_of(const Grouped& s, const Tensor& x, const Tensor& weight, const Tensor& bias,
                                         double eps) {
-  Tensor out = empty_channels_last({s.n, s.c, s.out_h(), s.out_w()}, x), stats = at::empty({s.n, s.groups, 2}, x.options());
+  Tensor out = empty_channels_last({s.n, s.c, s.out_h(), s.out_w()}, x);
+  Tensor stats = at::empty({s.n, s.groups, 2}, x.options().dtype(at::kDouble));
   const Read in = read(x, {}, {}, weight, bias, stats);
   specialised(s, x.scalar_type(), [&]<typename T, bool R, bool P>() {
-    group_norm<T, R, P>(s, in.given<T>(), eps, stats.mutable_data_ptr<T>(), out.mutable_data_ptr<T>());
+    group_norm<T, R, P>(s, in.given<T>(), eps, stats.mutable_data_ptr<double>(), out.mutable_data_ptr<T>());
   });
   return {out, stats};
 }
@@ -423,7 +443,8 @@ std::array<Tensor, 3> differentiable_curvature(const Grouped& s, const Tensor& i
                                                const Tensor& along_weight, const Tensor& along_bias, double eps) {
   const auto grouped = [&](const Tensor& t) { return t.reshape({s.n, s.groups, s.depth(), s.h, s.w}); };
   const auto by_channel = [&](const Tensor& t, double otherwise) {
-    return t.defined() ? t.reshape({1, s.groups, s.depth(), 1, 1}) : at::full({1, 1, 1, 1, 1}, otherwise, images.options());
+    return t.defined() ? t.reshape({1, s.groups, s.depth(), 1, 1})
+                       : at::full({1, 1, 1, 1, 1}, otherwise, images.options());
   };
   const auto mean = [](const Tensor& t) { return t.mean({2, 3, 4}, true); };
   const Tensor x = grouped(images), u = grouped(direction), w = by_channel(weight, 1);

@@ -1,4 +1,5 @@
-// Convolution, linear layers, max pooling and response norm on a CPU, in float32, differentiable any number of times.
+// Convolution, linear layers, max pooling, group norm and response norm on a CPU, in float32 (group norm in float64
+// too), differentiable any number of times.
 //
 // Convolution, its data gradient and its weight gradient are each bilinear, and the derivatives of any one are the
 // other two: that closes the set under differentiation, which is what a hypergradient needs. With many channels the
@@ -69,7 +70,8 @@ Tensor group_norm_layer(const Tensor& images, const std::optional<Tensor>& weigh
   TORCH_CHECK(groups > 0 && images.size(1) % groups == 0, images.size(1), " channels are not ", groups, " groups");
   TORCH_CHECK(!pool || (images.size(2) % 2 == 0 && images.size(3) % 2 == 0), "pooling needs an even height and width");
   for (const auto& numbers : {weight, bias})
-    TORCH_CHECK(!numbers || (numbers->dim() == 1 && numbers->size(0) == images.size(1) && numbers->scalar_type() == type),
+    TORCH_CHECK(!numbers || (numbers->dim() == 1 && numbers->size(0) == images.size(1) &&
+                             numbers->scalar_type() == type),
                 "weight and bias must have one number of the images' type for each channel");
   return GroupNorm::apply(images, weight, bias, at::IntArrayRef({groups, relu, pool}), eps);
 }
@@ -77,8 +79,10 @@ Tensor group_norm_layer(const Tensor& images, const std::optional<Tensor>& weigh
 }  // namespace
 
 TORCH_LIBRARY(datadistill, library) {
-  library.def("conv2d(Tensor images, Tensor weights, Tensor? bias, int ph, int pw, bool channels_last=False) -> Tensor", conv2d);
-  library.def("group_norm(Tensor images, Tensor? weight, Tensor? bias, int groups, float eps, bool relu, bool pool) -> Tensor", group_norm_layer);
+  library.def("conv2d(Tensor images, Tensor weights, Tensor? bias, int ph, int pw, bool channels_last) -> Tensor", conv2d);
+  library.def(
+      "group_norm(Tensor images, Tensor? weight, Tensor? bias, int groups, float eps, bool relu, bool pool) -> Tensor",
+      group_norm_layer);
   library.def("linear(Tensor rows, Tensor weights, Tensor? bias) -> Tensor", linear_layer);
   library.def("local_response_norm(Tensor images, float scale, int before, int after) -> Tensor", local_response_norm);
   library.def("max_pool2d(Tensor images, int kernel, int stride, int padding) -> Tensor", max_pool2d);

@@ -1,0 +1,25 @@
+"""The whole real dataset in the place of distilled data: what networks reach that are trained on everything."""
+
+import torch
+
+from datadistill.condensation import Condensation
+from datadistill.distilled import DistilledData
+from datadistill.methods import Problem
+
+
+def full_dataset(problem: Problem, settings: Condensation) -> DistilledData:
+    """All images of `train` and `held_out`, to be trained on by protocol `dc`.
+
+    Args:
+        problem: dataset, network, scheme.
+        settings: of the protocol; its epochs should be far fewer than for a few images.
+    """
+    splits = (problem.real.train, problem.real.held_out)
+    labels = torch.cat([split.labels for split in splits])
+    return DistilledData(
+        images=torch.cat([split.images for split in splits]),
+        labels=labels,
+        batches=torch.arange(len(labels), device=labels.device).view(1, -1),
+        learning_rates=None,
+        provenance=problem.provenance("full", {}, settings.as_inner()),
+    )
