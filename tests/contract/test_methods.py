@@ -32,14 +32,14 @@ class Row:
     falls_to: float = 0.8
 
 
-SMALL, SMALL_NET = {"batch": 32}, "ConvNetD1W16"
+SMALL, SMALL_NET = {"batch": 16, "together": 5}, "ConvNetD1W8"
 EXPERTS = {"student_steps": 8, "max_start_epoch": 5, "learning_rate": 0.05, "augment": "crop_scale_rotate"}
-TOGETHER = {"together": 5, "matches": 3, "inner_epochs": 4, "images": "real"}
-MOVED = {"augment": "crop_scale_rotate"}
+LOOPS = {"matches": 3, "inner_epochs": 4, "images": "real"}
+MOVED = {"augment": "crop_scale_rotate", "trained_with": "none"}
 
 
 def sgd(rate: float) -> dd.Outer:
-    return dd.Outer(rate=rate, optimizer="sgd", momentum=0.5, schedule="constant", look_every=50)
+    return dd.Outer(rate=rate, optimizer="sgd", momentum=0.5, schedule="constant", look_every=30)
 
 
 ROWS = [
@@ -63,10 +63,10 @@ ROWS = [
         2,
         250,
     ),
-    Row("dc", METHODS.get("dc").build(SMALL), "random-init", 1, 150, "", SMALL_NET, sgd(1.0)),
-    Row("dc", METHODS.get("dc").build(SMALL | TOGETHER), "random-init", 2, 100, "-loops", SMALL_NET, sgd(1.0), 1.0),
-    Row("dsa", METHODS.get("dsa").build(SMALL | MOVED), "random-init", 2, 150, "", SMALL_NET, sgd(1.0)),
-    Row("dm", METHODS.get("dm").build(SMALL | MOVED), "random-init", 2, 150, "", SMALL_NET, sgd(10.0)),
+    Row("dc", METHODS.get("dc").build({"batch": 16}), "random-init", 1, 90, "", SMALL_NET, sgd(1.0)),
+    Row("dc", METHODS.get("dc").build(SMALL | LOOPS), "random-init", 2, 60, "-loops", SMALL_NET, sgd(1.0), 1.0),
+    Row("dsa", METHODS.get("dsa").build(SMALL | MOVED), "random-init", 2, 60, "", SMALL_NET, sgd(3.0), 0.9),
+    Row("dm", METHODS.get("dm").build({"batch": 16, "augment": "none"}), "random-init", 2, 60, "", "mlp", sgd(10.0)),
     Row("mtt", METHODS.get("mtt").build(EXPERTS), "random-init", 1, 120, "", SMALL_NET, replace(OUTER, look_every=60)),
 ]
 
