@@ -15,8 +15,10 @@ from datadistill.methods.base import Method
 from datadistill.outer import Run, distill
 from datadistill.pools import Pool, load_pool
 from datadistill.progress import Bar, Reporter, quiet
-from datadistill.recipes import RUN_DEFAULTS, PoolRecipe
+from datadistill.recipes import RUN_DEFAULTS, ExpertsRecipe, PoolRecipe, Recipe
+from datadistill.recording import make_trajectories
 from datadistill.training import Training
+from datadistill.trajectories import Trajectories
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,53 @@ def get_pool(
             device=device,
             resume=path.with_name(path.name + ".parts").exists(),
             command=_pretrain_command(asked),
+            say=say,
+            count=count,
+        )
+
+
+def get_trajectories(
+    recipe: Recipe,
+    asked: ExpertsRecipe,
+    folder: Path,
+    real: RealData,
+    *,
+    device: str = "auto",
+    say: Callable[[str], None] = lambda text: None,
+    bar: Bar = quiet,
+) -> Trajectories:
+    """The trajectories that a recipe matches: those in a folder, or new ones there.
+
+    Args:
+        recipe: says which networks.
+        asked: what its experts must be.
+        folder: where trajectories lie.
+        real: the recipe's dataset.
+        device: to train on.
+        say: called with a sentence worth reading.
+        bar: shows progress.
+
+    Raises:
+        RequestError: others are there.
+        Interrupted: Ctrl-C; experts that are finished are kept, and the next call goes on with them.
+    """
+    run, training = recipe.settings()["run"], asked.training
+    path = folder / asked.folder_name(run["dataset"], run["model"])
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in training.known().items())
+    with bar(f"training {asked.count} experts", asked.count * training.epochs) as count:
+        return make_trajectories(
+            real,
+            path,
+            model=run["model"],
+            scheme=run["scheme"],
+            experts=asked.count,
+            training=training,
+            batch_norm=run["batch_norm"],
+            seed=asked.seed,
+            device=device,
+            resume=path.exists(),
+            command=f"datadistill pretrain --trajectories --dataset {run['dataset']} --model {run['model']} "
+            f"--scheme {run['scheme']} --nets {asked.count} {options} --seed {asked.seed}",
             say=say,
             count=count,
         )

@@ -24,7 +24,7 @@ from datadistill.evaluation import (
     work_of,
 )
 from datadistill.files import read_json, write_json
-from datadistill.jobs import Job, check_nets, get_pool, make_job
+from datadistill.jobs import Job, check_nets, get_pool, get_trajectories, make_job
 from datadistill.methods import Problem, make_problem
 from datadistill.outer import Run
 from datadistill.pools import Pool
@@ -62,7 +62,7 @@ def reproduce(
     Args:
         recipe: one of `recipes()`, or one of your own.
         out: a folder for all of it.
-        pools: where pools of trained networks lie; one that is missing is made there.
+        pools: where pools of trained networks lie, with `trajectories` beside it; what is missing is made there.
         data_root: where official dataset files lie, as for `load`.
         nets: networks to judge by; the recipe's without it.
         iterations: outer steps instead of the recipe's: a shorter form.
@@ -95,6 +95,9 @@ def reproduce(
         pool = get_pool(recipe.pool, Path(pools), lambda name: load(name, data_root), device=device, say=say, bar=bar)
     write_json(folder / ASKED, asked)
     changes = {"seed": seed, "device": device} | (length if iterations or budget else {})
+    if recipe.experts is not None:
+        place = Path(pools).with_name("trajectories")
+        changes["trajectories"] = get_trajectories(recipe, recipe.experts, place, real, device=device, say=say, bar=bar)
     command = f"{recipe.command} --seed {seed}"
     command += "".join(f" --{name} {value}" for name, value in length.items() if value is not None)
     work = _Work(recipe, real.to(on), pool, nets, changes, folder, command, watch, bar, say)

@@ -5,10 +5,20 @@ from functools import cache
 from importlib import resources
 
 from datadistill.recipes.parse import parse_recipe
-from datadistill.recipes.record import RUN_DEFAULTS, Expect, Point, PoolRecipe, Recipe, Sweep
+from datadistill.recipes.record import RUN_DEFAULTS, Expect, ExpertsRecipe, Point, PoolRecipe, Recipe, Sweep
 from datadistill.registry import Registry
 
-__all__ = ["RUN_DEFAULTS", "Expect", "Point", "PoolRecipe", "Recipe", "Sweep", "parse_recipe", "recipes"]
+__all__ = [
+    "RUN_DEFAULTS",
+    "Expect",
+    "ExpertsRecipe",
+    "Point",
+    "PoolRecipe",
+    "Recipe",
+    "Sweep",
+    "parse_recipe",
+    "recipes",
+]
 
 
 @cache

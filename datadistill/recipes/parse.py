@@ -1,11 +1,12 @@
 """A recipe's TOML file becomes a recipe; whatever it holds that a recipe does not is refused."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from datadistill.errors import RequestError
-from datadistill.recipes.record import Expect, Point, PoolRecipe, Recipe, Sweep, check_keys, parse_expect
+from datadistill.recipes.record import Expect, ExpertsRecipe, Point, PoolRecipe, Recipe, Sweep, check_keys, parse_expect
+from datadistill.recording import EXPERT_TRAINING
 from datadistill.training import Training
 
 
@@ -22,6 +23,8 @@ def parse_recipe(name: str, data: Mapping[str, Any]) -> Recipe:
         parts["baselines"] = tuple(parts.get("baselines", ()))
         if "pool" in parts:
             parts["pool"] = _pool(parts["pool"])
+        if "experts" in parts:
+            parts["experts"] = _experts(parts["experts"])
         if "sweep" in parts:
             check_keys("sweep", parts["sweep"], ("axis", "points"))
             points = tuple(_point(point) for point in parts["sweep"]["points"])
@@ -36,6 +39,13 @@ def _pool(data: Mapping[str, Any]) -> PoolRecipe:
     check_keys("pool", data, [entry.name for entry in fields(PoolRecipe) if entry.name != "training"] + training)
     own = {key: value for key, value in data.items() if key not in training}
     return PoolRecipe(**own, training=Training(**{key: data[key] for key in training if key in data}))
+
+
+def _experts(data: Mapping[str, Any]) -> ExpertsRecipe:
+    check_keys("experts", data, ["count", "seed", *(entry.name for entry in fields(Training))])
+    own = {key: data[key] for key in ("count", "seed") if key in data}
+    changes = {key: value for key, value in data.items() if key not in own}
+    return ExpertsRecipe(**own, training=replace(EXPERT_TRAINING, **changes))
 
 
 def _point(data: Mapping[str, Any]) -> Point:

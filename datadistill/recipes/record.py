@@ -27,7 +27,7 @@ RUN_DEFAULTS: dict[str, Any] = {
 
 _IN_RUN = RUN_DEFAULTS.keys() - {"pool", "seed", "device", "budget", "trajectories"}
 _FULL = "-full"
-_IN_FULL = ("run", "method", "outer", "expect")
+_IN_FULL = ("run", "method", "outer", "experts", "expect")
 _WORDS = ("name", "line", "paper", "expect", "full")
 """What a measured value does not depend on."""
 
@@ -122,6 +122,27 @@ class PoolRecipe:
 
 
 @dataclass(frozen=True)
+class ExpertsRecipe:
+    """The trajectories that a recipe of method `mtt` matches: what `pretrain --trajectories` is asked.
+
+    The experts are networks of the recipe's own kind, trained on its own dataset.
+
+    Attributes:
+        count: how many experts.
+        training: epochs, rate, batch and augmentation.
+        seed: of all experts.
+    """
+
+    count: int
+    training: Training
+    seed: int = 0
+
+    def folder_name(self, dataset: str, model: str) -> str:
+        """Recipes that ask for the same experts share them."""
+        return f"{dataset}-{model.lower()}-{self.count}x{self.training.epochs}"
+
+
+@dataclass(frozen=True)
 class Point:
     """One point of a sweep.
 
@@ -178,10 +199,12 @@ class Recipe:
         paper: the source of published figures; `before`, `after` and their `_std` as fractions; empty without one.
         engine: how hypergradients are computed.
         pool: trained networks that it starts from.
+        experts: whose trajectories it matches.
         expect: what it should give.
         baselines: what is judged beside it with the same steps and networks.
         sweep: several points instead of one.
-        full: changes to `run`, `method`, `outer` and `expect` that make the published experiment of a smaller one.
+        full: changes to `run`, `method`, `outer`, `experts` and `expect` that make this, which is smaller, the
+            published experiment.
     """
 
     name: str
@@ -192,6 +215,7 @@ class Recipe:
     paper: dict[str, Any] = field(default_factory=dict)
     engine: dict[str, Any] = field(default_factory=dict)
     pool: PoolRecipe | None = None
+    experts: ExpertsRecipe | None = None
     expect: Expect = Expect()
     baselines: tuple[str, ...] = ()
     sweep: Sweep | None = None
@@ -231,7 +255,12 @@ class Recipe:
         parts = ("run", "method", "outer")
         own: dict[str, Any] = {name: {**getattr(self, name), **self.full.get(name, {})} for name in parts}
         expect = replace(self.expect, **parse_expect(self.full.get("expect", {})))
-        return replace(self, name=self.name + _FULL, full={}, expect=expect, **own)
+        experts = self.experts
+        if experts is not None:
+            wanted = dict(self.full.get("experts", {}))
+            count = wanted.pop("count", experts.count)
+            experts = replace(experts, count=count, training=replace(experts.training, **wanted))
+        return replace(self, name=self.name + _FULL, full={}, expect=expect, experts=experts, **own)
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -253,6 +282,10 @@ class Recipe:
         known = {name: value for name, value in asdict(self).items() if name not in _WORDS}
         if self.pool is not None:
             known["pool"]["training"] = self.pool.training.known()
+        if self.experts is None:
+            del known["experts"]
+        else:
+            known["experts"]["training"] = self.experts.training.known()
         sets = {"sets": self.expect.sets} if self.expect.sets > 1 else {}
         text = json.dumps(known | {"nets": self.expect.nets} | sets, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -270,6 +303,8 @@ class Recipe:
         METHODS.get(method.pop("name")).build(method)
         Outer(**settings["outer"])
         SCHEMES.get(run["scheme"])
+        if (self.method["name"] == "mtt") != (self.experts is not None):
+            raise RequestError(f"[method] is {self.method['name']}, which does not go with its [experts]")
         if run["iterations"] is None:
             raise RequestError("[run] has no iterations")
         own = run["weights"] == "fixed-pretrained" and has_own_weights(run["model"])
