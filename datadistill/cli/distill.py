@@ -75,12 +75,12 @@ def add_flags(parser: Parser) -> None:
         metavar="NAME",
         help=f"{', '.join(METHODS.names())} (default: dd)",
     )
-    add_model_flag(parser, None, "lenet")
+    add_model_flag(parser, None, "lenet; convnet for methods but dd")
     parser.add_argument(
         "--weights",
         type=one_of(KINDS.kind, KINDS.names()),
         metavar="KIND",
-        help=f"initial weights: {' or '.join(KINDS.names())} (default: fixed-init)",
+        help=f"initial weights: {' or '.join(KINDS.names())} (default: fixed-init; random-init for methods but dd)",
     )
     parser.add_argument("--scheme", metavar="NAME", help="how initial weights are drawn: datadistill list schemes")
     add_pool_flag(parser)
@@ -90,7 +90,7 @@ def add_flags(parser: Parser) -> None:
         "--iterations",
         type=positive_int,
         metavar="N",
-        help="outer steps; the same seed gives the same bits (default: the recipe's)",
+        help="outer steps; the same seed gives the same bits (default: the recipe's or the paper's)",
     )
     parser.add_argument("--budget", metavar="TIME", help="wall clock instead of iterations, such as 90s or 5m")
     add_run_flags(parser)

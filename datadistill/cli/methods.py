@@ -1,11 +1,12 @@
 """Flags of all methods, and what is taken where none is given."""
 
 import argparse
+import textwrap
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from datadistill.cli.parsing import Parser, add_fields, given_fields
+from datadistill.cli.parsing import Parser, add_fields, given_fields, in_cases
 from datadistill.errors import RequestError
 from datadistill.methods import METHODS, MethodInfo
 from datadistill.recipes import RUN_DEFAULTS, Recipe, recipes
@@ -33,9 +34,10 @@ def add_method_flags(parser: Parser, changes: Mapping[str, Any]) -> None:
         group = parser.add_argument_group(f"method {' and '.join(info.name for info in infos)}")
         ours = bases if infos[0].name == "dd" else {info.name: info.defaults for info in infos}
         add_fields(group, cls, ours, skip=seen)
-        shared = [entry.name for entry in fields(cls) if entry.name in seen]
+        shared = [entry for entry in fields(cls) if entry.name in seen]
         if shared:
-            group.description = "also " + ", ".join("--" + name.replace("_", "-") for name in shared)
+            texts = [f"--{entry.name.replace('_', '-')} ({in_cases(ours, entry)})" for entry in shared]
+            group.description = textwrap.fill("also " + ", ".join(texts), 76, break_on_hyphens=False)
         seen |= {entry.name for entry in fields(cls)}
 
 

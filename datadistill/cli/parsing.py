@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from datadistill.errors import RequestError, suggestion, unknown_name
@@ -124,13 +124,13 @@ def add_fields(
             }
         if hint is int and isinstance(entry.default, int) and entry.default <= 0:
             options["type"] = int
-        default = _defaults({case: base.get(entry.name, entry.default) for case, base in bases.items()})
-        options["help"] = f"{lines[entry.name].rstrip('.')} (default: {default})".replace("%", "%%")
+        options["help"] = f"{lines[entry.name].rstrip('.')} (default: {in_cases(bases, entry)})".replace("%", "%%")
         parser.add_argument("--" + (prefix + entry.name).replace("_", "-"), **options)
 
 
-def _defaults(by_case: dict[str, Any]) -> str:
-    """`256`, or `1024 with fixed-init, 256 with random-init`."""
+def in_cases(bases: Mapping[str, Mapping[str, Any]], entry: Field[Any]) -> str:
+    """What a field is without a flag: `256`, or `1024 with fixed-init, 256 with random-init`."""
+    by_case = {case: base.get(entry.name, entry.default) for case, base in bases.items()}
     texts = {
         case: " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
         for case, value in by_case.items()

@@ -38,12 +38,12 @@ def add_problem_flags(parser: Parser, changes: Mapping[str, Any]) -> None:
         default="dd",
         help="default: %(default)s",
     )
-    add_model_flag(parser, None, "lenet, or convnet for the other methods")
+    add_model_flag(parser, None, "lenet; convnet for methods but dd")
     parser.add_argument(
         "--weights",
         type=one_of(KINDS.kind, KINDS.names()),
         metavar="KIND",
-        help=f"initial weights: {' or '.join(KINDS.names())} (default: fixed-init, or random-init for other methods)",
+        help=f"initial weights: {' or '.join(KINDS.names())} (default: fixed-init; random-init for methods but dd)",
     )
     parser.add_argument("--scheme", metavar="NAME", help="how initial weights are drawn: datadistill list schemes")
     add_pool_flag(parser)
