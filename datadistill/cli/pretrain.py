@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
         "command": _repeat(arguments),
         "say": say,
     }
-    began, words = time.perf_counter(), [] if real.source is None else real.source.options.as_words()
+    began, words = time.perf_counter(), real.options.as_words()
     if arguments.trajectories:
         found = _record(arguments, real, Path(arguments.out or f"trajectories/{name}"), asked["nets"], options)
         _print_trajectories(found, time.perf_counter() - began, words)
