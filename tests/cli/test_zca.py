@@ -63,13 +63,14 @@ def test_baselines_and_pools_are_made_with_it(capsys: pytest.CaptureFixture[str]
     data = dd.load_distilled("chosen")
     assert data.provenance.normalization.zca is not None
     assert "--zca" in data.provenance.recipe.split()
-    words = ["--nets", "2", "--reserved", "1", "--epochs", "1", "--zca", "--out", "pool"]
+    words = ["--nets", "2", "--reserved", "1", "--epochs", "1", "--zca"]
     assert main(["pretrain", *SMALL, *words]) == 0
-    assert dd.load_pool("pool").facts.zca
+    pool = "pools/digits-zca-mlp.safetensors"
+    assert dd.load_pool(pool).facts.zca
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("distil ")]
     assert "--dataset digits --zca" in line
     assert (
-        main(["distill", *RUN, "--weights", "random-pretrained", "--pool", "pool", "--iterations", "1", "--nets", "1"])
+        main(["distill", *RUN, "--weights", "random-pretrained", "--pool", pool, "--iterations", "1", "--nets", "1"])
         == 2
     )
     assert "add --zca" in capsys.readouterr().err
