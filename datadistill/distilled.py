@@ -13,16 +13,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from datadistill.data.real import RealData
-from datadistill.data.transforms import Normalization
+from datadistill.data.transforms import Normalization, Whitening
 from datadistill.errors import DamagedFileError, RequestError
 from datadistill.files import read_tensors, write_tensors
 from datadistill.inner.functional import Labels, Weights
 from datadistill.inner.unroll import InnerStep
-from datadistill.matching import check_classes, check_normalization, check_shape
+from datadistill.matching import check_classes, check_normalization, check_shape, check_whitening
 
 FORMAT = 1
 FILE_NAME = "distilled.safetensors"
 _WEIGHT_PREFIX = "initial_weights."
+_ZCA = ("transform.zca_mean", "transform.zca_matrix")
 
 CONDENSATION = "dc"
 """The protocol of data without rates for each step, as `inner` names it: see `condensation`."""
@@ -148,7 +149,7 @@ class DistilledData:
         return self.provenance.normalization.invert(self.images)
 
     def check_matches(self, real: RealData) -> None:
-        """Refuse to judge this data on a dataset of other classes, shape or normalisation.
+        """Refuse to judge this data on a dataset of other classes, shape, normalisation or whitening.
 
         Raises:
             RequestError: naming what differs.
@@ -156,6 +157,7 @@ class DistilledData:
         check_classes(self.provenance.classes, real)
         check_shape(self.images.shape[1:], real)
         check_normalization(self.provenance.normalization, real)
+        check_whitening(self.provenance.normalization.zca, real)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically (layout: docs/file-format.md)."""
@@ -168,11 +170,16 @@ class DistilledData:
             tensors["learning_rates"] = self.learning_rates
         if self.soft_labels is not None:
             tensors["soft_labels"] = self.soft_labels
+        zca = self.provenance.normalization.zca
+        if zca is not None:
+            tensors |= dict(zip(_ZCA, (zca.mean, zca.matrix), strict=True))
         return tensors | {_WEIGHT_PREFIX + name: weight for name, weight in (self.initial_weights or {}).items()}
 
     def header(self) -> str:
         """The provenance as a file's JSON."""
-        return json.dumps({"format": FORMAT, **asdict(self.provenance)}, allow_nan=False)
+        normalization = self.provenance.normalization
+        plain = replace(self.provenance, normalization=normalization.by_channel)
+        return json.dumps({"format": FORMAT, **asdict(plain), "normalization": normalization.known()}, allow_nan=False)
 
 
 def load_distilled(path: str | Path) -> DistilledData:
@@ -213,14 +220,17 @@ def _parse(tensors: dict[str, Tensor], metadata: dict[str, str]) -> DistilledDat
     provenance = _parse_provenance(header)
     for name in ("images", "labels", "batches"):
         _require(name in tensors, f"the tensor '{name}' is missing")
-    known = ("images", "labels", "batches", "learning_rates", "soft_labels")
+    known = ("images", "labels", "batches", "learning_rates", "soft_labels", *_ZCA)
     for name, tensor in tensors.items():
         _require(name in known or name.startswith(_WEIGHT_PREFIX), f"the tensor '{name}' is unknown")
         _require(tensor.dtype in (torch.float32, torch.int64), f"'{name}' is {tensor.dtype}")
         _require(tensor.is_floating_point() or not name.startswith(_WEIGHT_PREFIX), f"'{name}' is {tensor.dtype}")
         _require(not tensor.is_floating_point() or bool(tensor.isfinite().all()), f"'{name}' is not finite")
+    images = _typed(tensors, "images", torch.float32, 4)
+    zca = _parse_whitening(tensors, images, header["normalization"].get("zca", False))
+    provenance = replace(provenance, normalization=replace(provenance.normalization, zca=zca))
     data = DistilledData(
-        images=_typed(tensors, "images", torch.float32, 4),
+        images=images,
         labels=_typed(tensors, "labels", torch.int64, 1),
         batches=_typed(tensors, "batches", torch.int64, 2),
         learning_rates=_typed(tensors, "learning_rates", torch.float32, 1) if "learning_rates" in tensors else None,
@@ -235,6 +245,22 @@ def _parse(tensors: dict[str, Tensor], metadata: dict[str, str]) -> DistilledDat
     )
     _check(data)
     return data
+
+
+def _parse_whitening(tensors: dict[str, Tensor], images: Float[Tensor, "n c h w"], is_told: Any) -> Whitening | None:
+    """What whitened the images, where the metadata says that something did."""
+    _require(isinstance(is_told, bool), "'zca' in its metadata has the wrong type")
+    for name in _ZCA:
+        has = "is missing" if is_told else "is there, but its metadata does not say that its images are whitened"
+        _require((name in tensors) == is_told, f"the tensor '{name}' {has}")
+    if not is_told:
+        return None
+    mean, matrix = (_typed(tensors, name, torch.float32, dims) for dims, name in enumerate(_ZCA, 1))
+    numbers = images[0].numel()
+    _require(mean.shape == (numbers,), f"'{_ZCA[0]}' has {len(mean)} numbers, but its images have {numbers}")
+    _require(matrix.shape == (numbers, numbers), f"'{_ZCA[1]}' is {list(matrix.shape)}, not {[numbers, numbers]}")
+    _require(torch.allclose(matrix, matrix.T, atol=1e-4), f"'{_ZCA[1]}' is not symmetric")
+    return Whitening(mean, matrix)
 
 
 def _check(data: DistilledData) -> None:

@@ -41,7 +41,7 @@ class Job:
         self, real: RealData, pool: Pool | None, out: Path, resume: bool, command: str, reporter: Reporter
     ) -> Run:
         """Distil; arguments are those of `distill`."""
-        asked = {name: self.run[name] for name in RUN_DEFAULTS if name not in ("dataset", "pool")}
+        asked = {name: self.run[name] for name in RUN_DEFAULTS if name not in ("dataset", "zca", "pool")}
         return distill(
             real,
             self.method,

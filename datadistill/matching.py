@@ -1,9 +1,9 @@
-"""Whether something was made for a dataset: its classes, the shape of its images, its normalisation."""
+"""Whether something was made for a dataset: its classes, the shape of its images, its normalisation and whitening."""
 
 from collections.abc import Sequence
 
 from datadistill.data.real import RealData
-from datadistill.data.transforms import Normalization
+from datadistill.data.transforms import Normalization, Whitening
 from datadistill.errors import RequestError
 
 CLOSE = 1e-3
@@ -50,6 +50,38 @@ def check_normalization(mine: Normalization, real: RealData, what: str = "the di
     if len(ours) != len(theirs) or not all(abs(a - b) <= CLOSE for a, b in zip(ours, theirs, strict=True)):
         raise RequestError(
             f"{what} normalisation, {describe(mine)}, differs from that of {real.name}, {describe(real.normalization)}"
+        )
+
+
+def check_whitened(mine: bool, real: RealData, what: str = "the distilled images") -> None:
+    """Refuse whitened images where the dataset's are not, and the other way round.
+
+    Raises:
+        RequestError: saying which are.
+    """
+    if mine != real.is_whitened:
+        which, other, advice = ("", "not ", "add") if mine else ("not ", "", "leave out")
+        raise RequestError(
+            f"{what} are {which}whitened (ZCA), but those of {real.name} are {other}whitened here: {advice} --zca"
+        )
+
+
+def check_whitening(mine: Whitening | None, real: RealData) -> None:
+    """Refuse distilled images that were whitened otherwise than the dataset's, or where only one of both was.
+
+    Raises:
+        RequestError: saying how they differ.
+    """
+    check_whitened(mine is not None, real)
+    theirs = real.normalization.zca
+    if mine is None or theirs is None:
+        return
+    pairs = ((mine.mean, theirs.mean), (mine.matrix, theirs.matrix))
+    apart = max(float((a - b.to(a.device)).abs().max()) for a, b in pairs)
+    if not apart <= CLOSE:
+        raise RequestError(
+            f"the distilled images were whitened by another ZCA matrix than that of {real.name}: numbers differ by "
+            f"{apart:.2g}"
         )
 
 

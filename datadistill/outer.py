@@ -143,6 +143,7 @@ def distill(
     settings = Settings(
         dataset=real.name if real.source is None else real.source.place or real.name,
         source=real.source,
+        zca=real.is_whitened,
         model=problem.model,
         weights=problem.kind,
         scheme=problem.scheme,

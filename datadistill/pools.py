@@ -23,6 +23,7 @@ from datadistill.data.transforms import Normalization
 from datadistill.errors import DamagedFileError, RequestError
 from datadistill.files import digest_of, read_tensors, write_tensors
 from datadistill.inner.functional import Network, Weights
+from datadistill.matching import check_whitened
 from datadistill.models import same_model
 from datadistill.training import Training
 
@@ -39,7 +40,7 @@ class PoolFacts:
     Attributes:
         dataset: what the networks were trained on: its training split less the held-out slice.
         classes: class names, by index.
-        normalization: how the real pixels in [0, 1] became what the networks were fed.
+        normalization: by channel, how the real pixels in [0, 1] became what the networks were fed.
         image_shape: channels, height and width.
         model: the architecture's name.
         scheme: how the weights before training were drawn.
@@ -53,6 +54,7 @@ class PoolFacts:
         seconds: of training, added up over networks.
         versions: of the software.
         recipe: the command that made it.
+        zca: whether the images were whitened then.
     """
 
     dataset: str
@@ -71,13 +73,18 @@ class PoolFacts:
     seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
     recipe: str = ""
+    zca: bool = False
 
     def __post_init__(self) -> None:
         check_shares(len(self.accuracies), self.reserved)
 
     def known(self) -> dict[str, Any]:
         """JSON-ready."""
-        return asdict(self) | {"training": self.training.known()}
+        known = asdict(self) | {"training": self.training.known(), "normalization": self.normalization.known()}
+        # Beside mean and deviation, and only where it is so: files from before there was a choice keep their digest.
+        if known.pop("zca"):
+            known["normalization"]["zca"] = True
+        return known
 
 
 def check_shares(nets: int, reserved: int) -> None:
@@ -176,6 +183,7 @@ class Pool:
             raise RequestError(
                 f"the pool's networks tell {len(mine.classes)} classes apart, but {real.name} has {real.num_classes}"
             )
+        check_whitened(mine.zca, real, "the pool's images")
         if not same_model(mine.model, model):
             raise RequestError(f"the pool holds networks {mine.model}, but the network here is {model}")
         if any(getattr(layer, "track_running_stats", False) for layer in network.module.modules()):
@@ -243,7 +251,9 @@ def _parse(metadata: dict[str, str]) -> PoolFacts:
         **dict.fromkeys(("normalization", "training", "versions"), dict),
         **dict.fromkeys(("seed", "reserved"), int),
         "seconds": (int, float),
+        "zca": bool,
     }
+    header["zca"] = header["normalization"].get("zca", False)
     for entry in fields(PoolFacts):
         _require(entry.name in header, f"'{entry.name}' is missing from its metadata")
         _require(isinstance(header[entry.name], kinds[entry.name]), f"'{entry.name}' has the wrong type")

@@ -108,7 +108,8 @@ def make_trajectories(
     facts = TrajectoryFacts(
         dataset=real.origin,
         classes=real.classes,
-        normalization=real.normalization,
+        normalization=real.normalization.by_channel,
+        zca=real.is_whitened,
         image_shape=tuple(real.train.images.shape[1:]),
         model=model_name(model),
         scheme=SCHEMES.get(scheme).name,

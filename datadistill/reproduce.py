@@ -89,7 +89,8 @@ def reproduce(
         weights = recipe.settings(point)["run"]["weights"]
         check_nets(nets, weights, None if recipe.pool is None else recipe.pool.reserved)
     _check_folder(folder, asked, resume)
-    real = load(recipe.settings()["run"]["dataset"], data_root)
+    run = recipe.settings()["run"]
+    real = load(run["dataset"], data_root, zca=run["zca"])
     pool = None
     if recipe.pool is not None:
         pool = get_pool(recipe.pool, Path(pools), lambda name: load(name, data_root), device=device, say=say, bar=bar)

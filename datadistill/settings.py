@@ -12,7 +12,7 @@ from datadistill.inner.engine import Engine
 from datadistill.models import same_model
 
 FORMAT = 1
-_NEW = ("engine", "batch_norm", "attack", "pool", "pool_digest", "source", "trajectories", "trajectories_digest")
+_NEW = ("engine", "batch_norm", "attack", "pool", "pool_digest", "source", "trajectories", "trajectories_digest", "zca")
 """Settings that the first files of this format do not have."""
 _ONLY_CHANGES_BITS = ("versions", "threads", "recipe", "pool", "trajectories")
 """What two parts of one run may differ in. Pools and trajectories may have been moved: their digests tell them."""
@@ -44,6 +44,7 @@ class Settings:
         pool_digest: of that file's contents.
         trajectories: the folder of the experts that are matched.
         trajectories_digest: of its contents.
+        zca: whether the data was whitened.
         source: of data of one's own: what it was called, how it was read, and what was in it.
     """
 
@@ -68,6 +69,7 @@ class Settings:
     pool_digest: str | None = None
     trajectories: str | None = None
     trajectories_digest: str | None = None
+    zca: bool = False
     source: Source | None = None
 
     def as_json(self) -> dict[str, Any]:

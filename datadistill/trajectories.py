@@ -20,7 +20,7 @@ from datadistill.data.transforms import Normalization
 from datadistill.errors import DamagedFileError, RequestError, explain_os_error
 from datadistill.files import digest_of, read_json, write_json, write_tensors
 from datadistill.inner.functional import Network, Weights
-from datadistill.matching import check_classes, check_normalization, check_shape
+from datadistill.matching import check_classes, check_normalization, check_shape, check_whitened
 from datadistill.models import same_model
 from datadistill.pools import stacked_in_half
 from datadistill.training import Training
@@ -40,7 +40,7 @@ class TrajectoryFacts:
     Attributes:
         dataset: what the experts were trained on: its training split less the held-out slice.
         classes: class names, by index.
-        normalization: how the real pixels in [0, 1] became what the experts were fed.
+        normalization: by channel, how the real pixels in [0, 1] became what the experts were fed.
         image_shape: channels, height and width.
         model: the architecture's name.
         scheme: how the weights before training were drawn.
@@ -52,6 +52,7 @@ class TrajectoryFacts:
         seconds: of training, added up over experts.
         versions: of the software.
         recipe: the command that made it.
+        zca: whether the images were whitened then.
     """
 
     dataset: str
@@ -68,10 +69,15 @@ class TrajectoryFacts:
     seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
     recipe: str = ""
+    zca: bool = False
 
     def known(self) -> dict[str, Any]:
         """JSON-ready."""
-        return asdict(self) | {"training": self.training.known()}
+        known = asdict(self) | {"training": self.training.known(), "normalization": self.normalization.known()}
+        # Beside mean and deviation, and only where it is so: files from before there was a choice keep their digest.
+        if known.pop("zca"):
+            known["normalization"]["zca"] = True
+        return known
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,7 @@ class Trajectories:
         check_shape(mine.image_shape, real, f"{what} images")
         check_classes(mine.classes, real, what)
         check_normalization(mine.normalization, real, what)
+        check_whitened(mine.zca, real, f"{what} images")
         if not same_model(mine.model, model):
             raise RequestError(f"the trajectories are those of {mine.model}, but the network here is {model}")
         if any(getattr(layer, "track_running_stats", False) for layer in network.module.modules()):
@@ -248,8 +255,9 @@ def _parse(header: Any) -> TrajectoryFacts:
         **dict.fromkeys(("dataset", "model", "scheme", "batch_norm", "recipe"), str),
         **dict.fromkeys(("classes", "image_shape", "digests", "accuracies"), list),
         **dict.fromkeys(("normalization", "training", "versions"), dict),
-        **{"seed": int, "seconds": (int, float)},
+        **{"seed": int, "seconds": (int, float), "zca": bool},
     }
+    header["zca"] = header["normalization"].get("zca", False)
     for entry in fields(TrajectoryFacts):
         _require(isinstance(header.get(entry.name), kinds[entry.name]), f"'{entry.name}' is missing or malformed")
     _require(len(header["classes"]) > 0, "it has no classes")

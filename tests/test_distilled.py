@@ -16,9 +16,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 import datadistill as dd
-from datadistill.data.transforms import Normalization
+from datadistill.data.transforms import Normalization, Whitening
 from datadistill.distilled import Provenance
-from datadistill.errors import DamagedFileError, RequestError
+from datadistill.errors import DamagedFileError, DatadistillError, RequestError
 from datadistill.files import write_atomically
 from datadistill.runtime import stream
 
@@ -49,6 +49,10 @@ def sample(**changes: Any) -> dd.DistilledData:
     return replace(data, **changes)
 
 
+def whitening(numbers: int) -> dict[str, Tensor]:
+    return {"transform.zca_mean": torch.zeros(numbers), "transform.zca_matrix": torch.eye(numbers)}
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "set.safetensors"
@@ -74,7 +78,7 @@ def test_round_trip_of_what_is_optional(tmp_path: Path) -> None:
     assert back.initial_weights is None
     assert back.soft_labels is not None
     assert torch.equal(back.soft_labels, soft)
-    with pytest.raises(RequestError, match="no learning rates"):
+    with pytest.raises(RequestError, match="no steps with learning rates"):
         back.inner_steps()
 
 
@@ -186,7 +190,17 @@ TENSOR_DAMAGE: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "weights that are whole numbers": lambda t: t.update({"initial_weights.fc.bias": torch.zeros(3).long()}),
     "a float8 tensor": lambda t: t.update(images=t["images"].to(torch.float8_e4m3fn)),
     "a tensor nobody knows": lambda t: t.update({"transform.zca": torch.eye(3)}),
+    "whitening that the metadata does not tell": lambda t: t.update(whitening(16)),
     "soft labels of another shape": lambda t: t.update(soft_labels=torch.zeros(6, 2)),
+}
+WHITENING_DAMAGE: dict[str, tuple[str, Callable[[dict[str, Tensor]], Any]]] = {
+    "no mean": ("zca_mean' is missing", lambda t: t.pop("transform.zca_mean")),
+    "no matrix": ("zca_matrix' is missing", lambda t: t.pop("transform.zca_matrix")),
+    "for other images": ("has 15 numbers, but its images have 16", lambda t: t.update(whitening(15))),
+    "no square": (r"is \[16, 15\]", lambda t: t.update({"transform.zca_matrix": torch.zeros(16, 15)})),
+    "half precision": ("float16", lambda t: t.update({"transform.zca_matrix": torch.eye(16).half()})),
+    "not finite": ("not finite", lambda t: t.update({"transform.zca_mean": torch.full((16,), torch.nan)})),
+    "not symmetric": ("not symmetric", lambda t: t.update({"transform.zca_matrix": torch.ones(16, 16).tril()})),
 }
 HEADER_DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "another format": lambda h: h.update(format=2),
@@ -201,6 +215,8 @@ HEADER_DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a mean that is no number": lambda h: h.update(normalization={"mean": [float("nan")], "std": [1.0]}),
     "a deviation of zero": lambda h: h.update(normalization={"mean": [0.0], "std": [0.0]}),
     "too many channels": lambda h: h.update(normalization={"mean": [0.0] * 3, "std": [1.0] * 3}),
+    "whitening that is not there": lambda h: h["normalization"].update(zca=True),
+    "whitening that is text": lambda h: h["normalization"].update(zca="yes"),
     "a list": lambda h: [1, 2],
     "a number": lambda h: 7,
 }
@@ -211,6 +227,26 @@ def test_damaged_tensors(file: Path, damage: str) -> None:
     rewritten(file, tensors=TENSOR_DAMAGE[damage])
     with pytest.raises(DamagedFileError, match="is not distilled data of format 1"):
         dd.load_distilled(file)
+
+
+@pytest.mark.parametrize("damage", WHITENING_DAMAGE)
+def test_damaged_whitening(tmp_path: Path, damage: str) -> None:
+    data, (sentence, change) = sample(), WHITENING_DAMAGE[damage]
+    zca = Whitening(*whitening(16).values())
+    normalization = replace(data.provenance.normalization, zca=zca)
+    path = tmp_path / "white.safetensors"
+    replace(data, provenance=replace(data.provenance, normalization=normalization)).save(path)
+    assert dd.load_distilled(path).provenance.normalization.zca is not None
+    rewritten(path, tensors=change)
+    with pytest.raises(DamagedFileError, match=sentence):
+        dd.load_distilled(path)
+
+
+def test_a_whitening_without_an_inverse_is_one_sentence() -> None:
+    data = sample()
+    normalization = replace(data.provenance.normalization, zca=Whitening(torch.zeros(16), torch.zeros(16, 16)))
+    with pytest.raises(DatadistillError, match="has no inverse"):
+        replace(data, provenance=replace(data.provenance, normalization=normalization)).pixels()
 
 
 @pytest.mark.parametrize("damage", HEADER_DAMAGE)

@@ -130,7 +130,7 @@ def run(arguments: argparse.Namespace) -> None:
     ipc = ",".join(map(str, problem.ipc)) if isinstance(problem.ipc, tuple) else problem.ipc
     recipe = f"datadistill baseline --how {info.name} --dataset {shlex.quote(real.origin)} "
     recipe += f"--model {shlex.quote(problem.model)} "
-    recipe += "" if real.source is None else "".join(f"{word} " for word in real.source.options.as_words())
+    recipe += "".join(f"{word} " for word in real.options.as_words())
     recipe += "" if problem.pool is None else f"--pool {shlex.quote(arguments.pool)} "
     recipe += f"--weights {problem.kind} --scheme {problem.scheme} --ipc {ipc} "
     recipe += f"--steps {steps} --epochs {epochs} " if settings is None else _words(settings)

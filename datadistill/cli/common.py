@@ -48,6 +48,12 @@ def add_data_flags(parser: argparse._ActionsContainer, dataset: str) -> None:
         default=None,
         help="your own images: go on without files that cannot be read (default: say which, and stop)",
     )
+    parser.add_argument(
+        "--zca",
+        action="store_true",
+        default=None,
+        help="whiten all images: docs/datasets.md (default: as the distilled data or the run was made, or not at all)",
+    )
     add_data_root_flag(parser)
 
 
@@ -178,17 +184,24 @@ def given_pool(arguments: argparse.Namespace) -> Pool | None:
 
 
 def load_data(
-    name: str, arguments: argparse.Namespace, like: DistilledData | None = None, before: Source | None = None
+    name: str,
+    arguments: argparse.Namespace,
+    like: DistilledData | None = None,
+    before: Source | None = None,
+    zca: bool = False,
 ) -> RealData:
     """The dataset, from `--data-root` where that is given.
 
     Args:
         name: what `--dataset` takes.
         arguments: with the flags of `add_data_flags`.
-        like: distilled data, whose images say how those of one's own are read where no flag does.
+        like: distilled data, whose images say how those of one's own are read, and whether any are whitened, where no
+            flag does.
         before: where an earlier run had it from.
+        zca: whiten them without being told by a flag.
     """
     asked = {} if before is None else before.options.flags
+    asked["zca"] = zca or (like is not None and like.provenance.normalization.zca is not None)
     if like is not None and not is_named(name):
         asked |= {"channels": like.images.shape[1], "size": like.images.shape[3]}
     flags = {flag: getattr(arguments, flag) for flag in vars(Options())}

@@ -116,9 +116,10 @@ def run(arguments: argparse.Namespace) -> None:
                     **given_changes(arguments),
                 )
             lines.append(_Line(path, len(data.labels), score))
+    lengths = {(size.steps, size.epochs) for size in sizes if size.settings is None}
     for size, data in sizes.items():
         problem = _problem(size, data, real, arguments, pool)
-        lines += [_baseline(name, problem, size, arguments) for name in names]
+        lines += [_baseline(name, problem, size, arguments, len(lengths) > 1) for name in names]
         lines += _full(problem, size, arguments)
     _print(lines, real, arguments)
 
@@ -129,6 +130,8 @@ def _real(sets: dict[str, DistilledData], arguments: argparse.Namespace) -> Real
         raise RequestError(
             f"these sets were made from {', '.join(sorted(datasets))}: say with --dataset what to test on"
         )
+    if len({data.provenance.normalization.zca is None for data in sets.values()}) > 1:
+        raise RequestError("some of these sets are whitened (ZCA) and some are not: compare each kind by itself")
     name = chosen_dataset(arguments.dataset, datasets.pop())
     first = next(iter(sets.values()))
     return load_data(name, arguments, like=first).to(resolve_device(arguments.device))
@@ -181,7 +184,7 @@ def _problem(
     return replace(problem, kind=size.kind, starts=Fixed(own)) if size.path and own is not None else problem
 
 
-def _baseline(name: str, problem: Problem, size: _Size, arguments: argparse.Namespace) -> _Line:
+def _baseline(name: str, problem: Problem, size: _Size, arguments: argparse.Namespace, says_length: bool) -> _Line:
     info = BASELINES.get(name)
     sets = info.choose(problem, size.steps, size.epochs, info.sets, counting, size.settings)
     protocol = "own" if arguments.protocol == "dc" else arguments.protocol  # the sets have the settings
@@ -198,6 +201,8 @@ def _baseline(name: str, problem: Problem, size: _Size, arguments: argparse.Name
             count=count,
         )
     like = f"{name} (like {size.path})" if size.path and len(arguments.paths) > 1 else name
+    if says_length and size.settings is None:
+        like += f", {size.steps} steps, {size.epochs} epochs"
     return _Line(like, len(sets[0].labels), score)
 
 
@@ -231,6 +236,6 @@ def _print(lines: list[_Line], real: RealData, arguments: argparse.Namespace) ->
     for line in lines:
         score, (low, high) = line.score, line.score.accuracy.ci95
         facts = [score.model, score.weights, str(score.nets), percent(score.before), percent(score.accuracy)]
-        name = line.name if alike or score not in distilled else f"{line.name}, {score.training}"
+        name = line.name if alike else f"{line.name}, {score.training or 'steps of its own'}"
         rows.append([name, str(line.images), *facts, f"{100 * low:.2f} to {100 * high:.2f}", f"{score.seconds:.1f}"])
     print_table(f"{real.name}, {protocol_title(arguments.protocol, distilled)}", columns, rows)

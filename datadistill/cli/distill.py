@@ -125,7 +125,7 @@ def run(arguments: argparse.Namespace) -> None:
     job = make_job(settings)
     chosen = job.run
     before = RunFolder(folder).settings().source if folder is not None and _is_resumed(arguments, folder) else None
-    real = load_data(chosen["dataset"], arguments, before=before)
+    real = load_data(chosen["dataset"], arguments, before=before, zca=chosen["zca"])
     pool = None if chosen["pool"] is None else load_pool(chosen["pool"])
     check_nets(arguments.nets, chosen["weights"], None if pool is None else pool.facts.reserved)
     if folder is None:

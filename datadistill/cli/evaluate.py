@@ -81,12 +81,12 @@ def add_flags(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     device, pool = resolve_device(arguments.device), given_pool(arguments)
     models: list[str | None] = [name.strip() for name in (arguments.models or "").split(",") if name.strip()] or [None]
-    loaded: dict[tuple[str, torch.Size], RealData] = {}
+    loaded: dict[tuple[str, torch.Size, bool], RealData] = {}
     documents, found, changes = [], [], given_changes(arguments)
     for path in arguments.paths:
         distilled = load_distilled(path)
         name = chosen_dataset(arguments.dataset, distilled.provenance.dataset)
-        key = (name, distilled.images.shape[1:])
+        key = (name, distilled.images.shape[1:], distilled.provenance.normalization.zca is not None)
         if key not in loaded:
             loaded[key] = load_data(name, arguments, like=distilled).to(device)
         real = loaded[key]

@@ -82,7 +82,8 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument(
         "--out",
         metavar="PATH",
-        help="the file or folder (default: pools/DATASET-MODEL.safetensors, or trajectories/DATASET-MODEL)",
+        help="the file or folder (default: pools/DATASET-MODEL.safetensors, or trajectories/DATASET-MODEL; DATASET-zca "
+        "with --zca)",
     )
     parser.add_argument("--resume", action="store_true", help="keep finished networks and train the others")
     parser.add_argument("--max-gb", type=number, metavar="X", help=f"refuse to take more disk {default('max_gb')}")
@@ -94,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
     asked = {name: own[name] if getattr(arguments, name) is None else getattr(arguments, name) for name in own}
     base = asdict(EXPERT_TRAINING) if arguments.trajectories else {}
     training = Training(**{**base, **given_fields(arguments, Training)})
-    name = f"{real.name}-{file_name(asked['model'])}"
+    name = f"{real.name}{'-zca' if real.is_whitened else ''}-{file_name(asked['model'])}"
     options = {
         "model": asked["model"],
         "scheme": asked["scheme"],
@@ -107,7 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
         "command": _repeat(arguments),
         "say": say,
     }
-    began, words = time.perf_counter(), [] if real.source is None else real.source.options.as_words()
+    began, words = time.perf_counter(), real.options.as_words()
     if arguments.trajectories:
         found = _record(arguments, real, Path(arguments.out or f"trajectories/{name}"), asked["nets"], options)
         _print_trajectories(found, time.perf_counter() - began, words)

@@ -64,7 +64,7 @@ def problem_of(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> tup
     del own["name"]
     method = info.build(own)
     problem = make_problem(
-        load_data(arguments.dataset or "mnist", arguments),
+        load_data(arguments.dataset or "mnist", arguments, zca=run["zca"]),
         model=arguments.model or run["model"],
         weights=arguments.weights or run["weights"],
         scheme=arguments.scheme or run["scheme"],

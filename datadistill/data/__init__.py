@@ -11,7 +11,7 @@ from datadistill.data.named import cifar_10, cifar_100, fashion_mnist, svhn, usp
 from datadistill.data.options import Options
 from datadistill.data.real import RealData, Source, Split
 from datadistill.data.solar import solar_cells
-from datadistill.data.transforms import Normalization
+from datadistill.data.transforms import Normalization, Whitening
 from datadistill.errors import RequestError
 from datadistill.progress import Bar, counting, say
 from datadistill.registry import Registry
@@ -25,6 +25,7 @@ __all__ = [
     "RealData",
     "Source",
     "Split",
+    "Whitening",
     "as_real",
     "from_arrays",
     "from_datasets",
@@ -77,6 +78,7 @@ def load(
     size: int | None = None,
     channels: int | None = None,
     skip_unreadable: bool = False,
+    zca: bool = False,
     say: Callable[[str], None] = say,
     bar: Bar = counting,
 ) -> RealData:
@@ -90,6 +92,7 @@ def load(
         size: of data of your own: the edge of its square images; inferred where all have one.
         channels: of data of your own: 1 or 3; inferred from the pixels.
         skip_unreadable: of data of your own: go on without images that cannot be read.
+        zca: whiten all images after they are normalised (docs/datasets.md).
         say: is told what was inferred of data of your own; on standard error without it.
         bar: shows progress.
 
@@ -100,7 +103,8 @@ def load(
     """
     options = Options(size, channels, skip_unreadable)
     if isinstance(name, Path) or (not is_named(name) and is_external(name)):
-        return load_external(str(name), options, say, bar)
+        real = load_external(str(name), options, say, bar)
+        return real.whitened(bar) if zca else real
     root = data_root if data_root is not None else os.environ.get("DATADISTILL_DATA")
     try:
         info = DATASETS.get(name)
@@ -111,4 +115,5 @@ def load(
         raise RequestError(f"--{flag} is for data of your own, but {info.name} is read as it is")
     if root and not Path(root).is_dir():
         raise RequestError(f"there is no folder {root} to read datasets from")
-    return info.read(Path(root) if root else None)
+    real = info.read(Path(root) if root else None)
+    return real.whitened(bar) if zca else real

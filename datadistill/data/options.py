@@ -1,6 +1,8 @@
-"""What may be asked of data of one's own, and whether there is room for it."""
+"""What may be asked of data, and whether there is room for it."""
 
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,21 +11,25 @@ from datadistill.errors import RequestError
 MOST_EDGE = 4096
 _BYTES_PER_PIXEL = 6
 """While data is loaded: 8 bit, 32 bit, and copies on the way."""
+_BYTES_PER_COVARIANCE = 5 * 8
+"""A covariance in float64, its eigenvectors, and what the decomposition works with."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How images of one's own are read.
+    """How images are read; all but `zca` is for images of one's own.
 
     Attributes:
         size: edge of the square images in pixels; inferred where all have one.
         channels: 1 or 3; inferred from the pixels.
         skip_unreadable: go on without files that cannot be read.
+        zca: whiten them after they are normalised.
     """
 
     size: int | None = None
     channels: int | None = None
     skip_unreadable: bool = False
+    zca: bool = False
 
     def __post_init__(self) -> None:
         if self.size is not None and not 1 <= self.size <= MOST_EDGE:
@@ -59,6 +65,25 @@ def check_room(what: str, count: int) -> None:
         raise RequestError(
             f"the images of {what} take {needed / 2**30:,.1f} GiB while they are loaded, and this machine has "
             f"{there / 2**30:,.1f}: give a smaller --size, or fewer images"
+        )
+
+
+def check_room_to_whiten(what: str, shape: Sequence[int]) -> None:
+    """Refuse a covariance that the machine cannot hold, before memory is taken.
+
+    Args:
+        what: has the images.
+        shape: of one image.
+
+    Raises:
+        RequestError: it does not fit.
+    """
+    numbers = math.prod(shape)
+    needed, there = numbers**2 * _BYTES_PER_COVARIANCE, _memory()
+    if needed > there:
+        raise RequestError(
+            f"whitening {what} takes a matrix of {numbers:,} x {numbers:,} and {needed / 2**30:,.1f} GiB, and this "
+            f"machine has {there / 2**30:,.1f}: leave out --zca, or take smaller images"
         )
 
 

@@ -8,9 +8,10 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from datadistill.data.labelled import Labelled
-from datadistill.data.options import Options
-from datadistill.data.transforms import Normalization
+from datadistill.data.options import Options, check_room_to_whiten
+from datadistill.data.transforms import Normalization, Whitening
 from datadistill.errors import RequestError
+from datadistill.progress import Bar, quiet
 from datadistill.runtime import stream
 
 HELD_OUT_FRACTION = 0.1
@@ -22,7 +23,7 @@ class Split:
     """Labelled images, all on one device.
 
     Attributes:
-        images: normalised, as a network takes them.
+        images: normalised, and whitened where that was asked for, as a network takes them.
         labels: class indices.
         num_classes: how many classes there are, including any that this split lacks.
     """
@@ -124,6 +125,36 @@ class RealData:
     def image_size(self) -> int:
         """Height and width in pixels."""
         return self.train.images.shape[2]
+
+    @property
+    def is_whitened(self) -> bool:
+        """Whether its images went through ZCA."""
+        return self.normalization.zca is not None
+
+    @property
+    def options(self) -> Options:
+        """What `load` is asked besides `origin` to get it again."""
+        return Options(zca=self.is_whitened) if self.source is None else self.source.options
+
+    def whitened(self, bar: Bar = quiet) -> "RealData":
+        """The same data through ZCA, learned from the training split less the held-out slice alone.
+
+        Args:
+            bar: shows progress.
+
+        Raises:
+            RequestError: it is whitened already, or the matrix does not fit the machine.
+        """
+        if self.is_whitened:
+            raise RequestError(f"{self.name} is whitened already: whiten it once")
+        check_room_to_whiten(self.name, self.train.images.shape[1:])
+        zca = Whitening.learn(self.train.images, bar)
+        train, held_out, test = (
+            replace(split, images=zca.apply(split.images)) for split in (self.train, self.held_out, self.test)
+        )
+        source = self.source and replace(self.source, options=replace(self.source.options, zca=True))
+        normalization = replace(self.normalization, zca=zca)
+        return replace(self, train=train, held_out=held_out, test=test, normalization=normalization, source=source)
 
     def to(self, device: torch.device) -> "RealData":
         """The same data on a device."""

@@ -154,7 +154,9 @@ def _sizes(real: RealData, found: Splits) -> str:
 
 
 def _statistics(real: RealData) -> str:
-    mean, std = (" ".join(f"{value:.4f}" for value in values) for values in vars(real.normalization).values())
+    mean, std = (
+        " ".join(f"{value:.4f}" for value in values) for values in (real.normalization.mean, real.normalization.std)
+    )
     counts = real.train.counts
     low, high = int(counts.argmin()), int(counts.argmax())
     classes = f"{int(counts[low]):,} training images of each class"

@@ -1,23 +1,101 @@
 """From pixels to what a network is fed, and back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from datadistill.errors import DatadistillError
+from datadistill.progress import Bar, quiet
+
+_PIECE = 1000
+"""Images that are whitened at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Whitening:
+    """ZCA: flattened images become (x - mean) matrix, whose pixels are nearly uncorrelated and of deviation 1.
+
+    The matrix is U diag(1 / sqrt(S + eps)) U^T, where U diag(S) U^T is the covariance of normalised images.
+
+    Attributes:
+        mean: of the images it was learned from, flattened as [C, H, W].
+        matrix: symmetric.
+    """
+
+    mean: Float[Tensor, "d"]
+    matrix: Float[Tensor, "d d"]
+
+    EPS = 0.1
+    """What is added to the variances, so that directions without contrast are not blown up; the field's value."""
+
+    @classmethod
+    def learn(cls, images: Float[Tensor, "n c h w"], bar: Bar = quiet) -> "Whitening":
+        """From normalised images, with the eigenvectors of the covariance in float64."""
+        pieces = torch.split(images.flatten(1), _PIECE)
+        mean = torch.stack([piece.double().sum(0) for piece in pieces]).sum(0) / len(images)
+        covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=images.device)
+        with bar("whitening", len(pieces) + 1) as count:
+            for piece in pieces:
+                # Rounding in single precision is a million times smaller than `EPS`.
+                centred = piece - mean.to(piece)
+                covariance += centred.T @ centred
+                count()
+            # As kornia does: the unbiased estimate.
+            variances, directions = torch.linalg.eigh(covariance.div_(max(len(images) - 1, 1)))
+            count()
+        # Rounding leaves variances of zero a little below it.
+        scaled = directions * (variances.clamp_(min=0) + cls.EPS).rsqrt()
+        return cls(mean.float(), (scaled @ directions.T).float())
+
+    def apply(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """Whitened images of normalised ones."""
+        return self._mapped(images, -self.mean, self.matrix, torch.zeros_like(self.mean))
+
+    def invert(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """Normalised images of whitened ones.
+
+        Raises:
+            DatadistillError: the matrix has no inverse, which only one from a file can lack.
+        """
+        return self._mapped(images, torch.zeros_like(self.mean), self._inverse, self.mean)
+
+    @cached_property
+    def _inverse(self) -> Float[Tensor, "d d"]:
+        found, info = torch.linalg.inv_ex(self.matrix.double())
+        inverse: Tensor = found.float()
+        if int(info) != 0 or not bool(inverse.isfinite().all()):
+            raise DatadistillError("the images cannot be un-whitened: their ZCA matrix has no inverse")
+        return inverse
+
+    @staticmethod
+    def _mapped(
+        images: Float[Tensor, "n c h w"],
+        before: Float[Tensor, "d"],
+        matrix: Float[Tensor, "d d"],
+        after: Float[Tensor, "d"],
+    ) -> Float[Tensor, "n c h w"]:
+        before, matrix, after = (tensor.to(images) for tensor in (before, matrix, after))
+        pieces = [(piece + before) @ matrix + after for piece in torch.split(images.flatten(1), _PIECE)]
+        return torch.cat(pieces).view_as(images) if pieces else images.clone()
+
 
 @dataclass(frozen=True)
 class Normalization:
-    """Per-channel mean and standard deviation of pixels in [0, 1].
+    """Per-channel mean and standard deviation of pixels in [0, 1], and what comes after them.
 
     Attributes:
         mean: one number per channel.
         std: one number per channel, positive.
+        zca: whitens the normalised images, if anything does.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    zca: Whitening | None = field(default=None, repr=False)
 
     @classmethod
     def measure(cls, pixels: UInt8[Tensor, "n h w c"]) -> "Normalization":
@@ -37,12 +115,22 @@ class Normalization:
         """Normalised float32 images of 8-bit pixels."""
         images = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
         mean, std = self._tensors(images)
-        return images.sub_(mean).div_(std)
+        images.sub_(mean).div_(std)
+        return images if self.zca is None else self.zca.apply(images)
 
     def invert(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """Pixels of normalised images; in [0, 1] for real images, anywhere for learned ones."""
         mean, std = self._tensors(images)
-        return images * std + mean
+        return (images if self.zca is None else self.zca.invert(images)) * std + mean
+
+    def known(self) -> dict[str, Any]:
+        """JSON-ready: all but the numbers of the whitening."""
+        return {"mean": list(self.mean), "std": list(self.std)} | ({} if self.zca is None else {"zca": True})
+
+    @property
+    def by_channel(self) -> "Normalization":
+        """Mean and deviation alone."""
+        return Normalization(self.mean, self.std)
 
     def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean = torch.tensor(self.mean, dtype=like.dtype, device=like.device)

@@ -79,7 +79,7 @@ FORMATS = Registry(
             line="NumPy arrays with the provenance as JSON",
             suffix=".npz",
             loses="nothing",
-            holds=("batches", "rates", "rate", "soft labels", "initial weights", "provenance"),
+            holds=("batches", "rates", "rate", "soft labels", "initial weights", "provenance", "whitening"),
             write=write_npz,
             read=read_npz,
             recognises=lambda path: path.suffix == ".npz",
@@ -125,6 +125,8 @@ def export_to(distilled: DistilledData, name: str, path: str | Path) -> list[str
     info, path = FORMATS.get(name), Path(path)
     if path.exists():
         raise RequestError(f"there is something at {path} already: give another place with --out")
+    if distilled.provenance.normalization.zca is not None and "whitening" not in info.holds:
+        raise RequestError(f"the images are whitened (ZCA), and format {info.name} cannot say how: export them to npz")
     info.write(distilled, path)
     return info.lost(distilled)
 

@@ -72,7 +72,7 @@ class Usage:
             raise RequestError(f"rate is {self.rate:g}, but must be positive")
 
 
-HELD = ("batches", "rates", "rate", "soft labels", "initial weights", "provenance")
+HELD = ("batches", "rates", "rate", "soft labels", "initial weights", "provenance", "whitening")
 """What a format may hold beside images and hard labels; `rate` is one for all steps."""
 
 
@@ -244,6 +244,11 @@ def _normalized(info: FormatInfo, foreign: Foreign, real: RealData, usage: Usage
         check_shape((channels, height, width), real)
         return real.normalization.apply(foreign.pixels)
     check_shape(foreign.images.shape[1:], real)
+    if real.is_whitened:
+        raise RequestError(
+            f"images of format {info.name} do not say how they were whitened, and no other program has the matrix of "
+            f"{real.name} here: leave out --zca"
+        )
     theirs = usage.normalization or info.normalizations.get(real.name, real.normalization)
     if len(theirs.mean) != len(theirs.std) or len(theirs.mean) != real.in_channels:
         raise RequestError(

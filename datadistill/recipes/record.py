@@ -21,7 +21,7 @@ from datadistill.weights import KINDS
 RUN_DEFAULTS: dict[str, Any] = {
     **{"dataset": "mnist", "model": "lenet", "weights": "fixed-init", "scheme": "xavier", "pool": None, "ipc": None},
     **{"seed": 0, "device": "auto", "batch_norm": "refused", "attack": None, "iterations": None, "budget": None},
-    "trajectories": None,
+    **{"trajectories": None, "zca": False},
 }
 """What `distill` is asked besides method, outer loop and engine."""
 
@@ -307,6 +307,8 @@ class Recipe:
             raise RequestError(f"[method] is {self.method['name']}, which does not go with its [experts]")
         if run["iterations"] is None:
             raise RequestError("[run] has no iterations")
+        if run["zca"] and self.pool is not None:
+            raise RequestError("[run] has zca, which does not go with a [pool], whose networks know other images")
         own = run["weights"] == "fixed-pretrained" and has_own_weights(run["model"])
         if KINDS.get(run["weights"]).pretrained != (self.pool is not None or own):
             raise RequestError(f"[run] has weights {run['weights']}, which does not go with its [pool]")

@@ -302,6 +302,49 @@ def test_compared_with_baselines_and_the_full_dataset(place: str, capsys: pytest
     assert "add --protocol dc" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", [["--augment", "crop"], ["--rate", "0.1"], ["--augment", "none", "--epochs", "3"]])
+def test_baselines_are_judged_as_the_sets_are(
+    place: str, digits: dd.RealData, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    method = dd.methods.DD(steps=1, epochs=1, batch=64, networks=1)
+    common: dict[str, Any] = {"model": "mlp", "weights": "random-init", "iterations": 1, "device": "cpu"}
+    dd.distill(digits, method, **common, out="steps")
+    for one in (place, "steps"):
+        words = ["--protocol", "dc", "--baselines", "random,average", "--nets", "1", *flags]
+        assert main(["compare", one, *words, "--json"]) == 0
+        mine, *baselines = json.loads(capsys.readouterr().out)["results"]
+        assert [entry["settings"] for entry in baselines] == [mine["settings"]] * 2
+        given = dict(zip([flag[2:] for flag in flags[::2]], flags[1::2], strict=True))
+        assert {name: str(mine["settings"][name]) for name in given} == given
+
+
+def test_rows_that_are_judged_differently_say_so(
+    place: str, digits: dd.RealData, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datadistill.baselines.base._NETWORKS", 2)
+    common: dict[str, Any] = {"model": "mlp", "weights": "random-init", "iterations": 1, "device": "cpu"}
+    for steps in (1, 2):
+        method = dd.methods.DD(steps=steps, epochs=1, batch=64, networks=1)
+        dd.distill(digits, method, **common, ipc=2, out=f"steps-{steps}")
+    words = ["--baselines", "random", "--nets", "1", "--json"]
+    assert main(["compare", "steps-1", "steps-2", *words]) == 0
+    names = [entry["set"] for entry in json.loads(capsys.readouterr().out)["results"]]
+    assert names == ["steps-1", "steps-2", "random, 1 steps, 1 epochs", "random, 2 steps, 1 epochs"]
+    assert main(["compare", "steps-1", place, "--nets", "1"]) == 0
+    rows = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert " ".join(rows) == f"steps-1, steps of its own {place}, 20 epochs, rate 0.01, no augmentation"
+
+
+def test_the_baseline_command_needs_no_steps_for_protocol_dc(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--dataset", "digits", "--model", "mlp", "--weights", "random-init", "--protocol", "dc", "--nets", "1"]
+    for ipc in ([], ["--ipc", "1"]):
+        out = "".join(["one", *ipc])
+        assert main(["baseline", *words, *ipc, "--out", out]) == 0
+        data = dd.load_distilled(out)
+        assert (len(data.labels), condensation_for(data)) == (10, Condensation())
+    assert "random: 10 images, protocol dc: 300 epochs" in capsys.readouterr().out
+
+
 def test_several_networks_in_one_table(place: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--models", "mlp,ConvNetD1W16", "--nets", "2", "--protocol", "dc", "--epochs", "2"]
     assert main(["evaluate", place, *words]) == 0
