@@ -85,10 +85,12 @@ def test_the_main_result_beats_the_paper(mnist: dd.RealData) -> None:
 
 @pytest.mark.slow
 def test_its_recipe_begins_as_recorded(tmp_path: Path) -> None:
-    """The recorded command, stopped after its first looks, learns as fast as the card's run did."""
-    folder = ROOT / "gallery" / "mnist-fixed-10"
-    words = dd.load_distilled(folder).provenance.recipe.split()[1:]
-    more = ["--iterations", "300", "--outer-look-every", "100", "--out", str(tmp_path / "run")]
-    assert main([*words, *more]) == 0
+    """What the card's command distils, stopped after its first looks, learns as fast as the card's run did."""
+    assert dd.load_distilled(ROOT / "gallery" / "mnist-fixed-10").provenance.recipe.split()[1:3] == [
+        "reproduce",
+        "mnist-fixed-10",
+    ]
+    words = ["distill", "--recipe", "mnist-fixed-10", "--iterations", "300", "--outer-look-every", "100"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
     looks = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert looks[-1]["held_out_accuracy"] > 0.75
