@@ -67,7 +67,16 @@ ROWS = [
     Row("dc", METHODS.get("dc").build(SMALL | LOOPS), "random-init", 2, 60, "-loops", SMALL_NET, sgd(1.0), 1.0),
     Row("dsa", METHODS.get("dsa").build(SMALL | MOVED), "random-init", 2, 60, "", SMALL_NET, sgd(3.0), 0.9),
     Row("dm", METHODS.get("dm").build({"batch": 16, "augment": "none"}), "random-init", 2, 60, "", "mlp", sgd(10.0)),
-    Row("mtt", METHODS.get("mtt").build(EXPERTS), "random-init", 1, 120, "", SMALL_NET, replace(OUTER, look_every=60)),
+    Row(
+        "mtt",
+        METHODS.get("mtt").build(EXPERTS),
+        "random-init",
+        1,
+        120,
+        "",
+        "ConvNetD1W16",
+        replace(OUTER, look_every=60),
+    ),
 ]
 
 table = pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.name}-{row.weights}{row.variant}")
