@@ -53,6 +53,7 @@ def reproduce(
     seed: int = 0,
     device: str = "auto",
     resume: bool = False,
+    baselines: bool = True,
     watch: Callable[[], AbstractContextManager[Reporter]] = lambda: nullcontext(Silent()),
     bar: Bar = quiet,
     say: Callable[[str], None] = lambda text: None,
@@ -70,6 +71,7 @@ def reproduce(
         seed: of all randomness.
         device: `auto`, `cpu`, `cuda` or `mps`.
         resume: go on with what `out` holds.
+        baselines: judge the recipe's too; without them, which may take longest, it is another shorter form.
         watch: gives whoever is told how one run is doing, such as `Progress`.
         bar: shows progress of everything else.
         say: called with a sentence worth reading.
@@ -101,14 +103,14 @@ def reproduce(
         changes["trajectories"] = get_trajectories(recipe, recipe.experts, place, real, device=device, say=say, bar=bar)
     command = f"{recipe.command} --seed {seed}"
     command += "".join(f" --{name} {value}" for name, value in length.items() if value is not None)
-    work = _Work(recipe, real.to(on), pool, nets, changes, folder, command, watch, bar, say)
+    work = _Work(recipe, real.to(on), pool, nets, baselines, changes, folder, command, watch, bar, say)
     try:
         lines = work.lines()
     except KeyboardInterrupt:
         raise Interrupted("interrupted; what is finished is kept", folder) from None
     if recipe.sweep is not None:
         save_sweep(recipe.sweep.axis, [(line.name, line.accuracy) for line in lines], folder / CURVE_NAME)
-    shortened = _shortened(recipe, nets, iterations, budget)
+    shortened = _shortened(recipe, nets, iterations, budget, baselines)
     threads = RunFolder(work.place(recipe.points[0])).settings().threads
     return Verdict(recipe, tuple(lines), shortened, seed, on.type, threads, folder)
 
@@ -130,8 +132,10 @@ def _check_folder(folder: Path, asked: dict[str, Any], resume: bool) -> None:
             raise RequestError(f"the experiment in {folder} has {name} {there}, but {value} is asked for")
 
 
-def _shortened(recipe: Recipe, nets: int | None, iterations: int | None, budget: float | str | None) -> str:
-    """In what a request is another length than its recipe, or judged by fewer networks, in words."""
+def _shortened(
+    recipe: Recipe, nets: int | None, iterations: int | None, budget: float | str | None, baselines: bool
+) -> str:
+    """In what a request is less than its recipe, in words."""
     parts, full = [], sorted({recipe.settings(point)["run"]["iterations"] for point in recipe.points})
     length = f"instead of {' or '.join(f'{number:,}' for number in full)}"
     if iterations is not None and [iterations] != full:
@@ -142,6 +146,8 @@ def _shortened(recipe: Recipe, nets: int | None, iterations: int | None, budget:
     several = any(recipe.settings(point)["run"]["weights"].startswith("random") for point in recipe.points)
     if several and nets is not None and nets < wanted:
         parts.append(f"{nets} networks instead of {wanted}")
+    if recipe.baselines and not baselines:
+        parts.append("no baselines")
     return ", ".join(parts)
 
 
@@ -154,6 +160,7 @@ class _Work:
         real: the dataset, on the device.
         pool: of trained networks, where the recipe has one.
         nets: to judge by.
+        baselines: whether the recipe's are judged too.
         changes: of the recipe's [run]: seed, device, length.
         folder: takes runs and results.
         command: to record.
@@ -166,6 +173,7 @@ class _Work:
     real: RealData
     pool: Pool | None
     nets: int | None
+    baselines: bool
     changes: dict[str, Any]
     folder: Path
     command: str
@@ -180,7 +188,7 @@ class _Work:
             points = [self._sets()]
         else:
             points = [self._once(point.label or OWN, partial(self._point, point)) for point in self.recipe.points]
-        names = self.recipe.baselines
+        names = self.recipe.baselines if self.baselines else ()
         return points + [self._once(f"baseline {name}", partial(self._baseline, name)) for name in names]
 
     def _sets(self) -> Line:

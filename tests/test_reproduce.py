@@ -95,6 +95,20 @@ def test_pass_is_exit_code_0(ship: Callable[[Recipe], None], capsys: pytest.Capt
     assert load_measured(Path("measured.json")) == {}, "only --record records"
 
 
+def test_without_baselines_there_is_no_verdict(
+    ship: Callable[[Recipe], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ship(PLAIN)
+    assert main(["reproduce", "digits-plain", "--no-baselines"]) == 0
+    out = capsys.readouterr().out
+    assert "no baselines" in out.splitlines()[-1]
+    assert "baseline random" not in out
+    assert main(["reproduce", "digits-plain", "--no-baselines", "--record", "--resume"]) == 2
+    assert "leave out --iterations, --budget, --nets and --no-baselines" in capsys.readouterr().err
+    assert main(["reproduce", "digits-plain", "--resume"]) == 0, "they can be judged later"
+    assert "baseline random" in capsys.readouterr().out
+
+
 def test_fail_is_exit_code_1(ship: Callable[[Recipe], None], capsys: pytest.CaptureFixture[str]) -> None:
     ship(replace(PLAIN, expect=replace(PLAIN.expect, accuracy=(0.999, 1.0)), baselines=()))
     assert main(["reproduce", "digits-plain", "--json"]) == 1

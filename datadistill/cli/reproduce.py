@@ -23,8 +23,9 @@ Run an experiment from its recipe: make the pool of trained networks it starts f
 distil, judge on networks that distilling never saw, judge baselines beside it, and
 say whether all is as expected (exit code 0) or not (1).
 
---iterations and --budget try a shorter form, which gets no verdict; --full takes the
-published one, where the recipe is smaller so that a laptop can run it.
+--iterations, --budget, fewer --nets and --no-baselines try a shorter form, which gets
+no verdict; --full takes the published one, where the recipe is smaller so that a
+laptop can run it.
 
 examples:
   datadistill reproduce --list
@@ -50,6 +51,7 @@ def add_flags(parser: Parser) -> None:
     )
     parser.add_argument("--iterations", type=positive_int, metavar="N", help="outer steps (default: the recipe's)")
     parser.add_argument("--budget", metavar="TIME", help="wall clock instead of iterations, such as 90s or 5m")
+    parser.add_argument("--no-baselines", action="store_true", help="judge only what was distilled")
     parser.add_argument(
         "--record", action="store_true", help="for developers: keep what a full run gave in the package, for --list"
     )
@@ -65,8 +67,9 @@ def run(arguments: argparse.Namespace) -> None:
     recipe = recipes().get(arguments.id)
     if arguments.full:
         recipe = recipe.in_full()
-    if arguments.record and not (arguments.iterations is arguments.budget is arguments.nets is None):
-        raise RequestError("--record takes a run in full: leave out --iterations, --budget and --nets")
+    shorter = arguments.no_baselines or not (arguments.iterations is arguments.budget is arguments.nets is None)
+    if arguments.record and shorter:
+        raise RequestError("--record takes a run in full: leave out --iterations, --budget, --nets and --no-baselines")
     verdict = reproduce(
         recipe,
         arguments.out or Path("runs") / f"reproduce-{recipe.name}",
@@ -78,6 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         device=arguments.device,
         resume=arguments.resume,
+        baselines=not arguments.no_baselines,
         watch=Progress,
         bar=counting,
         say=say,
