@@ -48,6 +48,7 @@ ORDER = [
     "recipes",
     "jobs",
     "verdict",
+    "experiment",
     "reproduce",
     "cli",
 ]

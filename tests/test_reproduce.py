@@ -200,7 +200,7 @@ def test_an_interrupted_run_goes_on(
         def stop(*given: object, **named: object) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr("datadistill.reproduce.evaluate_sets", stop)
+        patch.setattr("datadistill.experiment.evaluate_sets", stop)
         assert main(["reproduce", "digits-plain", "--out", "out"]) == 130
     assert "reproduce digits-plain --out out --resume" in capsys.readouterr().err
     assert list(json.loads(Path("out/results.json").read_text())) == ["these images"]
