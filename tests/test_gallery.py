@@ -45,11 +45,13 @@ def test_evaluate_prints_the_accuracy_of_the_card(
     printed = re.search(r"test accuracy \| \*\*([\d.]+)(?: ± [\d.]+)? %\*\*", (folder / "README.md").read_text())
     assert printed is not None
     assert float(printed[1]) == pytest.approx(100 * said[0], abs=0.06)
-    nets = next(score["nets"] for score in data.provenance.scores if score["split"] == "test")
+    nets, spread = next(
+        (score["nets"], score["accuracy"]["std"] or 0.0) for score in data.provenance.scores if score["split"] == "test"
+    )
     few = 1 if data.is_condensed else min(nets, 20)  # protocol dc trains a network for minutes
     assert main(["evaluate", str(folder), "--json", "--nets", str(few)]) == 0
     found = json.loads(capsys.readouterr().out)["results"][0]["accuracy"]["mean"]
-    tolerance = TOLERANCE if few == nets else 0.02  # a few of the card's networks
+    tolerance = TOLERANCE if few == nets else max(0.02, 3 * spread)  # a few of the card's networks
     assert found == pytest.approx(said[0], abs=tolerance)
 
 

@@ -28,7 +28,7 @@ def predicted_and_measured(method: DD, asked: Problem) -> tuple[int, int]:
     start = method.start(asked, stream(0))
     method.gradient(start, asked, {}, stream(0), 0.0)
     peaks = []
-    for _ in range(3):  # Two threads need not be at their peaks at the same moment.
+    for _ in range(3):  # Two threads need not be at their peaks at once.
         with LiveBytes() as memory:
             method.gradient(start, asked, {}, stream(0), 0.0)
         peaks.append(memory.peak)
@@ -50,7 +50,8 @@ def test_peak_memory(model: str, method: DD, storage: Any, threads: int, mnist: 
     torch.set_num_threads(threads)
     asked = problem(mnist, model, "random-init", 2, Engine(storage=storage))
     predicted, measured = predicted_and_measured(method, asked)
-    assert 0.75 < predicted / measured < 1.5
+    # On a busy machine two threads may never be at work together: then the peak is that of one.
+    assert 0.75 < predicted / measured < 1.5 * threads
 
 
 def test_memory_grows_with_positions_or_with_their_root(mnist: dd.RealData) -> None:
