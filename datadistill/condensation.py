@@ -22,6 +22,8 @@ from datadistill.inner.functional import Labels, Network, Weights
 from datadistill.training import Training, train
 
 EPOCHS, EPOCHS_AUGMENTED = 300, 1000
+TAKES_LEARNED = "takes_learned_rate"
+"""In `inner`: whether networks are trained at the rate that the data learned, as without this, or at the one said."""
 
 _FALLS_TO = 0.1
 _ALWAYS = {"optimizer": "sgd", "loss": "cross-entropy"}
@@ -121,8 +123,8 @@ def condensation_for(
 ) -> Condensation:
     """How networks are trained on some data by protocol `dc`.
 
-    Data that was made for the protocol says so itself, and may have learned one rate; all other data gets the paper's
-    settings.
+    Data that was made for the protocol says so itself, and may ask for the one rate that it learned; all other data
+    gets the paper's settings.
 
     Args:
         distilled: the data.
@@ -135,8 +137,11 @@ def condensation_for(
     """
     own = Condensation()
     if distilled.is_condensed:
-        own = read_inner(distilled.provenance.inner)
-        if distilled.learning_rates is not None:
+        inner = distilled.provenance.inner
+        own, takes_learned = read_inner(inner), inner.get(TAKES_LEARNED, True)
+        if not isinstance(takes_learned, bool):
+            raise RequestError(f"{TAKES_LEARNED} of protocol dc is {takes_learned!r}, but must be true or false")
+        if takes_learned and distilled.learning_rates is not None:
             own = replace(own, rate=float(distilled.learning_rates[0]))
     return changed(own, epochs=epochs, augment=augment, rate=rate)
 

@@ -27,6 +27,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from datadistill.augment import parse_augmentation
+from datadistill.condensation import TAKES_LEARNED
 from datadistill.distilled import DistilledData
 from datadistill.errors import RequestError
 from datadistill.inner.engine import Engine
@@ -61,6 +62,9 @@ class MTT:
         images: what the images start from: `real` images, `noise`, `mean` (class means), or `kmeans` (cluster centres).
         augment: how distilled images are changed in each step: one of these parts for the batch, each image by draws of
             its own; `none` for none. As the experts were trained, as a rule.
+        trained_at: learning rate at which networks are trained on the result by protocol `dc`; 0 takes the one that was
+            learned, as the authors do. The student's few steps are plain, those of the protocol are many and with
+            momentum: what the images bear there may be less.
         derivative: `exact` through all steps, or `tesla`, an approximation that leaves out what a step does to later
             gradients.
     """
@@ -72,14 +76,16 @@ class MTT:
     inner_batch: int = 0
     images: Literal["noise", "mean", "real", "kmeans"] = "real"
     augment: str = DSA_STRATEGY
+    trained_at: float = 0.0
     derivative: Literal["exact", "tesla"] = "exact"
 
     def __post_init__(self) -> None:
         for name, least in (("student_steps", 0), ("expert_epochs", 1), ("max_start_epoch", -1), ("inner_batch", 0)):
             if getattr(self, name) < least:
                 raise RequestError(f"{name} is {getattr(self, name)}, but must be at least {least}")
-        if not 0 <= self.learning_rate < 1e30:
-            raise RequestError(f"the learning rate is {self.learning_rate}, but must be finite and not negative")
+        for name in ("learning_rate", "trained_at"):
+            if not 0 <= getattr(self, name) < 1e30:
+                raise RequestError(f"{name} is {getattr(self, name)}, but must be finite and not negative")
         if self.derivative not in ("exact", "tesla"):
             raise RequestError(f"the derivative is {self.derivative}, but must be exact or tesla")
         parse_augmentation(self.augment)
@@ -128,7 +134,11 @@ class MTT:
             raise RequestError("method mtt learns what experts learned: an attack needs method dd")
         images = first_images(self.images, problem, generator)
         data = judged_by_protocol(problem, images, self.name, options_of(chosen), self.augment)
-        return replace(data, learning_rates=torch.tensor([chosen.learning_rate], device=problem.device))
+        rates = torch.tensor([chosen.learning_rate], device=problem.device)
+        inner = data.provenance.inner
+        if self.trained_at > 0:
+            inner = inner | {"rate": self.trained_at, TAKES_LEARNED: False}
+        return replace(data, learning_rates=rates, provenance=replace(data.provenance, inner=inner))
 
     def gradient(
         self,

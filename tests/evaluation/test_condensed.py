@@ -135,6 +135,9 @@ def test_settings_of_the_data_and_of_the_caller(problem: Problem) -> None:
     assert condensation_for(dsa) == Condensation(epochs=900, augment="flip", rate=0.25)
     assert condensation_for(dsa, augment="crop").epochs == 900
     assert condensation_for(dsa, augment="none", rate=0.5) == Condensation(rate=0.5)
+    inner = dsa.provenance.inner | {"rate": 0.125, "takes_learned_rate": False}
+    said = replace(dsa, provenance=replace(dsa.provenance, inner=inner))
+    assert condensation_for(said).rate == 0.125
 
 
 def test_augmentation_is_used(digits: dd.RealData, data: dd.DistilledData) -> None:
@@ -157,6 +160,7 @@ def test_augmentation_is_used(digits: dd.RealData, data: dd.DistilledData) -> No
         ({"augment": "turn"}, "augmentation"),
         ({"optimizer": "adam"}, "made with 'adam'"),
         ({"loss": None}, "made with None"),
+        ({"takes_learned_rate": 1}, "must be true or false"),
     ],
     ids=str,
 )

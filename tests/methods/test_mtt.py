@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 import datadistill as dd
 from datadistill.checking import check_hypergradient
+from datadistill.condensation import condensation_for
 from datadistill.errors import RequestError
 from datadistill.inner import Network, predict
 from datadistill.methods import Problem, make_problem
@@ -137,7 +138,7 @@ def test_without_trajectories_one_sentence_says_how_to_make_them(digits: dd.Real
 
 @pytest.mark.parametrize(
     "change", [{"student_steps": -1}, {"expert_epochs": 0}, {"max_start_epoch": -2}, {"inner_batch": -1},
-               {"learning_rate": -0.1}, {"augment": "spin"}]
+               {"learning_rate": -0.1}, {"trained_at": -1.0}, {"augment": "spin"}]
 )  # fmt: skip
 def test_impossible_hyper_parameters_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(RequestError):
@@ -178,6 +179,19 @@ def test_a_result_says_where_its_experts_come_from(
     other = replace(trajectories, facts=replace(trajectories.facts, seed=1))
     with pytest.raises(RequestError, match="other settings: trajectories_digest"):
         dd.distill(digits, method, **options, trajectories=other, iterations=2, resume=True)
+
+
+@pytest.mark.parametrize(("trained_at", "rate"), [(0.0, 0.02), (0.005, 0.005)])
+def test_networks_are_trained_at_the_learned_rate_or_at_another(
+    digits: dd.RealData, trajectories: dd.Trajectories, trained_at: float, rate: float, tmp_path: Path
+) -> None:
+    method = dd.methods.MTT(**SMALL | {"learning_rate": 0.02, "trained_at": trained_at})
+    start = method.start(problem(digits, trajectories), stream(0))
+    start.save(tmp_path / "a.safetensors")
+    back = dd.load_distilled(tmp_path / "a.safetensors")
+    assert back.learning_rates is not None
+    assert back.learning_rates.tolist() == pytest.approx([0.02])
+    assert condensation_for(back).rate == pytest.approx(rate)
 
 
 def test_the_check_passes_and_turns_the_approximation_off(digits: dd.RealData, trajectories: dd.Trajectories) -> None:
