@@ -44,15 +44,16 @@ def add_flags(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     native.build()
     method, problem = problem_of(arguments, {})
+    network = problem.on(getattr(method, "matched_on", "same")).network
     demand, image = method.demand(problem), problem.real.train.images[:1]
-    chosen = predict(problem.network, image, demand, problem.engine)
+    chosen = predict(network, image, demand, problem.engine)
     others = []
     for storage in _STORAGES if problem.engine.storage == "auto" else ():
         if storage == chosen.engine.storage:
             others.append(chosen)
         elif storage != "offload" or problem.device.type != "cpu":
             try:
-                others.append(predict(problem.network, image, demand, replace(problem.engine, storage=storage)))
+                others.append(predict(network, image, demand, replace(problem.engine, storage=storage)))
             except RequestError:
                 continue  # this storage does not go with the product or the execution that was asked for
     disk = _disk(method.start(problem, stream(problem.seed, "start")))

@@ -87,6 +87,25 @@ class Problem:
             self._augmented[augment] = replace(self.network, augment=changed)
         return self._augmented[augment]
 
+    def on(self, model: str) -> "Problem":
+        """The same for another network, with initial weights drawn alike; `same` is this one.
+
+        Raises:
+            RequestError: there is no such network, or the weights are not drawn.
+        """
+        if model.strip().lower() == "same":
+            return self
+        key = ("on", model)
+        if key not in self.kept:
+            if self.kind != "random-init":
+                raise RequestError(f"weights are {self.kind}, those of {self.model}: another network has none of them")
+            module = create_model(model, self.real).to(self.real.train.images)  # `check` has them in float64
+            network = make_network(module, self.batch_norm)
+            starts = KINDS.get(self.kind).make(network, self.scheme, self.seed, None)
+            self.kept[key] = replace(self, network=network, model=model_name(model), starts=starts)
+        other: Problem = self.kept[key]
+        return other
+
     @cached_property
     def features(self) -> Network:
         """The network without its last linear layer; called with the weights of the whole."""

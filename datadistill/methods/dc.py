@@ -12,6 +12,7 @@ Where this differs from the authors' code:
     - how often a network is matched, and how long it is trained in between, is known to them for 1, 10, 20, 30, 40 and
       50 images per class; other numbers are interpolated here;
     - several classes can be matched together;
+    - gradients can be matched on another network than the one that the result is for;
     - the choice of the best look is made on held-out training data, theirs is the last.
 """
 
@@ -52,6 +53,8 @@ class DC:
         augment: the transformations of which one is drawn for each matching, with `_` between them; `none` is DC.
         trained_with: the transformations of which one is drawn for each batch when a network is trained on the result;
             `same` takes those of `augment`. The authors of DC judge MNIST with some and everything else without.
+        matched_on: the network whose gradients are matched, by name, such as a narrower and so faster one of the same
+            family; `same` is the one that the result is for.
         matches: outer steps for which one network is used; 0 takes as many as the authors for these images per class.
         inner_epochs: of training on the distilled images between two of them; 0 as `matches`.
         learning_rate: of that training.
@@ -63,6 +66,7 @@ class DC:
     images: Literal["noise", "mean", "real", "kmeans"] = "noise"
     augment: str = "none"
     trained_with: str = "same"
+    matched_on: str = "same"
     matches: int = 0
     inner_epochs: int = 0
     learning_rate: float = 0.01
@@ -98,6 +102,7 @@ class DC:
 
     def start(self, problem: Problem, generator: torch.Generator) -> DistilledData:
         """Images of every class and hard labels; the learning rates are the protocol's."""
+        problem.on(self.matched_on)  # refused before a run, not in it
         images = first_images(self.images, problem, generator)
         return judged_by_protocol(problem, images, self.name, options_of(self), self._trained_with)
 
@@ -123,6 +128,7 @@ class DC:
         progress: float,
     ) -> Outcome:
         """The distance between the gradients of distilled and real images, over all classes, and its derivative."""
+        problem = problem.on(self.matched_on)
         weights, done = self._network(distilled, problem, state, generator)
         pairs = [self._pair(distilled, problem, group, generator) for group in self._groups(problem)]
 

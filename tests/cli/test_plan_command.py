@@ -30,6 +30,17 @@ def test_json_follows_the_limit(capsys: pytest.CaptureFixture[str]) -> None:
     assert document["seconds"] == pytest.approx(document["chosen"]["seconds"] * document["iterations"])
 
 
+def test_a_narrower_network_to_match_on_takes_less(capsys: pytest.CaptureFixture[str]) -> None:
+    peaks = []
+    for flags in ([], ["--matched-on", "convnetD1W16"]):
+        words = ["plan", "--dataset", "digits", "--method", "dc", "--model", "convnetD1W64", "--ipc", "2", *flags]
+        assert main([*words, "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document["model"] == "convnetd1w64"
+        peaks.append(document["chosen"]["peak_bytes"])
+    assert peaks[1] < peaks[0] / 2
+
+
 def test_the_disk_it_predicts_is_the_disk_a_run_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--dataset", "digits", "--model", "mlp"]
     assert main(["plan", *flags, "--json"]) == 0

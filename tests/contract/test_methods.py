@@ -66,6 +66,16 @@ ROWS = [
     Row("dc", METHODS.get("dc").build({"batch": 16}), "random-init", 1, 90, "", SMALL_NET, sgd(1.0)),
     Row("dc", METHODS.get("dc").build(SMALL | LOOPS), "random-init", 2, 60, "-loops", SMALL_NET, sgd(1.0), 1.0),
     Row("dsa", METHODS.get("dsa").build(SMALL | MOVED), "random-init", 2, 60, "", SMALL_NET, sgd(3.0), 0.9),
+    Row(
+        "dc",
+        METHODS.get("dc").build({"batch": 16, "matched_on": "ConvNetD1W4"}),
+        "random-init",
+        1,
+        90,
+        "-matched-on",
+        SMALL_NET,
+        sgd(1.0),
+    ),
     Row("dm", METHODS.get("dm").build({"batch": 16, "augment": "none"}), "random-init", 2, 60, "", "mlp", sgd(10.0)),
     Row(
         "mtt",

@@ -88,6 +88,26 @@ def test_networks_may_be_trained_with_other_augmentation(digits: dd.RealData) ->
         assert (inner["augment"], inner["epochs"]) == (augment, epochs)
 
 
+def test_gradients_may_be_matched_on_another_network(digits: dd.RealData) -> None:
+    method = METHODS.get("dc").build({"batch": 8, "matched_on": "ConvNetD1W4", "matches": 2, "inner_epochs": 1})
+    narrow = METHODS.get("dc").build({"batch": 8, "matches": 2, "inner_epochs": 1})
+    here, there = problem(digits), problem(digits, model="ConvNetD1W4")
+    data = method.start(here, stream(0))
+    assert data.provenance.model == here.model
+    mine, theirs = {}, {}
+    for step in range(2):  # the second step trains the network
+        found = method.gradient(data, here, mine, stream(1, step), 0.0)
+        wanted = narrow.gradient(data, there, theirs, stream(1, step), 0.0)
+        assert torch.equal(found.gradients.images, wanted.gradients.images)
+        mine, theirs = found.state, wanted.state
+
+
+def test_another_network_has_none_of_the_fixed_weights(digits: dd.RealData) -> None:
+    method = METHODS.get("dc").build({"matched_on": "ConvNetD1W4"})
+    with pytest.raises(RequestError, match="another network"):
+        method.start(problem(digits, weights="fixed-init"), stream(0))
+
+
 def test_names_say_whether_there_is_augmentation() -> None:
     assert METHODS.get("dc").build({}).name == "dc"
     assert METHODS.get("dsa").build({}).name == "dsa"
