@@ -162,14 +162,16 @@ def get_trajectories(
         RequestError: others are there.
         Interrupted: Ctrl-C; experts that are finished are kept, and the next call goes on with them.
     """
-    run, training = recipe.settings()["run"], asked.training
-    path = folder / asked.folder_name(run["dataset"], run["model"])
+    settings, training = recipe.settings(), asked.training
+    run, matched_on = settings["run"], settings["method"].get("matched_on", "same")
+    model = run["model"] if matched_on == "same" else matched_on
+    path = folder / asked.folder_name(run["dataset"], model)
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in training.known().items())
     with bar(f"training {asked.count} experts", asked.count * training.epochs) as count:
         return make_trajectories(
             real,
             path,
-            model=run["model"],
+            model=model,
             scheme=run["scheme"],
             experts=asked.count,
             training=training,
@@ -177,7 +179,7 @@ def get_trajectories(
             seed=asked.seed,
             device=device,
             resume=path.exists(),
-            command=f"datadistill pretrain --trajectories --dataset {run['dataset']} --model {run['model']} "
+            command=f"datadistill pretrain --trajectories --dataset {run['dataset']} --model {model} "
             f"--scheme {run['scheme']} --nets {asked.count} {options} --seed {asked.seed}",
             say=say,
             count=count,

@@ -157,7 +157,10 @@ class Trajectories:
         check_normalization(mine.normalization, real, what)
         check_whitened(mine.zca, real, f"{what} images")
         if not same_model(mine.model, model):
-            raise RequestError(f"the trajectories are those of {mine.model}, but the network here is {model}")
+            raise RequestError(
+                f"the trajectories are those of {mine.model}, but the network here is {model}: to match them all the "
+                f"same, add --matched-on {mine.model}"
+            )
         if any(getattr(layer, "track_running_stats", False) for layer in network.module.modules()):
             raise RequestError("trajectories hold no running statistics: choose --batch-norm batch, also for experts")
         expected = {name: tuple(weight.shape) for name, weight in network.module.named_parameters()}

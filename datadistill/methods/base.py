@@ -192,7 +192,6 @@ def make_problem(
         pool.check_fits(network, model_name(model), real)
         scheme = pool.facts.scheme
     elif trajectories is not None:
-        trajectories.check_fits(network, model_name(model), real)
         scheme = trajectories.facts.scheme
     elif kind.name == "fixed-pretrained" and not has_own_weights(model):
         raise RequestError(

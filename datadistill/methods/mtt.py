@@ -14,7 +14,8 @@ Where this differs from the authors' code:
     - the learning rate is positive, by learning its logarithm; theirs may turn negative;
     - experts' weights are kept in half precision and read from the disk as they are needed;
     - experts never see the held-out slice of the training split, by which a run is judged; theirs is judged on test
-      images.
+      images;
+    - experts and students can be another network than the one that the result is for.
 """
 
 import itertools
@@ -62,6 +63,8 @@ class MTT:
         images: what the images start from: `real` images, `noise`, `mean` (class means), or `kmeans` (cluster centres).
         augment: how distilled images are changed in each step: one of these parts for the batch, each image by draws of
             its own; `none` for none. As the experts were trained, as a rule.
+        matched_on: the network of the experts and of the students, by name, such as a narrower and so faster one of the
+            same family; `same` is the one that the result is for.
         trained_at: learning rate at which networks are trained on the result by protocol `dc`; 0 takes the one that was
             learned, as the authors do. The student's few steps are plain, those of the protocol are many and with
             momentum: what the images bear there may be less.
@@ -76,6 +79,7 @@ class MTT:
     inner_batch: int = 0
     images: Literal["noise", "mean", "real", "kmeans"] = "real"
     augment: str = DSA_STRATEGY
+    matched_on: str = "same"
     trained_at: float = 0.0
     derivative: Literal["exact", "tesla"] = "exact"
 
@@ -124,6 +128,8 @@ class MTT:
                 f"method mtt is for networks that start untrained, but the initial weights are {problem.kind}: "
                 "choose --weights random-init"
             )
+        matched = problem.on(self.matched_on)
+        _trajectories(problem).check_fits(matched.network, matched.model, problem.real)
         forward = problem.engine.product == "forward" or problem.engine.execution == "compiled"
         if forward and any(part.moves for part in parse_augmentation(self.augment)):
             raise RequestError(
@@ -150,6 +156,7 @@ class MTT:
     ) -> Outcome:
         """How far a student ends from an expert, by the expert's own way (equation 2), and its derivative."""
         assert distilled.learning_rates is not None
+        problem = problem.on(self.matched_on)
         chosen, trajectories = self.settled(problem), _trajectories(problem)
         expert = trajectories.experts[int(torch.randint(len(trajectories), (), generator=generator))]
         epoch = int(torch.randint(chosen.max_start_epoch + 1, (), generator=generator))

@@ -125,7 +125,7 @@ class PoolRecipe:
 class ExpertsRecipe:
     """The trajectories that a recipe of method `mtt` matches: what `pretrain --trajectories` is asked.
 
-    The experts are networks of the recipe's own kind, trained on its own dataset.
+    The experts are networks of the recipe's own kind, or of the one that it matches on, trained on its own dataset.
 
     Attributes:
         count: how many experts.

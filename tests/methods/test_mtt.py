@@ -146,17 +146,31 @@ def test_impossible_hyper_parameters_are_refused(change: dict[str, Any]) -> None
 
 
 def test_other_experts_are_refused(digits: dd.RealData, trajectories: dd.Trajectories) -> None:
+    def start(asked: Problem) -> None:
+        dd.methods.MTT(**SMALL).start(asked, stream(0))
+
     for changes, sentence in (
-        ({"model": "mlp"}, "but the network here is mlp"),
+        ({"model": "mlp"}, "but the network here is mlp: .* add --matched-on convnetd1w16"),
         ({"model": "ConvNetD1W8"}, "but the network here is convnetd1w8"),
     ):
         with pytest.raises(RequestError, match=sentence):
-            problem(digits, trajectories, **changes)
+            start(problem(digits, trajectories, **changes))
     darker = replace(digits.normalization, mean=(0.1,))
     with pytest.raises(RequestError, match="the trajectories' normalisation"):
-        problem(replace(digits, normalization=darker), trajectories)
+        start(problem(replace(digits, normalization=darker), trajectories))
     with pytest.raises(RequestError, match="the trajectories' classes"):
-        problem(replace(digits, classes=tuple("abcdefghij")), trajectories)
+        start(problem(replace(digits, classes=tuple("abcdefghij")), trajectories))
+
+
+def test_students_may_be_of_another_network(digits: dd.RealData, trajectories: dd.Trajectories) -> None:
+    same, other = dd.methods.MTT(**SMALL), dd.methods.MTT(**SMALL, matched_on=MODEL)
+    wide = problem(digits, trajectories, model="ConvNetD1W32")
+    start = other.start(wide, stream(0))
+    assert start.provenance.model == "convnetd1w32"
+    found = other.gradient(start, wide, {}, stream(1), 0.0)
+    wanted = same.gradient(start, problem(digits, trajectories), {}, stream(1), 0.0)
+    assert torch.equal(found.gradients.images, wanted.gradients.images)
+    assert found.gradients.learning_rates == wanted.gradients.learning_rates
 
 
 def test_a_result_says_where_its_experts_come_from(
