@@ -28,7 +28,7 @@ from datadistill.runtime import resolve_device, stream, versions
 from datadistill.signals import StopRequest
 from datadistill.training import Training, train
 
-MAX_GB = 2.0
+NETS, RESERVED, MAX_GB = 50, 10, 2.0
 
 
 def make_pool(
@@ -37,9 +37,10 @@ def make_pool(
     *,
     model: str | ModelFactory = "lenet",
     scheme: str = "xavier",
-    nets: int = 50,
-    reserved: int = 10,
+    nets: int | None = None,
+    reserved: int | None = None,
     training: Training | None = None,
+    start: Pool | str | Path | None = None,
     batch_norm: str = "refused",
     seed: int = 0,
     device: str = "auto",
@@ -60,9 +61,11 @@ def make_pool(
         out: the file.
         model: the network, by name or as a function that returns a `torch.nn.Module`.
         scheme: how weights before training are drawn, one of `models.SCHEMES`.
-        nets: how many networks.
-        reserved: how many of them are for judging only.
+        nets: how many networks; 50 without it.
+        reserved: how many of them are for judging only; 10 without it.
         training: epochs, rate and batch; `Training()` without one.
+        start: another pool, or its file, such as of networks that know other images: each of them is trained further.
+            The scheme, the number of networks and how many are reserved are then that pool's.
         batch_norm: what layers with running statistics do: `refused` or `batch`.
         seed: of all randomness; the same seed gives the same bits.
         device: `auto`, `cpu`, `cuda` or `mps`.
@@ -78,7 +81,8 @@ def make_pool(
         Interrupted: Ctrl-C; finished networks are kept.
         DatadistillError: training diverged, or a file could not be written.
     """
-    check_shares(nets, reserved)
+    start = load_pool(start) if isinstance(start, str | Path) else start
+    nets, reserved = _shares(nets, reserved, start)
     if batch_norm not in ("refused", "batch"):
         raise RequestError(f"the batch norm policy is {batch_norm}, but a pool holds no running statistics: use batch")
     on = resolve_device(device)
@@ -90,6 +94,9 @@ def make_pool(
             say("building fast operations for this processor, once; this takes about 20 seconds.")
         native.build()
     network = make_network(module, batch_norm)
+    if start is not None:
+        start.check_fits(network, model_name(model), real)
+        scheme = start.facts.scheme
     facts = PoolFacts(
         dataset=real.origin,
         classes=real.classes,
@@ -105,8 +112,9 @@ def make_pool(
         accuracies=(0.0,) * nets,
         versions=versions(),
         recipe=command,
+        start="" if start is None else start.digest,
     )
-    making = _Making(real, network, facts, Path(out), count, threading.Lock())
+    making = _Making(real, network, facts, start, Path(out), count, threading.Lock())
     if resume and not making.parts.exists() and not making.out.exists():
         say(f"there is nothing of {out} yet: starting from the beginning.")
     if not making.begin(resume):
@@ -133,6 +141,25 @@ def _check_size(module: nn.Module, nets: int, max_gb: float, say: Callable[[str]
     say(f"{nets} networks take {sizes}.")
 
 
+def _shares(nets: int | None, reserved: int | None, start: Pool | None) -> tuple[int, int]:
+    """How many networks there are, and how many of them are reserved.
+
+    Raises:
+        RequestError: impossible numbers, or others than the pool to start from has.
+    """
+    if start is None:
+        shares = (NETS if nets is None else nets, RESERVED if reserved is None else reserved)
+        check_shares(*shares)
+        return shares
+    shares = (len(start), start.facts.reserved)
+    if nets not in (None, shares[0]) or reserved not in (None, shares[1]):
+        raise RequestError(
+            f"the pool to start from has {shares[0]} networks and reserves {shares[1]}, which stays so: ask for no "
+            "other numbers"
+        )
+    return shares
+
+
 def _identity(facts: PoolFacts) -> dict[str, Any]:
     """What was asked for, as JSON gives it back."""
     known = {**facts.known(), "nets": len(facts.accuracies)}
@@ -148,6 +175,7 @@ class _Making:
         real: the dataset, on the device.
         network: the architecture, on the device.
         facts: of the pool; accuracies are not known yet.
+        start: the pool whose networks are trained further, if they are.
         out: the file.
         count: called after each epoch of each network.
         alone: held by the thread that counts.
@@ -156,6 +184,7 @@ class _Making:
     real: RealData
     network: Network
     facts: PoolFacts
+    start: Pool | None
     out: Path
     count: Callable[[], None]
     alone: threading.Lock
@@ -244,9 +273,7 @@ class _Making:
             if stop.requested:
                 raise Interrupted("interrupted; networks that are finished are kept", self.parts)
 
-        facts, began = self.facts, time.perf_counter()
-        with self.network.alone:
-            start = draw_weights(self.network.module, facts.scheme, stream(facts.seed, "expert", index, "start"))
+        facts, began, start = self.facts, time.perf_counter(), self._start(index)
         order = stream(facts.seed, "expert", index, "order")
         split = self.real.train
         weights = train(self.network, start, split.images, split.labels, facts.training, order, count)
@@ -254,6 +281,14 @@ class _Making:
             raise DatadistillError(f"the weights of network {index + 1} are not finite: give a lower --rate")
         seconds = str(time.perf_counter() - began)
         write_tensors(self._part(index), weights, {"seconds": seconds, "sha256": digest_of(weights, seconds)})
+
+    def _start(self, index: int) -> Weights:
+        """The weights with which the training of one network begins."""
+        if self.start is not None:
+            return {name: weight.to(self.device) for name, weight in self.start.networks[index].items()}
+        draw = stream(self.facts.seed, "expert", index, "start")
+        with self.network.alone:
+            return draw_weights(self.network.module, self.facts.scheme, draw)
 
     def _part(self, index: int) -> Path:
         return self.parts / f"network-{index:05d}.safetensors"

@@ -55,6 +55,7 @@ class PoolFacts:
         versions: of the software.
         recipe: the command that made it.
         zca: whether the images were whitened then.
+        start: the digest of the pool from whose networks training went on; empty where it began with drawn weights.
     """
 
     dataset: str
@@ -74,6 +75,7 @@ class PoolFacts:
     versions: dict[str, str] = field(default_factory=dict)
     recipe: str = ""
     zca: bool = False
+    start: str = ""
 
     def __post_init__(self) -> None:
         check_shares(len(self.accuracies), self.reserved)
@@ -81,9 +83,12 @@ class PoolFacts:
     def known(self) -> dict[str, Any]:
         """JSON-ready."""
         known = asdict(self) | {"training": self.training.known(), "normalization": self.normalization.known()}
-        # Beside mean and deviation, and only where it is so: files from before there was a choice keep their digest.
+        # Only where they say something, zca beside mean and deviation: files from before there was a choice keep their
+        # digest.
         if known.pop("zca"):
             known["normalization"]["zca"] = True
+        if not self.start:
+            del known["start"]
         return known
 
 
@@ -246,7 +251,7 @@ def _parse(metadata: dict[str, str]) -> PoolFacts:
     _require(isinstance(header, dict), "its metadata is not a JSON object")
     _require(header.pop("format", None) == FORMAT, "it has another format")
     kinds: dict[str, type | tuple[type, ...]] = {
-        **dict.fromkeys(("dataset", "model", "scheme", "batch_norm", "recipe"), str),
+        **dict.fromkeys(("dataset", "model", "scheme", "batch_norm", "recipe", "start"), str),
         **dict.fromkeys(("classes", "image_shape", "accuracies", "unrounded", "test"), list),
         **dict.fromkeys(("normalization", "training", "versions"), dict),
         **dict.fromkeys(("seed", "reserved"), int),
@@ -254,6 +259,7 @@ def _parse(metadata: dict[str, str]) -> PoolFacts:
         "zca": bool,
     }
     header["zca"] = header["normalization"].get("zca", False)
+    header.setdefault("start", "")
     for entry in fields(PoolFacts):
         _require(entry.name in header, f"'{entry.name}' is missing from its metadata")
         _require(isinstance(header[entry.name], kinds[entry.name]), f"'{entry.name}' has the wrong type")

@@ -52,7 +52,7 @@ def reproduce(
         seed: of all randomness.
         device: `auto`, `cpu`, `cuda` or `mps`.
         resume: go on with what `out` holds.
-        baselines: judge the recipe's too; without them, which may take longest, it is another shorter form.
+        baselines: judge the recipe's too, which may take longest; nothing is expected of them.
         watch: gives whoever is told how one run is doing, such as `Progress`.
         bar: shows progress of everything else.
         say: called with a sentence worth reading.
@@ -91,7 +91,7 @@ def reproduce(
         raise Interrupted("interrupted; what is finished is kept", folder) from None
     if recipe.sweep is not None:
         save_sweep(recipe.sweep.axis, [(line.name, line.accuracy) for line in lines], folder / CURVE_NAME)
-    shortened = _shortened(recipe, nets, iterations, budget, baselines)
+    shortened = _shortened(recipe, nets, iterations, budget)
     threads = RunFolder(work.place(recipe.points[0])).settings().threads
     return Verdict(recipe, tuple(lines), shortened, seed, on.type, threads, folder)
 
@@ -113,9 +113,7 @@ def _check_folder(folder: Path, asked: dict[str, Any], resume: bool) -> None:
             raise RequestError(f"the experiment in {folder} has {name} {there}, but {value} is asked for")
 
 
-def _shortened(
-    recipe: Recipe, nets: int | None, iterations: int | None, budget: float | str | None, baselines: bool
-) -> str:
+def _shortened(recipe: Recipe, nets: int | None, iterations: int | None, budget: float | str | None) -> str:
     """In what a request is less than its recipe, in words."""
     parts, full = [], sorted({recipe.settings(point)["run"]["iterations"] for point in recipe.points})
     length = f"instead of {' or '.join(f'{number:,}' for number in full)}"
@@ -127,6 +125,4 @@ def _shortened(
     several = any(recipe.settings(point)["run"]["weights"].startswith("random") for point in recipe.points)
     if several and nets is not None and nets < wanted:
         parts.append(f"{nets} networks instead of {wanted}")
-    if recipe.baselines and not baselines:
-        parts.append("no baselines")
     return ", ".join(parts)

@@ -55,6 +55,40 @@ def test_networks_learn_and_accuracies_are_those_of_the_rounded_weights(digits: 
     assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
 
 
+def test_networks_of_another_pool_are_trained_further(digits: dd.RealData, tmp_path: Path) -> None:
+    half = make(digits, tmp_path / "half", training=dd.Training(epochs=1, batch=64))
+    options = {"model": "mlp", "start": half, "training": dd.Training(epochs=4, batch=64), "device": "cpu"}
+    tuned = dd.make_pool(digits, tmp_path / "tuned", **options)
+    assert (len(tuned), tuned.facts.reserved, tuned.facts.start) == (5, 2, half.digest)
+    assert min(tuned.facts.accuracies) > max(half.facts.accuracies)
+    assert dd.load_pool(tmp_path / "tuned").digest == tuned.digest
+    same = dd.make_pool(digits, tmp_path / "same", **options | {"training": dd.Training(epochs=0)})
+    assert all(torch.equal(same.stacked[name], half.stacked[name]) for name in half.stacked)
+    assert same.digest != half.digest, "they are not what drawn weights would be"
+
+
+def test_further_training_can_be_interrupted(digits: dd.RealData, tmp_path: Path) -> None:
+    make(digits, tmp_path / "half")
+    options = {"model": "mlp", "start": tmp_path / "half", "training": TRAINING, "device": "cpu"}
+    whole = dd.make_pool(digits, tmp_path / "whole", **options)
+    with pytest.raises(Killed):
+        dd.make_pool(digits, tmp_path / "parts", count=dies_at(5), **options)
+    assert dd.make_pool(digits, tmp_path / "parts", resume=True, **options).digest == whole.digest
+    other = make(digits, tmp_path / "other", seed=1)
+    with pytest.raises(Killed):
+        dd.make_pool(digits, tmp_path / "mixed", count=dies_at(5), **options)
+    with pytest.raises(RequestError, match="have start "):
+        dd.make_pool(digits, tmp_path / "mixed", resume=True, **options | {"start": other})
+
+
+def test_a_pool_to_start_from_must_fit(digits: dd.RealData, tmp_path: Path) -> None:
+    half = make(digits, tmp_path / "half")
+    with pytest.raises(RequestError, match="has 5 networks and reserves 2, which stays so"):
+        make(digits, tmp_path / "out", start=half, nets=4)
+    with pytest.raises(RequestError, match="the network here is convnetd1w16"):
+        dd.make_pool(digits, tmp_path / "out", start=half, model="convnetD1W16", device="cpu")
+
+
 def test_same_seed_same_bits(digits: dd.RealData, tmp_path: Path) -> None:
     first = make(digits, tmp_path / "a")
     assert make(digits, tmp_path / "b").digest == first.digest

@@ -19,8 +19,8 @@ from datadistill.cli.common import (
 from datadistill.cli.parsing import Parser, add_fields, command_line, given_fields, number, positive_int
 from datadistill.data import RealData
 from datadistill.errors import RequestError
-from datadistill.experts import MAX_GB, make_pool
-from datadistill.pools import Pool
+from datadistill.experts import MAX_GB, NETS, RESERVED, make_pool
+from datadistill.pools import Pool, load_pool
 from datadistill.progress import counting, say
 from datadistill.recording import EXPERT_TRAINING, EXPERTS, make_trajectories
 from datadistill.recording import MAX_GB as MOST_OF_TRAJECTORIES
@@ -33,6 +33,9 @@ Train networks on a dataset and keep them in one file, a pool. Distilling with
 --weights random-pretrained or fixed-pretrained starts from its networks; the last
 ones (--reserved) are only for judging what was distilled.
 
+With --from: train the networks of another pool further, on this dataset. With --test,
+that is what all its training images are worth to networks that know other ones.
+
 With --trajectories: keep their weights after every epoch, one file for each network
 in one folder, for --method mtt.
 
@@ -42,10 +45,11 @@ beside the file, or in the folder, and --resume goes on from there, to the same 
 examples:
   datadistill pretrain
   datadistill pretrain --dataset digits --model mlp --nets 30 --out pools/digits-mlp.safetensors
+  datadistill pretrain --dataset usps --from pools/mnist-lenet.safetensors --test --out pools/tuned.safetensors
   datadistill pretrain --trajectories --dataset digits --model mlp --nets 10 --augment crop_scale_rotate
 """
 
-_POOL: dict[str, Any] = {"model": "lenet", "scheme": "xavier", "nets": 50, "max_gb": MAX_GB}
+_POOL: dict[str, Any] = {"model": "lenet", "scheme": "xavier", "nets": NETS, "max_gb": MAX_GB}
 _TRAJECTORIES: dict[str, Any] = {
     "model": "convnet",
     "scheme": "default",
@@ -71,7 +75,12 @@ def add_flags(parser: Parser) -> None:
         "--reserved",
         type=positive_int,
         metavar="N",
-        help="how many of a pool's networks are for judging only (default: 10)",
+        help=f"how many of a pool's networks are for judging only (default: {RESERVED})",
+    )
+    parser.add_argument(
+        "--from",
+        metavar="FILE",
+        help="another pool, whose networks are trained further; model, scheme, --nets and --reserved are its own",
     )
     bases = {"pools": {}, "trajectories": asdict(EXPERT_TRAINING)}
     add_fields(parser.add_argument_group("training"), Training, bases)
@@ -91,7 +100,9 @@ def add_flags(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     real = load_data(arguments.dataset or "mnist", arguments)
-    own = _TRAJECTORIES if arguments.trajectories else _POOL
+    own, start = _TRAJECTORIES if arguments.trajectories else _POOL, _start(arguments)
+    if start is not None:
+        own = {**own, "model": start.facts.model, "scheme": start.facts.scheme, "nets": None}
     asked = {name: own[name] if getattr(arguments, name) is None else getattr(arguments, name) for name in own}
     base = asdict(EXPERT_TRAINING) if arguments.trajectories else {}
     training = Training(**{**base, **given_fields(arguments, Training)})
@@ -114,17 +125,29 @@ def run(arguments: argparse.Namespace) -> None:
         _print_trajectories(found, time.perf_counter() - began, words)
         return
     out = Path(arguments.out or f"pools/{name}.safetensors")
-    with counting("training", asked["nets"] * training.epochs) as count:
+    with counting("training", (asked["nets"] or len(start or ())) * training.epochs) as count:
         pool = make_pool(
             real,
             out,
             nets=asked["nets"],
-            reserved=10 if arguments.reserved is None else arguments.reserved,
+            reserved=arguments.reserved,
+            start=start,
             test=arguments.test,
             count=count,
             **options,
         )
     _print(pool, out, time.perf_counter() - began, words)
+
+
+def _start(arguments: argparse.Namespace) -> Pool | None:
+    """The pool whose networks are trained further."""
+    path = getattr(arguments, "from")
+    if path is None:
+        return None
+    if arguments.trajectories or arguments.scheme is not None:
+        what = "--trajectories" if arguments.trajectories else "--scheme"
+        raise RequestError(f"--from takes the networks of a pool as they are: leave out {what}")
+    return load_pool(path)
 
 
 def _record(

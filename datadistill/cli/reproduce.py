@@ -23,9 +23,10 @@ Run an experiment from its recipe: make the pool of trained networks it starts f
 distil, judge on networks that distilling never saw, judge baselines beside it, and
 say whether all is as expected (exit code 0) or not (1).
 
---iterations, --budget, fewer --nets and --no-baselines try a shorter form, which gets
-no verdict; --full takes the published one, where the recipe is smaller so that a
-laptop can run it.
+--iterations, --budget and fewer --nets try a shorter form, which gets no verdict;
+--full takes the published one, where the recipe is smaller so that a laptop can run
+it. Nothing is expected of baselines, so a run with --no-baselines has its verdict,
+and --resume judges them later.
 
 examples:
   datadistill reproduce --list
@@ -67,9 +68,9 @@ def run(arguments: argparse.Namespace) -> None:
     recipe = recipes().get(arguments.id)
     if arguments.full:
         recipe = recipe.in_full()
-    shorter = arguments.no_baselines or not (arguments.iterations is arguments.budget is arguments.nets is None)
+    shorter = not (arguments.iterations is arguments.budget is arguments.nets is None)
     if arguments.record and shorter:
-        raise RequestError("--record takes a run in full: leave out --iterations, --budget, --nets and --no-baselines")
+        raise RequestError("--record takes a run in full: leave out --iterations, --budget and --nets")
     verdict = reproduce(
         recipe,
         arguments.out or Path("runs") / f"reproduce-{recipe.name}",

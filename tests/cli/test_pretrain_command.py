@@ -49,6 +49,25 @@ def test_the_recorded_command_makes_the_same_networks() -> None:
     assert dd.load_pool("b.safetensors").digest == pool.digest
 
 
+def test_further_training_and_its_recorded_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", *SMALL, "--out", "half.safetensors"]) == 0
+    further = ["pretrain", "--dataset", "digits", "--from", "half.safetensors", "--epochs", "2", "--device", "cpu"]
+    assert main([*further, "--test", "--out", "tuned.safetensors"]) == 0
+    tuned = dd.load_pool("tuned.safetensors")
+    assert tuned.facts.start == dd.load_pool("half.safetensors").digest
+    words = tuned.facts.recipe.split()
+    assert main([*words[1:], "--out", "again.safetensors"]) == 0
+    assert dd.load_pool("again.safetensors").digest == tuned.digest
+    capsys.readouterr()
+    for wrong, said in (
+        (["--scheme", "he"], "--scheme"),
+        (["--trajectories"], "--trajectories"),
+        (["--nets", "9"], "no other numbers"),
+    ):
+        assert main([*further, *wrong, "--out", "wrong.safetensors"]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_resume(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from datadistill import experts
 
