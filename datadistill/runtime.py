@@ -68,7 +68,7 @@ def peak_memory(device: torch.device) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is what PyTorch or Python raise when memory runs out."""
-    words = ["allocate memory", "out of memory"]
+    words = ["allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"]
     words += ["bad_alloc", "could not create a primitive", "could not create a memory"]  # C++ and oneDNN
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)

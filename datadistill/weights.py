@@ -4,11 +4,14 @@ Two kinds draw them; two take those of trained networks, from a pool, or, for on
 them (Wang et al. 2018).
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import nn
 
 from datadistill.errors import RequestError
 from datadistill.inner.functional import Network, Weights
@@ -58,8 +61,16 @@ class Random:
     def fixed(self) -> None:
         return None
 
+    @cached_property
+    def _on_host(self) -> nn.Module:
+        """The module, where weights are drawn: a copy for all draws, if it is on another device."""
+        module = self.network.module
+        return module if _device(self.network).type == "cpu" else copy.deepcopy(module).cpu()
+
     def sample(self, count: int, generator: torch.Generator) -> list[Weights]:
-        return [draw_weights(self.network.module, self.scheme, generator) for _ in range(count)]
+        device = _device(self.network)
+        drawn = [draw_weights(self._on_host, self.scheme, generator) for _ in range(count)]
+        return [{name: weight.to(device) for name, weight in weights.items()} for weights in drawn]
 
 
 @dataclass(frozen=True)

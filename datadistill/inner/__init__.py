@@ -1,5 +1,6 @@
 """The engine: training on distilled data, and its exact derivative. Knows no method."""
 
+from datadistill.inner.captured import outer_step
 from datadistill.inner.engine import Engine
 from datadistill.inner.functional import Network, Weights, make_network
 from datadistill.inner.hypergradient import Hypergradient, hypergradient
@@ -21,6 +22,7 @@ __all__ = [
     "Weights",
     "hypergradient",
     "make_network",
+    "outer_step",
     "predict",
     "settle",
     "walk",

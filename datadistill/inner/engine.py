@@ -21,7 +21,8 @@ class Engine:
             a random stretch of steps is differentiated and the rest ignored, an approximation.
         product: how a gradient is differentiated again. `reverse`: backwards twice; `forward`: forwards over backwards;
             `difference`: two gradients a small step apart, an approximation.
-        execution: `eager`; `compiled` by PyTorch's compiler; or replayed as a captured `graph` (CUDA).
+        execution: `eager`; with second derivatives `compiled` by PyTorch's compiler; or the outer step of each network
+            replayed as a captured `graph` (CUDA).
         every: with storage checkpoint, steps from one kept position to the next; 0 takes the root of their number.
         window: with storage window, steps that are differentiated; 0 takes a tenth, but at least 10.
         inner_chunk: distilled images that are differentiated at a time.
@@ -58,10 +59,15 @@ class Engine:
                 "choose storage recompute or checkpoint"
             )
 
-        if self.storage == "full" and self.execution in ("compiled", "graph"):
+        if self.storage == "full" and self.execution == "compiled":
             raise RequestError(
-                f"storage full keeps graphs of its own, but the execution is {self.execution}: "
+                "storage full keeps graphs of its own, but the execution is compiled: "
                 "choose storage recompute or checkpoint"
+            )
+        if self.execution == "graph" and (self.storage in ("offload", "window") or self.product == "difference"):
+            what = f"product {self.product}" if self.product == "difference" else f"storage {self.storage}"
+            raise RequestError(
+                f"execution graph repeats what the device does alone, and {what} needs the host: choose execution eager"
             )
 
     @property

@@ -1,11 +1,12 @@
-"""Other ways to run a second derivative than operation by operation: compiled, or replayed as a captured CUDA graph.
+"""Other ways to run things than operation by operation: compiled, or replayed as a captured CUDA graph.
 
 Either is built at the first call for each shape, compared there with running it eagerly, and dropped with one warning
-where it fails or differs.
+where it fails or differs. What is compiled is a second derivative; what is captured is a whole outer step (`captured`).
 """
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from datadistill.inner.engine import Engine
 from datadistill.inner.functional import Network, Weights
 from datadistill.inner.products import PRODUCT_FUNCTIONS, Product, ProductFunction
+from datadistill.runtime import is_out_of_memory
 
 Flat = Callable[[list[Tensor]], list[Tensor]]
 
@@ -24,13 +26,15 @@ _MOST_DIFFERENCE = {torch.float32: 5e-2, torch.float64: 1e-9}
 """Relative. In float32 other rounding decides a few ReLUs and maxima otherwise, which has been seen to change a product
 by 1e-2; a wrong graph is wrong by its own size. In float64 there is no such excuse."""
 
+_MOST_GRAPHS = 4
+"""Of one network: each holds the memory of a whole outer step."""
+
 
 def product_function(engine: Engine) -> ProductFunction:
     """The product that an engine asks for, run as it asks."""
     eagerly = PRODUCT_FUNCTIONS[engine.product]
-    if engine.execution == "eager":
+    if engine.execution != "compiled":
         return eagerly
-    build = _compile if engine.execution == "compiled" else _capture
 
     def run(
         network: Network,
@@ -42,9 +46,7 @@ def product_function(engine: Engine) -> ProductFunction:
         kink_width: float,
     ) -> Product:
         if network.draws:
-            _warn_once(
-                network, "draws", f"execution {engine.execution} cannot repeat what dropout draws; running eagerly"
-            )
+            warn_once(network, "draws", "execution compiled cannot repeat what dropout draws; running eagerly")
             return eagerly(network, weights, images, labels, noise, along, kink_width)
         names = list(weights)
 
@@ -56,10 +58,10 @@ def product_function(engine: Engine) -> ProductFunction:
             return [*found.gradient.values(), *found.weights.values(), *last]
 
         given = [*weights.values(), *(along[name] for name in names), images, labels]
-        key = (engine.product, engine.execution, kink_width, tuple((t.shape, t.dtype, str(t.device)) for t in given))
+        key = (engine.product, kink_width, _shapes(given))
         table = _built.setdefault(network, {})
         if key not in table:
-            table[key] = _checked(build, flat, given, engine.execution)
+            table[key] = _checked(_compile, flat, given, engine.execution)
         values = iter((table[key] or flat)(given))
         gradient, found = ({name: next(values) for name in names} for _ in range(2))
         return Product(gradient, found, next(values), next(values, None))
@@ -67,24 +69,71 @@ def product_function(engine: Engine) -> ProductFunction:
     return run
 
 
+def replayed(network: Network, key: Any, flat: Flat, given: list[Tensor]) -> list[Tensor]:
+    """`flat(given)`, as a graph that is captured at the first call for each key and these shapes.
+
+    Args:
+        network: whose graphs are kept, the last few of them.
+        key: of all that `flat` depends on besides what it is given.
+        flat: reads no value on the host, and depends on no tensor that changes but those it is given.
+        given: tensors on the device.
+    """
+    key, table = ("graph", key, _shapes(given)), _built.setdefault(network, {})
+    if key not in table:
+        graphs = [other for other in table if isinstance(other, tuple) and other[0] == "graph"]
+        for other in graphs[: max(0, len(graphs) - _MOST_GRAPHS + 1)]:
+            del table[other]
+        table[key] = _checked(_capture, flat, given, "graph")
+    return (table[key] or flat)(given)
+
+
+def forget(network: Network) -> None:
+    """Give back the memory of what was built for a network."""
+    _built.pop(network, None)
+
+
+def warn_once(network: Network, key: str, text: str) -> None:
+    """Warn, the first time for this network and key."""
+    table = _built.setdefault(network, {})
+    if key not in table:
+        table[key] = None
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+
+
+def _shapes(given: list[Tensor]) -> Any:
+    return tuple((tensor.shape, tensor.dtype, str(tensor.device)) for tensor in given)
+
+
 def _checked(build: Callable[[Flat, list[Tensor]], Flat], flat: Flat, given: list[Tensor], how: str) -> Flat | None:
-    """The function built, if it can be and gives the same numbers."""
-    expected = flat(given)
+    """The function built, if it can be and gives the same numbers.
+
+    They are compared on other values than it was built with: where one of those is baked in, they would agree on it.
+    """
+    other = [tensor * 1.01 if tensor.is_floating_point() else tensor.roll(1, 0) for tensor in given]
     try:
         built = build(flat, given)
-        found = built(given)
+        found = built(other)
     except Exception as error:  # a compiler may raise anything, and eager execution is there
+        if is_out_of_memory(error):
+            raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         warnings.warn(f"execution {how} failed ({reason}); running eagerly", RuntimeWarning, stacklevel=4)
         return None
-    most = _MOST_DIFFERENCE.get(given[0].dtype, 5e-2)
-    scale = max(float(e.norm()) for e in expected)
-    difference = max(float((f - e).norm()) for f, e in zip(found, expected, strict=True)) / (scale or 1.0)
+    expected, most = flat(other), _MOST_DIFFERENCE.get(given[0].dtype, 5e-2)
+    pairs = list(zip(found, expected, strict=True))
+    if how == "graph":  # the same kernels, and outputs of all sizes
+        difference = max(_apart(f, e, float(e.norm())) for f, e in pairs)
+    else:
+        difference = max(_apart(f, e, max(float(e.norm()) for e in expected)) for f, e in pairs)
     if not difference <= most:
         text = f"execution {how} differs from running eagerly by {difference:.1e}; running eagerly"
         warnings.warn(text, RuntimeWarning, stacklevel=4)
         return None
     return built
+
+
+def _apart(found: Tensor, expected: Tensor, scale: float) -> float:
+    return float((found - expected).norm()) / (scale or 1.0)
 
 
 def _compile(flat: Flat, given: list[Tensor]) -> Flat:
@@ -106,15 +155,18 @@ def _capture(flat: Flat, given: list[Tensor]) -> Flat:
     if given[0].device.type != "cuda":
         raise ValueError("a graph can be captured on a CUDA device alone")
     inputs = [tensor.detach().clone() for tensor in given]
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            flat(inputs)
-    torch.cuda.current_stream().wait_stream(side)
+    before, side = torch.cuda.current_stream(), _side_stream(torch.cuda.current_device())
+    side.wait_stream(before)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = flat(inputs)
+    try:
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                flat(inputs)
+        with torch.cuda.graph(graph, stream=side):
+            outputs = flat(inputs)
+    finally:
+        torch.cuda.set_stream(before)  # a capture that fails leaves its own
+    before.wait_stream(side)
 
     def run(tensors: list[Tensor]) -> list[Tensor]:
         for to, tensor in zip(inputs, tensors, strict=True):
@@ -125,8 +177,7 @@ def _capture(flat: Flat, given: list[Tensor]) -> Flat:
     return run
 
 
-def _warn_once(network: Network, key: str, text: str) -> None:
-    table = _built.setdefault(network, {})
-    if key not in table:
-        table[key] = None
-        warnings.warn(text, RuntimeWarning, stacklevel=3)
+@cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """One for all captures: cuBLAS keeps a workspace for every stream that it has seen."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

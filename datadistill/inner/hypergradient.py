@@ -290,7 +290,7 @@ class _Some:
         self.engine, self.count = engine, len(steps)
         largest = max(len(step.labels) for step in steps)
         whole = engine.inner_chunk == 0 or engine.inner_chunk >= largest
-        whole = whole and engine.product == "reverse" and engine.execution == "eager"
+        whole = whole and engine.product == "reverse" and engine.execution != "compiled"
         self.stretch: _Store = (_Graphs if whole else _All)(network, optimizer, steps, engine, kink_width)
         self.walk = partial(_advance, network, optimizer, steps, engine.inner_chunk)
         self.kept: dict[int, Position] = {}
@@ -319,5 +319,10 @@ def _joined(update: UpdatePulledBack, product: Product) -> _Pulled:
 
 
 def _moved(position: Position, device: torch.device) -> Position:
-    weights, state = ({n: t.to(device) for n, t in part.items()} for part in position)
+    def moved(tensor: Tensor) -> Tensor:
+        if tensor.is_cuda and device.type == "cpu":  # into pinned memory, which the device reaches without waiting
+            return torch.empty_like(tensor, device=device, pin_memory=True).copy_(tensor, non_blocking=True)
+        return tensor.to(device, non_blocking=tensor.device.type == "cpu")
+
+    weights, state = ({name: moved(tensor) for name, tensor in part.items()} for part in position)
     return Position(weights, state)

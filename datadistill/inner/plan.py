@@ -18,7 +18,7 @@ from torch import Tensor
 
 from datadistill.errors import RequestError
 from datadistill.inner.check import require_differentiable
-from datadistill.inner.engine import Engine, Storage
+from datadistill.inner.engine import Engine, Execution, Storage
 from datadistill.inner.functional import Network, Weights, as_leaves, batch_gradient, pieces_of
 from datadistill.inner.hypergradient import hypergradient, spacing_of, window_of
 from datadistill.inner.kinks import kinks_of
@@ -178,9 +178,9 @@ def _storage(probe: "_Probe", engine: Engine, limit: int) -> Storage:
     """The fastest storage that fits: graphs, positions, some of the positions."""
     whole = engine.inner_chunk == 0 or engine.inner_chunk >= probe.demand.images
     on_gpu = probe.image.device.type == "cuda"
-    kept = whole and engine.product == "reverse" and engine.execution == "eager"
+    kept = whole and engine.product == "reverse" and engine.execution != "compiled"
     candidates: list[Storage] = ["full"] if kept else []
-    candidates += ["recompute", "offload"] if on_gpu else ["recompute"]
+    candidates += ["recompute", "offload"] if on_gpu and engine.execution != "graph" else ["recompute"]
     for candidate in candidates:
         if probe.prediction(replace(engine, storage=candidate), timed=False).peak_bytes <= limit:
             return candidate
@@ -236,9 +236,11 @@ class _Probe:
         real_pieces = len(pieces_of(self.network, demand.real, real))
         if self.network.couples_images:
             inner, real = demand.images, demand.real
-        whole = engine.product == "reverse" and engine.execution == "eager" and inner_pieces == 1
+        whole = engine.product == "reverse" and engine.execution != "compiled" and inner_pieces == 1
         graphs = engine.storage == "full" or (engine.storage == "checkpoint" and whole)
-        walked = replace(engine, storage="full" if graphs else "recompute", inner_chunk=0)
+        # What is captured needs the memory of an eager step, and no more time.
+        how: Execution = "eager" if engine.execution == "graph" else engine.execution
+        walked = replace(engine, storage="full" if graphs else "recompute", inner_chunk=0, execution=how)
         one, two = (self._walk(walked, count, inner, timed) for count in (1, 2))
         outer = self._gradient(real, 0, timed) if real else _Cost(3 * self.weight_bytes, 0.0)
         kept = self._kept(engine, two.peak - one.peak)
@@ -312,6 +314,8 @@ def _measured(work: Callable[[], Any], timed: bool, device: torch.device) -> _Co
             work()
         if not timed:
             return _Cost(memory.peak, 0.0)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         times = []
         for _ in range(5):
             began = time.perf_counter()

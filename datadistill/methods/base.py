@@ -15,6 +15,7 @@ from datadistill.data.real import RealData, Split
 from datadistill.distilled import DistilledData, Provenance
 from datadistill.errors import RequestError, unknown_name
 from datadistill.inner.engine import Engine
+from datadistill.inner.execution import forget
 from datadistill.inner.features import headless
 from datadistill.inner.functional import Network, make_network
 from datadistill.inner.plan import Demand, cheaper, settle
@@ -327,6 +328,7 @@ def within_memory(
             following = cheaper(engine, demand)
             if not is_out_of_memory(error) or following is None:
                 raise
+        forget(problem.network)
         if problem.device.type == "cuda":
             torch.cuda.empty_cache()
         changes = [f"{n} {v}" for n, v in asdict(following).items() if v != getattr(engine, n)]

@@ -26,9 +26,10 @@ from torch import Tensor
 from datadistill.augment import augmented, parse_augmentation
 from datadistill.distilled import DistilledData
 from datadistill.errors import RequestError
+from datadistill.inner.captured import outer_step
 from datadistill.inner.engine import Engine
 from datadistill.inner.functional import Weights, batch_gradient
-from datadistill.inner.hypergradient import Hypergradient, hypergradient, window_of
+from datadistill.inner.hypergradient import Hypergradient, window_of
 from datadistill.inner.optimizers import SGD
 from datadistill.inner.parallel import map_on_cores
 from datadistill.inner.plan import Demand
@@ -129,6 +130,10 @@ class DD:
 
     def _check_count(self, problem: Problem) -> None:
         """Refuse numbers of images that cannot be had, or not be cut into equal steps."""
+        if self.batch_last and problem.engine.execution == "graph":
+            raise RequestError(
+                f"execution graph needs real batches of one size, but batch_last is {self.batch_last}: leave it out"
+            )
         ipc, classes = problem.ipc, problem.real.num_classes
         if isinstance(ipc, tuple):
             problem.real.check_ipc(ipc)
@@ -167,14 +172,13 @@ class DD:
         noisy = [with_noise(problem.network, steps, generator) for _ in starts]
 
         def work(engine: Engine) -> list[Hypergradient]:
-            def outer(last: Weights) -> tuple[Float[Tensor, ""], Weights]:
+            def outer(last: Weights, images: Tensor, labels: Tensor) -> tuple[Float[Tensor, ""], Weights]:
                 precision = engine.real_precision
-                return batch_gradient(
-                    problem.network, last, real.images, real.labels, engine.chunk, precision=precision
-                )
+                return batch_gradient(problem.network, last, images, labels, engine.chunk, precision=precision)
 
             def through(one: tuple[Weights, list[InnerStep]]) -> Hypergradient:
-                return hypergradient(problem.network, SGD(), *one, outer, engine, self.kink_width)
+                around = [real.images, real.labels]
+                return outer_step(problem.network, SGD(), *one, outer, around, engine, self.kink_width)
 
             return map_on_cores(through, list(zip(starts, noisy, strict=True)), problem.device)
 

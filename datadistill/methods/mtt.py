@@ -31,9 +31,10 @@ from datadistill.augment import parse_augmentation
 from datadistill.condensation import TAKES_LEARNED
 from datadistill.distilled import DistilledData
 from datadistill.errors import RequestError
+from datadistill.inner.captured import OuterOf, outer_step
 from datadistill.inner.engine import Engine
 from datadistill.inner.functional import Network, Weights
-from datadistill.inner.hypergradient import Hypergradient, OuterGradient, hypergradient
+from datadistill.inner.hypergradient import Hypergradient, hypergradient
 from datadistill.inner.optimizers import SGD
 from datadistill.inner.plan import Demand
 from datadistill.inner.unroll import InnerStep, walk, with_noise
@@ -173,12 +174,14 @@ class MTT:
         rate = distilled.learning_rates[0]
         numbers = [t % len(batches) for t in range(chosen.student_steps)]
         steps = with_noise(network, [InnerStep(*data[n], rate, n) for n in numbers], generator)
-        through = hypergradient if self.derivative == "exact" else _tesla
+        through = outer_step if self.derivative == "exact" else _tesla
         found, state, remarks = within_memory(
             problem,
             self.demand(problem),
             state,
-            lambda engine: through(network, SGD(), start, steps, _distance(start, target), engine),
+            lambda engine: through(
+                network, SGD(), start, steps, _distance, [*start.values(), *target.values()], engine
+            ),
         )
         images = torch.zeros_like(distilled.images)
         for number, slope in found.images.items():
@@ -232,20 +235,28 @@ def _batches(count: int, size: int, steps: int, generator: torch.Generator) -> l
     return found[:steps]
 
 
-def _distance(start: Weights, target: Weights) -> OuterGradient:
-    """Equation 2: the squared distance from the target, over the one from the start, and its gradient."""
-    way = torch.stack([(target[name] - weight).square().sum() for name, weight in start.items()]).sum()
+def _distance(last: Weights, *ends: Tensor) -> tuple[Float[Tensor, ""], Weights]:
+    """Equation 2: the squared distance from the expert's later weights, over that of its start, and its gradient.
 
-    def outer(last: Weights) -> tuple[Float[Tensor, ""], Weights]:
-        apart = {name: weight - target[name] for name, weight in last.items()}
-        loss = torch.stack([difference.square().sum() for difference in apart.values()]).sum() / way
-        return loss, {name: 2 * difference / way for name, difference in apart.items()}
-
-    return outer
+    Args:
+        last: the student's weights.
+        ends: the expert's, all at the start and then all at the end, in the same order.
+    """
+    start, target = ends[: len(last)], dict(zip(last, ends[len(last) :], strict=True))
+    way = torch.stack([(t - s).square().sum() for s, t in zip(start, target.values(), strict=True)]).sum()
+    apart = {name: weight - target[name] for name, weight in last.items()}
+    loss = torch.stack([difference.square().sum() for difference in apart.values()]).sum() / way
+    return loss, {name: 2 * difference / way for name, difference in apart.items()}
 
 
 def _tesla(
-    network: Network, optimizer: SGD, weights: Weights, steps: list[InnerStep], outer: OuterGradient, engine: Engine
+    network: Network,
+    optimizer: SGD,
+    weights: Weights,
+    steps: list[InnerStep],
+    outer: OuterOf,
+    around: list[Tensor],
+    engine: Engine,
 ) -> Hypergradient:
     """As `hypergradient`, with each step on its own: v is what it is at the end, for every step (Cui et al. 2023).
 
@@ -253,9 +264,9 @@ def _tesla(
     derivative would be this one, and each step needs its own graph only.
     """
     *_, last = walk(network, optimizer, weights, steps)
-    loss, v = outer(last)
+    loss, v = outer(last, *around)
     images, rates = dict[int, Tensor](), list[Tensor]()
-    here = replace(engine, storage="recompute")
+    here = replace(engine, storage="recompute", execution="compiled" if engine.execution == "compiled" else "eager")
     for step in steps:
         following: list[Weights] = []
 
