@@ -165,7 +165,7 @@ def get_trajectories(
     settings, training = recipe.settings(), asked.training
     run, matched_on = settings["run"], settings["method"].get("matched_on", "same")
     model = run["model"] if matched_on == "same" else matched_on
-    path = folder / asked.folder_name(run["dataset"], model)
+    path = folder / asked.folder_name(run["dataset"] + ("-zca" if run["zca"] else ""), model)
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in training.known().items())
     with bar(f"training {asked.count} experts", asked.count * training.epochs) as count:
         return make_trajectories(
@@ -179,8 +179,8 @@ def get_trajectories(
             seed=asked.seed,
             device=device,
             resume=path.exists(),
-            command=f"datadistill pretrain --trajectories --dataset {run['dataset']} --model {model} "
-            f"--scheme {run['scheme']} --nets {asked.count} {options} --seed {asked.seed}",
+            command=f"datadistill pretrain --trajectories --dataset {run['dataset']}{' --zca' * run['zca']} "
+            f"--model {model} --scheme {run['scheme']} --nets {asked.count} {options} --seed {asked.seed}",
             say=say,
             count=count,
         )
