@@ -216,8 +216,9 @@ class _Making:
         elif not resume:
             raise RequestError(f"{self.parts} holds networks from before: add --resume to keep them, or remove it")
         before = read_json(config)
-        for name, value in settings.items():
-            there = before.get(name) if isinstance(before, dict) else None
+        before = before if isinstance(before, dict) else {}
+        for name in settings | before:
+            there, value = before.get(name), settings.get(name)
             if there != value:
                 raise RequestError(f"the networks in {self.parts} have {name} {there}, but {value} is asked for")
         return True

@@ -192,6 +192,7 @@ def _check_same(pool: Pool, asked: PoolRecipe) -> None:
     there |= {"nets": len(pool)} | {entry.name: getattr(facts.training, entry.name) for entry in fields(Training)}
     wanted = {name: getattr(asked.training if hasattr(asked.training, name) else asked, name) for name in there}
     wanted["model"] = asked.model.lower()
+    there, wanted = there | {"start": facts.start}, wanted | {"start": ""}
     for name, value in there.items():
         if value != wanted[name]:
             raise RequestError(

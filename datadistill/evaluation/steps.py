@@ -105,7 +105,9 @@ def _judges(distilled: DistilledData, pool: Pool | None) -> Networks:
             f"{str(mine.weights.get('pool'))[:8]}: give its file, or another pool, with --pool, or judge the data on "
             "untrained networks with --weights random-init"
         )
-    return pool.for_judging if pool.digest == mine.weights.get("pool") else pool.networks
+    # Networks that were trained further are no strangers to what was distilled with those they come from.
+    known = mine.weights.get("pool") in (pool.digest, pool.facts.start)
+    return pool.for_judging if known else pool.networks
 
 
 def _count(starts: InitialWeights, nets: int | None) -> int:

@@ -39,7 +39,7 @@ def outer_step(
         optimizer: likewise.
         weights: likewise.
         steps: likewise.
-        outer: called with the last weights and `around`.
+        outer: called with the last weights and `around`; of functions of one name, a graph takes the first for all.
         around: such as the real batch.
         engine: with nothing left to be chosen.
         kink_width: likewise.
@@ -65,7 +65,8 @@ def outer_step(
         data = [part[number] for part in (found.images, found.labels)[: 1 + soft] for number in firsts]
         return [found.loss, found.rates, *data]
 
-    values = iter(replayed(network, (optimizer, inside, kink_width, numbers), flat, given))
+    key = (getattr(outer, "__qualname__", ""), optimizer, inside, kink_width, numbers)
+    values = iter(replayed(network, key, flat, given))
     loss, rates = next(values), next(values)
     images = {number: next(values) for number in firsts}
     return Hypergradient(loss, images, {number: next(values) for number in firsts if soft}, rates)

@@ -322,7 +322,7 @@ def _moved(position: Position, device: torch.device) -> Position:
     def moved(tensor: Tensor) -> Tensor:
         if tensor.is_cuda and device.type == "cpu":  # into pinned memory, which the device reaches without waiting
             return torch.empty_like(tensor, device=device, pin_memory=True).copy_(tensor, non_blocking=True)
-        return tensor.to(device, non_blocking=tensor.device.type == "cpu")
+        return tensor.to(device, non_blocking=tensor.is_pinned())
 
     weights, state = ({name: moved(tensor) for name, tensor in part.items()} for part in position)
     return Position(weights, state)

@@ -238,7 +238,7 @@ class _Probe:
             inner, real = demand.images, demand.real
         whole = engine.product == "reverse" and engine.execution != "compiled" and inner_pieces == 1
         graphs = engine.storage == "full" or (engine.storage == "checkpoint" and whole)
-        # What is captured needs the memory of an eager step, and no more time.
+        # What is captured is timed as if it ran eagerly, and holds its memory beside that of the step it is checked by.
         how: Execution = "eager" if engine.execution == "graph" else engine.execution
         walked = replace(engine, storage="full" if graphs else "recompute", inner_chunk=0, execution=how)
         one, two = (self._walk(walked, count, inner, timed) for count in (1, 2))
@@ -257,7 +257,7 @@ class _Probe:
             seconds = self._seconds(engine, two.seconds - one.seconds, inner, inner_pieces, helpers)
             seconds += outer.seconds * real_pieces / min(helpers, real_pieces)
             seconds *= -(-demand.networks // abreast)
-        peak = abreast * max(inner_peak, outer_peak) + self._around_bytes()
+        peak = abreast * max(inner_peak, outer_peak) * (2 if engine.execution == "graph" else 1) + self._around_bytes()
         return Prediction(engine, int(peak), seconds, int(abreast * kept))
 
     def _kept(self, engine: Engine, graph_bytes: int) -> int:

@@ -137,6 +137,10 @@ class MTT:
                 f"product forward cannot differentiate images that are moved, but augment is {self.augment}: choose "
                 "product reverse, or parts such as color_cutout"
             )
+        if self.derivative == "tesla" and problem.engine.execution == "graph":
+            raise RequestError(
+                "derivative tesla is taken step by step, and execution graph is of whole steps: leave it out"
+            )
         if problem.attack is not None:
             raise RequestError("method mtt learns what experts learned: an attack needs method dd")
         images = first_images(self.images, problem, generator)

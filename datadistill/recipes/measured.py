@@ -1,7 +1,7 @@
 """What recipes gave when they were last run in full: `measured.json` beside them."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,13 @@ def load_measured(path: Path | None = None) -> dict[str, Measured]:
 
 
 def record_measured(name: str, entry: Measured, path: Path | None = None) -> None:
-    """Put an entry in, or in place of the recipe's last one; a reader finds the old file or the new one."""
-    entries = load_measured(path) | {name: entry}
+    """Put an entry in, or in place of the recipe's last one; a reader finds the old file or the new one.
+
+    Lines that were judged then and not now, as baselines may be, are kept where recipe and seed are the same.
+    """
+    entries = load_measured(path)
+    before, names = entries.get(name), [line["name"] for line in entry.details]
+    if before is not None and (before.digest, before.seed) == (entry.digest, entry.seed):
+        entry = replace(entry, details=entry.details + [old for old in before.details if old["name"] not in names])
+    entries[name] = entry
     write_json(path or FILE, json.loads(json.dumps({key: asdict(entries[key]) for key in sorted(entries)})))
