@@ -4,12 +4,14 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 import datadistill as dd
+from datadistill import jobs
 from datadistill.cli.main import main
 from datadistill.evaluation import evaluate_sets
 from datadistill.recipes import Expect, Point, PoolRecipe, Recipe, Sweep, measured, recipes
@@ -108,6 +110,8 @@ def test_baselines_can_be_judged_later(ship: Callable[[Recipe], None], capsys: p
     whole = load_measured(Path("measured.json"))["digits-plain"]
     assert [line["name"] for line in whole.details] == ["these images", "baseline random"]
     assert whole.value == alone.value
+    assert main(["reproduce", "digits-plain", "--no-baselines", "--resume", "--record"]) == 0
+    assert load_measured(Path("measured.json"))["digits-plain"].details == whole.details, "what was judged is kept"
 
 
 def test_fail_is_exit_code_1(ship: Callable[[Recipe], None], capsys: pytest.CaptureFixture[str]) -> None:
@@ -341,3 +345,13 @@ def test_sets_count_where_there_are_several() -> None:
             replace(recipe, expect=replace(recipe.expect, sets=2))
     with pytest.raises(dd.RequestError, match="at least 1"):
         Expect(sets=0)
+
+
+def test_experts_of_whitened_images_have_a_name_and_a_command_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(jobs, "make_trajectories", lambda real, path, **rest: asked.update(rest, path=path))
+    recipe = recipes().get("cifar-10-mtt-1")
+    assert recipe.experts is not None
+    jobs.get_trajectories(recipe, recipe.experts, Path("trajectories"), None)  # type: ignore[arg-type]
+    assert asked["path"].name.startswith("cifar-10-zca-convnetw32-")
+    assert "--dataset cifar-10 --zca --model convnetW32 " in asked["command"]

@@ -81,6 +81,8 @@ def test_of_another_pool_all_networks_judge(digits: dd.RealData, pool: dd.Pool) 
     other = remade(pool, seed=1)
     assert dd.evaluate(data, digits, nets=50, pool=other).nets == 50
     assert dd.evaluate(data, digits, pool=other).nets == 20
+    further = remade(pool, start=pool.digest)
+    assert dd.evaluate(data, digits, pool=further).nets == 5, "networks trained further are no strangers"
 
 
 def test_without_a_pool_the_sentence_names_the_one_that_was_used(digits: dd.RealData, pool: dd.Pool) -> None:
