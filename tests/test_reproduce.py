@@ -347,11 +347,19 @@ def test_sets_count_where_there_are_several() -> None:
         Expect(sets=0)
 
 
-def test_experts_of_whitened_images_have_a_name_and_a_command_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experts_of_whitened_images_have_a_name_of_their_own(
+    digits: dd.RealData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: dict[str, Any] = {}
-    monkeypatch.setattr(jobs, "make_trajectories", lambda real, path, **rest: asked.update(rest, path=path))
+
+    def make(real: dd.RealData, path: Path, **options: Any) -> None:
+        asked.update(options, path=path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "make_trajectories", make)
     recipe = recipes().get("cifar-10-mtt-1")
     assert recipe.experts is not None
-    jobs.get_trajectories(recipe, recipe.experts, Path("trajectories"), None)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        jobs.get_trajectories(recipe, recipe.experts, Path("trajectories"), digits)
     assert asked["path"].name.startswith("cifar-10-zca-convnetw32-")
     assert "--dataset cifar-10 --zca --model convnetW32 " in asked["command"]
