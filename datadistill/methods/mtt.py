@@ -270,7 +270,7 @@ def _tesla(
     *_, last = walk(network, optimizer, weights, steps)
     loss, v = outer(last, *around)
     images, rates = dict[int, Tensor](), list[Tensor]()
-    here = replace(engine, storage="recompute", execution="compiled" if engine.execution == "compiled" else "eager")
+    here = replace(engine, storage="recompute")
     for step in steps:
         following: list[Weights] = []
 
