@@ -16,6 +16,9 @@ from datadistill.inner.optimizers import SGD, Adam, Optimizer
 
 _ALWAYS = ("epochs", "rate", "batch")
 
+PIECE = 64
+"""Images of a batch that a CPU differentiates at a time: what more of them leave behind no longer fits its cache."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -107,6 +110,7 @@ def train(
     """
     optimizer, parts = training.make_optimizer(), parse_augmentation(training.augment)
     state, step, steps = optimizer.init(weights), 0, training.steps(len(labels))
+    piece = PIECE if images.device.type == "cpu" else 0
     keep(weights)
     for _ in range(training.epochs):
         order = torch.randperm(len(labels), generator=generator).to(images.device)
@@ -114,7 +118,7 @@ def train(
             noise = int(torch.randint(2**62, (), generator=generator)) if network.draws else None
             chosen = order[first : first + training.batch]
             batch = one_of(images[chosen], parts, generator)
-            _, gradient = batch_gradient(network, weights, batch, labels[chosen], 0, noise)
+            _, gradient = batch_gradient(network, weights, batch, labels[chosen], piece, noise)
             weights, state = optimizer.update(weights, gradient, state, training.rate_at(step / steps), step)
             step += 1
         keep(weights)

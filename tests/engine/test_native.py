@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,15 +55,24 @@ SHAPES = [
     (1, 1, 1, (7, 7), (0, 0), (7, 7)),
     (3, 16, 17, (3, 3), (1, 1), (6, 5)),
     (2, 20, 16, (5, 3), (2, 0), (7, 8)),
+    (2, 3, 118, (3, 3), (1, 1), (5, 13)),
+    (1, 4, 64, (3, 3), (3, 3), (6, 7)),
+    (2, 2, 32, (1, 4), (0, 5), (3, 8)),
 ]
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["", "channels last"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_convolution(shape: tuple[int, int, int, tuple[int, int], tuple[int, int], tuple[int, int]]) -> None:
+def test_convolution(
+    shape: tuple[int, int, int, tuple[int, int], tuple[int, int], tuple[int, int]], last: bool
+) -> None:
     n, channels, out, kernel, padding, size = shape
     torch.manual_seed(0)
     images = torch.randn(n, channels, *size)
-    compare(nn.Conv2d(channels, out, kernel, padding=padding, bias=n == 1), images)
+    layer: Any = nn.Conv2d(channels, out, kernel, padding=padding, bias=n == 1)
+    layer.channels_last = last
+    compare(layer, images)
+    assert layer.float()(images).is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 @pytest.mark.parametrize(

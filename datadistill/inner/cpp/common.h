@@ -114,6 +114,10 @@ Tensor channels_last(const Tensor& images) {
   return x.as_strided(x.sizes(), {x.size(1) * x.size(2) * x.size(3), 1, x.size(3) * x.size(1), x.size(1)});
 }
 
+Tensor empty_channels_last(at::IntArrayRef sizes, const Tensor& like) {
+  return at::empty(sizes, like.options().memory_format(at::MemoryFormat::ChannelsLast));
+}
+
 void remember(AutogradContext* ctx, const Tensor& a, const Tensor& b, at::IntArrayRef numbers) {
   ctx->save_for_backward({a, b});
   ctx->saved_data["numbers"] = numbers.vec();

@@ -8,37 +8,13 @@
 
 #pragma once
 
-#include "common.h"
+#include "few_inputs.h"
 
 namespace {
 
-constexpr int64_t kMostVectors = 8;   // vectors of positions in a tile
 constexpr int64_t kImageBlock = 16;   // images whose weight gradients are added up together
 constexpr int64_t kFewChannels = 16;  // on either side, below which the convolutions here beat the library's,
 constexpr int64_t kFewPlanes = 16;    // and output planes up to which their weight gradient does
-
-// A convolution with stride 1: n images of c planes h x w become o planes.
-struct Shape {
-  int64_t n, c, h, w, o, kh, kw, ph, pw;
-  int64_t padded_h() const { return h + 2 * ph; }
-  int64_t padded_w() const { return w + 2 * pw; }
-  int64_t out_h() const { return padded_h() - kh + 1; }
-  int64_t out_w() const { return padded_w() - kw + 1; }
-  int64_t positions() const { return out_h() * padded_w(); }
-  // The last tile of positions reads past the plane's end, so planes are followed by slack.
-  int64_t plane() const { return rounded_up((padded_h() + kh) * padded_w() + kw + kMostVectors * kLanes); }
-  int64_t out_plane() const { return rounded_up(positions()) + kMostVectors * kLanes; }
-};
-
-// Negative padding crops: the data gradient of a convolution with more padding than its kernel needs it.
-// The border must be zero already, and stays so from one image to the next.
-void pad(const float* image, const Shape& s, float* padded) {
-  const int64_t cut_h = std::max<int64_t>(0, -s.ph), cut_w = std::max<int64_t>(0, -s.pw);
-  for (int64_t c = 0; c < s.c; ++c)
-    for (int64_t y = cut_h; y < s.h - cut_h; ++y)
-      copy_row(padded + c * s.plane() + (y + s.ph) * s.padded_w() + s.pw + cut_w, image + (c * s.h + y) * s.w + cut_w,
-               s.w - 2 * cut_w);
-}
 
 // O output planes of one image, V vectors at a time: O * V registers hold the sums.
 template <int O, int V>
@@ -186,11 +162,12 @@ Shape shape_of(const Tensor& images, at::IntArrayRef weights, int64_t ph, int64_
   return {images.size(0), images.size(1), images.size(2), images.size(3), weights[0], weights[2], weights[3], ph, pw};
 }
 
-// How a convolution with many channels on both sides, or with `last`, is left to the library: on images whose channels
-// are their innermost dimension, if `last`, which is where it is fastest, and else on images as they come.
+// How a convolution with many channels on both sides is left to the library: on images whose channels are their
+// innermost dimension, if `last`, which is where it is fastest, and else on images as they come.
 struct Padding {
   int64_t h, w;
   bool last;
+  bool few_inputs(int64_t channels) const { return last && channels <= kFewInputs; }
   bool library(const Tensor& weights) const {
     return last || std::min(weights.size(0), weights.size(1)) >= kFewChannels;
   }
@@ -208,22 +185,35 @@ Tensor library_gradient(const Tensor& g, const Tensor& x, const Tensor& w, const
 }
 
 Tensor forward_of(const Tensor& images, const Tensor& weights, const std::optional<Tensor>& bias, const Padding& p) {
-  if (p.library(weights))
+  const bool few = p.few_inputs(weights.size(1));
+  if (!few && p.library(weights))
     return at::convolution(p.laid_out(images), p.laid_out(weights), bias, {1, 1}, {p.h, p.w}, {1, 1}, false, {0, 0}, 1);
   const Tensor x = images.contiguous(), w = weights.contiguous();
   const Shape s = shape_of(x, w.sizes(), p.h, p.w);
-  Tensor out = at::empty({s.n, s.o, s.out_h(), s.out_w()}, x.options());
+  const std::array<int64_t, 4> sizes{s.n, s.o, s.out_h(), s.out_w()};
+  Tensor out = few ? empty_channels_last(sizes, x) : at::empty(sizes, x.options());
   const Tensor b = bias ? bias->contiguous() : Tensor();
-  convolve(s, x.const_data_ptr<float>(), w.const_data_ptr<float>(), s.c * s.kh * s.kw, s.kh * s.kw, false,
-           b.defined() ? b.const_data_ptr<float>() : nullptr, out.mutable_data_ptr<float>());
+  const float* shift = b.defined() ? b.const_data_ptr<float>() : nullptr;
+  if (few)
+    few_inputs(s, x.const_data_ptr<float>(), w.const_data_ptr<float>(), shift, out.mutable_data_ptr<float>());
+  else
+    convolve(s, x.const_data_ptr<float>(), w.const_data_ptr<float>(), s.c * s.kh * s.kw, s.kh * s.kw, false, shift,
+             out.mutable_data_ptr<float>());
   return out;
 }
 
 // The gradient with respect to the images is a convolution again: channels exchanged, kernel turned.
 Tensor data_gradient_of(const Tensor& gradients, const Tensor& weights, const Padding& p) {
+  const int64_t h = gradients.size(2) + weights.size(2) - 1 - 2 * p.h;
+  const int64_t width = gradients.size(3) + weights.size(3) - 1 - 2 * p.w;
+  if (p.few_inputs(weights.size(1))) {
+    const Tensor g = channels_last(gradients), w = weights.contiguous();
+    const Shape s{g.size(0), w.size(1), h, width, w.size(0), w.size(2), w.size(3), p.h, p.w};
+    Tensor out = at::empty({s.n, s.c, s.h, s.w}, g.options());
+    few_inputs_data_gradient(s, g.const_data_ptr<float>(), w.const_data_ptr<float>(), out.mutable_data_ptr<float>());
+    return out;
+  }
   if (p.library(weights)) {
-    const int64_t h = gradients.size(2) + weights.size(2) - 1 - 2 * p.h;
-    const int64_t width = gradients.size(3) + weights.size(3) - 1 - 2 * p.w;
     const Tensor x = at::empty({gradients.size(0), weights.size(1), h, width}, gradients.options());  // never read
     return library_gradient(gradients, x, weights, p, false);
   }
@@ -238,6 +228,13 @@ Tensor data_gradient_of(const Tensor& gradients, const Tensor& weights, const Pa
 }
 
 Tensor weight_gradient_of(const Tensor& images, const Tensor& gradients, int64_t kh, int64_t kw, const Padding& p) {
+  if (p.few_inputs(images.size(1))) {
+    const Tensor x = images.contiguous(), g = channels_last(gradients);
+    Tensor out = at::empty({g.size(1), x.size(1), kh, kw}, x.options());
+    few_inputs_weight_gradient(shape_of(x, out.sizes(), p.h, p.w), x.const_data_ptr<float>(),
+                               g.const_data_ptr<float>(), out.mutable_data_ptr<float>());
+    return out;
+  }
   const Tensor x = p.last ? images : images.contiguous(), g = p.last ? gradients : gradients.contiguous();
   Tensor out = at::empty({g.size(1), x.size(1), kh, kw}, x.options());
   if (p.library(out) || g.size(1) > kFewPlanes) return library_gradient(g, x, out, p, true);

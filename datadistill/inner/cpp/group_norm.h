@@ -366,10 +366,6 @@ void group_norm_curvature(const Grouped& s, const Given<T>& in, const T* along_w
   });
 }
 
-Tensor empty_channels_last(at::IntArrayRef sizes, const Tensor& like) {
-  return at::empty(sizes, like.options().memory_format(at::MemoryFormat::ChannelsLast));
-}
-
 // Calls work<T, R, P>() for the type of the numbers, with ReLU or without, with pooling or without.
 template <typename Work>
 void specialised(const Grouped& s, at::ScalarType type, const Work& work) {
