@@ -49,3 +49,14 @@ def test_half_precision_prints_json(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in done.stdout.splitlines() if "way" in line]
     assert [line["epoch"] for line in lines][:2] == [0, 4]
     assert all(0 < line["change_of_gradient"] < 0.1 for line in lines)
+
+
+@pytest.mark.slow
+def test_judging_prints_json_and_agrees_with_the_reference() -> None:
+    command = [sys.executable, "benchmarks/judging.py", "--case", "10 images", "--epochs", "1", "--rounds", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    (line,) = [json.loads(line) for line in done.stdout.splitlines()]
+    assert line["error"] < 1e-3
+    assert line["seconds"] > 0
+    assert not done.stderr

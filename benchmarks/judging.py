@@ -1,0 +1,199 @@
+"""What judging by protocol dc costs: seconds for a network's training step, against a plain reference.
+
+    python benchmarks/judging.py [--case NAME,...] [--nets N] [--epochs N] [--rounds N]
+
+The reference trains one network after another with `torch.optim.SGD` on PyTorch's own operations, each on all cores, as
+the code of 2021 does. Ours has a core for each network. Each side runs in a process of its own, as its users run it,
+and the two take turns. First, what three epochs made of the same initial weights is compared.
+
+Prints one JSON line for each case: `seconds` and `seconds_plain`, medians, for one step of one network; `time_ratio`,
+ours over the reference's; `error`, the relative difference between the ways that two networks went; `limit_ratio`, our
+time over that of the library's convolutions alone, forwards and both derivatives, shared among the cores as ours are.
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datadistill.inner import make_network, native
+from datadistill.inner.functional import Weights
+from datadistill.inner.parallel import each_on_one_core
+from datadistill.models.convnet import ConvNet
+from datadistill.models.schemes import draw_weights
+from datadistill.runtime import keep_freed_memory, stream
+from datadistill.training import PIECE, Training, train
+
+CPU = torch.device("cpu")
+SETTINGS = Training(rate=0.01, batch=256, optimizer="sgd", momentum=0.9, weight_decay=0.0005, falls="constant")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A number of images of some shape, on which ConvNets of three blocks of 128 channels are trained."""
+
+    name: str
+    images: int
+    shape: tuple[int, int, int]
+
+    def module(self) -> ConvNet:
+        return ConvNet(in_channels=self.shape[0], image_size=self.shape[1])
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        draw = stream(0, "images")
+        return torch.randn(self.images, *self.shape, generator=draw), torch.arange(self.images) % 10
+
+    def start(self, net: int) -> Weights:
+        return draw_weights(self.module(), "default", stream(net, "start"))
+
+
+CASES = (
+    Case("10 images 1x28x28", 10, (1, 28, 28)),
+    Case("100 images 1x28x28", 100, (1, 28, 28)),
+    Case("100 images 3x32x32", 100, (3, 32, 32)),
+)
+
+
+def ours(case: Case, nets: int, epochs: int) -> list[Weights]:
+    network, (images, labels) = make_network(case.module()), case.batch()
+    training = Training(**{**vars(SETTINGS), "epochs": epochs})
+
+    def one(net: int) -> Weights:
+        return train(network, case.start(net), images, labels, training, stream(net))
+
+    return each_on_one_core(one, range(nets), CPU)
+
+
+def plain(case: Case, nets: int, epochs: int) -> list[Weights]:
+    images, labels = case.batch()
+    found = []
+    for net in range(nets):
+        module = case.module()
+        module.load_state_dict(case.start(net))
+        optimizer = torch.optim.SGD(
+            module.parameters(), lr=SETTINGS.rate, momentum=SETTINGS.momentum, weight_decay=SETTINGS.weight_decay
+        )
+        for _ in range(epochs):
+            optimizer.zero_grad()
+            F.cross_entropy(module(images), labels).backward()
+            optimizer.step()
+        found.append({name: weight.detach() for name, weight in module.named_parameters()})
+    return found
+
+
+def convolutions(case: Case, nets: int, epochs: int) -> list[Weights]:
+    """The library's convolutions with channels innermost, on pieces as large as ours; nothing else."""
+    shapes: list[tuple[nn.Conv2d, torch.Size]] = []
+    module = case.module()
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda layer, inputs, output: shapes.append((layer, inputs[0].shape)))
+    pieces = -(-case.images // PIECE)
+    with torch.no_grad():
+        module(torch.zeros(case.images // pieces, *case.shape))
+
+    def one(net: int) -> Weights:
+        last = torch.channels_last
+        given = [
+            (layer, torch.randn(shape).to(memory_format=last), layer.weight.detach().to(memory_format=last))
+            for layer, shape in shapes
+        ]
+        for _ in range(epochs * pieces):
+            for place, (layer, images, weight) in enumerate(given):
+                padding: Any = layer.padding
+                gradient = F.conv2d(images, weight, None, 1, padding)
+                torch.ops.aten.convolution_backward(
+                    gradient, images, weight, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [place > 0, True, False]
+                )
+        return {}
+
+    return each_on_one_core(one, range(nets), CPU)
+
+
+SIDES: dict[str, Callable[[Case, int, int], list[Weights]]] = {
+    "ours": ours,
+    "plain": plain,
+    "convolutions": convolutions,
+}
+
+
+def serve(side: str, case: Case, there: Connection) -> None:
+    """Run a side as often as is asked for, and answer with the weights, or with how long it took."""
+    if side != "plain":
+        keep_freed_memory()
+        native.build()
+    while (asked := there.recv()) is not None:
+        nets, epochs, timed = asked
+        began = time.perf_counter()
+        found = SIDES[side](case, nets, epochs)
+        there.send(time.perf_counter() - began if timed else found)
+
+
+def apart(one: Weights, other: Weights, start: Weights) -> float:
+    """The relative difference between two ways from the same start."""
+    way, difference = (
+        torch.stack([(a[name] - b[name]).double().square().sum() for name in start]).sum().sqrt()
+        for a, b in ((one, start), (one, other))
+    )
+    return float(difference / way)
+
+
+def measure(case: Case, nets: int, epochs: int, rounds: int) -> dict[str, Any]:
+    context = multiprocessing.get_context("spawn")
+    ends, processes = {}, []
+    for side in SIDES:
+        ends[side], there = context.Pipe()
+        processes.append(context.Process(target=serve, args=(side, case, there), daemon=True))
+        processes[-1].start()
+    made: dict[str, list[Weights]] = {}
+    for side, end in ends.items():
+        end.send((nets, 3, False))
+        made[side] = end.recv()
+    error = max(
+        apart(mine, theirs, case.start(net))
+        for net, (mine, theirs) in enumerate(zip(made["ours"], made["plain"], strict=True))
+    )
+    times: dict[str, list[float]] = {side: [] for side in SIDES}
+    for _ in range(rounds):
+        for side, end in ends.items():
+            end.send((nets, epochs, True))
+            times[side].append(end.recv() / (nets * epochs))
+    for process, end in zip(processes, ends.values(), strict=True):
+        end.send(None)
+        process.join()
+    seconds = {side: statistics.median(values) for side, values in times.items()}
+    return {
+        "seconds": seconds["ours"],
+        "seconds_plain": seconds["plain"],
+        "time_ratio": seconds["ours"] / seconds["plain"],
+        "limit_ratio": seconds["ours"] / seconds["convolutions"],
+        "error": error,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", help="those whose name begins so")
+    parser.add_argument("--nets", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    for case in CASES:
+        if given.case is None or case.name.startswith(tuple(given.case.split(","))):
+            row = measure(case, given.nets, given.epochs, given.rounds)
+            row = {key: float(f"{value:.3g}") for key, value in row.items()}
+            facts = {"case": case.name, "nets": given.nets, "threads": torch.get_num_threads()}
+            print(json.dumps({**facts, **row}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
