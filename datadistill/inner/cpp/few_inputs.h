@@ -11,12 +11,12 @@
 
 namespace {
 
-constexpr int64_t kFewInputs = 4;   // channels up to which these are used
-constexpr int kTilePixels = 5;      // of a row, whose sums are in registers together
-constexpr int kTapTile = 6;        // whose gradients are
+constexpr int64_t kFewInputs = 4;  // channels up to which these are used
+constexpr int kTilePixels = 5;     // pixels of a row whose sums are in registers together
+constexpr int kTapTile = 6;        // taps whose gradients are
 
-// Output channels in turn: work(V, first channel, lanes) for V whole vectors, then half as many, and at last one with as
-// many lanes as there are.
+// Output channels in turn: work(V, first channel, lanes) for V whole vectors, then half as many, and at last for one with
+// as many lanes as are left.
 template <int V, typename Work>
 inline void for_channels(int64_t o, int64_t end, const Work& work) {
   for (; o + V * kLanes <= end; o += V * kLanes) work(std::integral_constant<int, V>(), o, kLanes);
