@@ -24,7 +24,7 @@ def test_there_is_a_gallery() -> None:
 
 @pytest.mark.parametrize("folder", SETS, ids=lambda path: path.name)
 def test_a_shipped_set_is_small_and_whole(folder: Path) -> None:
-    assert all(path.stat().st_size < 1 << 20 for path in folder.rglob("*"))
+    assert all(path.stat().st_size < 3 << 19 for path in folder.rglob("*"))  # 100 colour images of 32x32 are 1.2 MB
     assert {"distilled.safetensors", "README.md", "sheet.png"} <= {path.name for path in folder.iterdir()}
 
 
