@@ -17,7 +17,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -65,7 +65,7 @@ CASES = (
 
 def ours(case: Case, nets: int, epochs: int) -> list[Weights]:
     network, (images, labels) = make_network(case.module()), case.batch()
-    training = Training(**{**vars(SETTINGS), "epochs": epochs})
+    training = replace(SETTINGS, epochs=epochs)
 
     def one(net: int) -> Weights:
         return train(network, case.start(net), images, labels, training, stream(net))
