@@ -1,6 +1,7 @@
 """baseline: distilled data that is chosen, not optimised."""
 
 import argparse
+import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from datadistill.cli.common import (
     load_data,
     new_folder,
     print_table,
+    score_document,
 )
 from datadistill.cli.parsing import Parser, command_line, number, one_of, positive_int
 from datadistill.condensation import Condensation, changed
@@ -99,6 +101,7 @@ def add_flags(parser: Parser) -> None:
     add_run_flags(parser)
     add_nets_flag(parser)
     add_batch_norm_flag(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON document, as evaluate prints")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -142,7 +145,11 @@ def run(arguments: argparse.Namespace) -> None:
             mine = data.provenance
             mine = replace(mine, versions=versions(), scores=[*mine.scores, own.as_json()], recipe=recipe)
             replace(data, provenance=mine).save(place / _file_name(number))
-    _print(sets, score, place, problem.pool)
+    if arguments.json:
+        document = score_document(str(place), problem.real, arguments.protocol, [score])
+        print(json.dumps(document | {"sets": len(sets)}, indent=2))
+    else:
+        _print(sets, score, place, problem.pool)
 
 
 def _settings(arguments: argparse.Namespace) -> Condensation | None:

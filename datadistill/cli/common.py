@@ -20,6 +20,7 @@ from datadistill.distilled import DistilledData
 from datadistill.errors import RequestError, plain
 from datadistill.evaluation import NETS, PROTOCOLS, Score
 from datadistill.pools import Pool, load_pool
+from datadistill.runtime import versions
 
 
 def add_data_flags(parser: argparse._ActionsContainer, dataset: str) -> None:
@@ -269,3 +270,15 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         console.width = 120
     console.print(Text(plain(title)), style="bold")
     console.print(table)
+
+
+def score_document(path: str, real: RealData, protocol: str, scores: Sequence[Score]) -> dict[str, Any]:
+    """What `evaluate --json` and `baseline --json` print of one path; accuracies are fractions."""
+    return {
+        "path": path,
+        "dataset": real.origin,
+        "protocol": protocol,
+        "results": [score.as_json() for score in scores],
+        "chance": 1 / real.num_classes,
+        "versions": versions(),
+    }

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from typing import Any
 
 import torch
 
@@ -18,13 +17,14 @@ from datadistill.cli.common import (
     load_data,
     print_table,
     protocol_title,
+    score_document,
 )
 from datadistill.cli.parsing import Parser, one_of
 from datadistill.data import RealData
 from datadistill.distilled import load_distilled
 from datadistill.evaluation import Score, evaluate, percent, work_of
 from datadistill.progress import counting
-from datadistill.runtime import resolve_device, versions
+from datadistill.runtime import resolve_device
 
 USAGE = "PATH..."
 DESCRIPTION = """\
@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace) -> None:
                 )
             scores.append(score)
         found.append((path, scores))
-        documents.append(_document(path, real, arguments.protocol, scores))
+        documents.append(score_document(path, real, arguments.protocol, scores))
     if arguments.json:
         print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
     else:
@@ -150,14 +150,3 @@ def _row(path: str, score: Score, training: str = "") -> list[str]:
         f"{100 * low:.2f} to {100 * high:.2f}",
         f"{score.seconds:.1f}",
     ]
-
-
-def _document(path: str, real: RealData, protocol: str, scores: list[Score]) -> dict[str, Any]:
-    return {
-        "path": path,
-        "dataset": real.origin,
-        "protocol": protocol,
-        "results": [score.as_json() for score in scores],
-        "chance": 1 / real.num_classes,
-        "versions": versions(),
-    }

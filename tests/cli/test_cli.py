@@ -107,6 +107,14 @@ def test_baseline(capsys: pytest.CaptureFixture[str]) -> None:
     data = dd.load_distilled("base")
     assert data.provenance.method["name"] == "random"
     assert len(data.labels) == 20
+    assert main(["baseline", *arguments[:-1], "again", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["path"], document["sets"]) == ("again", 1)
+    judged = dict(document["results"][0])
+    recorded = dict(dd.load_distilled("again").provenance.scores[-1])
+    assert judged.pop("seconds") > 0
+    assert recorded.pop("seconds") > 0
+    assert judged == recorded
 
 
 def test_show(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
