@@ -148,7 +148,7 @@ class RealData:
         if self.is_whitened:
             raise RequestError(f"{self.name} is whitened already: whiten it once")
         check_room_to_whiten(self.name, self.train.images.shape[1:])
-        zca = Whitening.learn(self.train.images, bar)
+        zca = Whitening.learn(self.train.images, self.normalization.std, bar)
         train, held_out, test = (
             replace(split, images=zca.apply(split.images)) for split in (self.train, self.held_out, self.test)
         )

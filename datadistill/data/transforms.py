@@ -1,5 +1,6 @@
 """From pixels to what a network is fed, and back."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,24 +18,32 @@ _PIECE = 1000
 
 @dataclass(frozen=True, eq=False)
 class Whitening:
-    """ZCA: flattened images become (x - mean) matrix, whose pixels are nearly uncorrelated and of deviation 1.
+    """ZCA: flattened images become (x - mean) matrix, whose pixels are less correlated.
 
-    The matrix is U diag(1 / sqrt(S + eps)) U^T, where U diag(S) U^T is the covariance of normalised images.
+    The matrix is D U diag(1 / sqrt(S + eps)) U^T, where U diag(S) U^T is the covariance of pixels in [0, 1] and D takes
+    the normalisation by channel back. So a direction of pixels of variance s has variance s / (s + eps) afterwards,
+    whatever the channels were divided by, as in the code of trajectory matching.
 
     Attributes:
-        mean: of the images it was learned from, flattened as [C, H, W].
-        matrix: symmetric.
+        mean: of the normalised images it was learned from, flattened as [C, H, W].
+        matrix: applied to normalised images.
     """
 
     mean: Float[Tensor, "d"]
     matrix: Float[Tensor, "d d"]
 
     EPS = 0.1
-    """What is added to the variances, so that directions without contrast are not blown up; the field's value."""
+    """What is added to the variances of pixels, so that directions of little contrast are not blown up; the field's."""
 
     @classmethod
-    def learn(cls, images: Float[Tensor, "n c h w"], bar: Bar = quiet) -> "Whitening":
-        """From normalised images, with the eigenvectors of the covariance in float64."""
+    def learn(cls, images: Float[Tensor, "n c h w"], std: Sequence[float], bar: Bar = quiet) -> "Whitening":
+        """From normalised images, with the eigenvectors of the covariance in float64.
+
+        Args:
+            images: normalised by channel.
+            std: what their channels were divided by, one number each.
+            bar: shows progress.
+        """
         pieces = torch.split(images.flatten(1), _PIECE)
         mean = torch.stack([piece.double().sum(0) for piece in pieces]).sum(0) / len(images)
         covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=images.device)
@@ -45,11 +54,13 @@ class Whitening:
                 covariance += centred.T @ centred
                 count()
             # As kornia does: the unbiased estimate.
-            variances, directions = torch.linalg.eigh(covariance.div_(max(len(images) - 1, 1)))
+            scale = torch.tensor(std, dtype=torch.float64).repeat_interleave(images[0, 0].numel()).to(covariance)
+            covariance.mul_(scale[:, None]).mul_(scale).div_(max(len(images) - 1, 1))
+            variances, directions = torch.linalg.eigh(covariance)
             count()
         # Rounding leaves variances of zero a little below it.
         scaled = directions * (variances.clamp_(min=0) + cls.EPS).rsqrt()
-        return cls(mean.float(), (scaled @ directions.T).float())
+        return cls(mean.float(), (scale[:, None] * (scaled @ directions.T)).float())
 
     def apply(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """Whitened images of normalised ones."""

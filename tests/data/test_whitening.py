@@ -22,6 +22,7 @@ from datadistill.trajectories import TrajectoryFacts
 
 @pytest.fixture(scope="module")
 def white() -> dd.RealData:
+    torch.set_num_threads(1)  # as for every test: a sum's last bits depend on it
     return dd.load("digits", zca=True)
 
 
@@ -29,11 +30,15 @@ def spectrum(images: torch.Tensor) -> torch.Tensor:
     return torch.linalg.eigvalsh(torch.cov(images.double().flatten(1).T)).clamp(min=0)
 
 
+def pixels_of(real: dd.RealData) -> torch.Tensor:
+    return real.normalization.invert(real.train.images)
+
+
 def test_the_covariance_is_the_regularised_identity(digits: dd.RealData, white: dd.RealData) -> None:
-    before, after = spectrum(digits.train.images), spectrum(white.train.images)
-    # Each variance s becomes s / (s + eps), which keeps their order.
+    before, after = spectrum(pixels_of(digits)), spectrum(white.train.images)
+    # Each variance s of pixels in [0, 1] becomes s / (s + eps), which keeps their order.
     assert torch.allclose(after, before / (before + 0.1), atol=1e-4)
-    assert float(before.max()) > 4
+    assert float(before.max()) > 0.5
     assert float(after.max()) < 1
     assert float(white.train.images.mean(0).abs().max()) < 1e-5
 
@@ -41,11 +46,27 @@ def test_the_covariance_is_the_regularised_identity(digits: dd.RealData, white: 
 def test_it_is_the_whitening_nearest_to_the_images(white: dd.RealData, digits: dd.RealData) -> None:
     zca = white.normalization.zca
     assert zca is not None
-    assert torch.allclose(zca.matrix, zca.matrix.T, atol=1e-6)
-    covariance = torch.cov(digits.train.images.double().flatten(1).T)
+    matrix = zca.matrix.double() / digits.normalization.std[0]
+    assert torch.allclose(matrix, matrix.T, atol=1e-6)
+    covariance = torch.cov(pixels_of(digits).double().flatten(1).T)
     # The inverse root itself: its square undoes the regularised covariance.
-    square = zca.matrix.double() @ zca.matrix.double() @ (covariance + 0.1 * torch.eye(64))
+    square = matrix @ matrix @ (covariance + 0.1 * torch.eye(64))
     assert torch.allclose(square, torch.eye(64, dtype=torch.float64), atol=1e-3)
+
+
+def test_channels_may_have_been_divided_by_anything() -> None:
+    pixels = torch.rand(60, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    pixels[:, 1] *= 0.3
+    found = []
+    for std in ((1.0, 1.0, 1.0), (0.5, 0.1, 0.25)):
+        images = (pixels - 0.4) / torch.tensor(std)[:, None, None]
+        found.append(Whitening.learn(images, std).apply(images))
+    centred = pixels.flatten(1).double()
+    centred -= centred.mean(0)
+    variances, directions = torch.linalg.eigh(centred.T @ centred / 59)
+    by_hand = centred @ directions @ torch.diag((variances + 0.1).rsqrt()) @ directions.T
+    for images in found:
+        assert torch.allclose(images.flatten(1).double(), by_hand, atol=1e-5)
 
 
 def test_only_training_images_less_the_held_out_ones_are_learned_from(digits: dd.RealData, white: dd.RealData) -> None:
