@@ -178,19 +178,26 @@ def augmented(
 
 
 def one_of(
-    images: Float[Tensor, "n c h w"], parts: Sequence[AugmentationInfo], generator: torch.Generator
+    images: Float[Tensor, "n c h w"],
+    parts: Sequence[AugmentationInfo],
+    generator: torch.Generator,
+    first: int = 0,
+    total: int = 0,
 ) -> Float[Tensor, "n c h w"]:
     """One of the parts, drawn for the whole batch, each image by draws of its own; outside is zero.
 
     Args:
-        images: of any range.
+        images: of any range; a batch, or a piece of one.
         parts: the choice; without any the images stay as they are.
-        generator: on the CPU.
+        generator: on the CPU; every piece of a batch takes it in the same state.
+        first: the first of these images in their batch.
+        total: images of the batch; 0: these are all.
     """
     if not parts:
         return images
     part = _chosen(parts, generator)
-    return part.apply(images, part.draw(len(images), images.shape[-1], generator), "zeros")
+    drawn = part.draw(total or len(images), images.shape[-1], generator)
+    return part.apply(images, drawn[first : first + len(images)], "zeros")
 
 
 def siamese(parts: Sequence[AugmentationInfo], edge: int, generator: torch.Generator) -> Transform:

@@ -26,7 +26,7 @@ from datadistill.evaluation.accuracy import Accuracy
 from datadistill.inner import Engine, native
 from datadistill.length import Length, parse_duration
 from datadistill.looks import held_out, is_finite, is_sound, slower
-from datadistill.methods import DD
+from datadistill.methods import DD, MTT
 from datadistill.methods.base import Method, Outcome, Problem, make_problem, options_of
 from datadistill.models import ModelFactory
 from datadistill.moments import Best, Moment, pack, unpack
@@ -138,7 +138,7 @@ def distill(
         pool=pool,
         trajectories=trajectories,
     )
-    _check_pool(method, problem)
+    _check_asked(method, problem)
     template = method.start(problem, stream(seed, "start"))
     settings = Settings(
         dataset=real.name if real.source is None else real.source.place or real.name,
@@ -175,9 +175,12 @@ def distill(
         return loop.finish(loop.run(moment, stop))
 
 
-def _check_pool(method: Method, problem: Problem) -> None:
-    """Refuse a method that wants more different networks at a time than the pool has."""
-    wanted, pool = method.demand(problem).networks, problem.pool
+def _check_asked(method: Method, problem: Problem) -> None:
+    """Refuse a pool that has fewer networks than a step of method dd takes, and experts that nobody would look at."""
+    if problem.trajectories is not None and not isinstance(method, MTT):
+        raise RequestError(f"method {method.name} learns from no experts: leave the trajectories out")
+    wanted = 1 if problem.starts.fixed is not None else getattr(method, "networks", 1)
+    pool = problem.pool
     if pool is not None and wanted > len(pool.for_distilling):
         raise RequestError(
             f"an outer step takes {wanted} networks, but the pool has {len(pool.for_distilling)} for distilling and "

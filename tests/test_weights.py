@@ -152,6 +152,14 @@ def test_what_needs_a_pool_and_what_takes_none(digits: dd.RealData, pool: dd.Poo
         )  # fmt: skip
 
 
+def test_matching_takes_one_network_of_a_pool_at_a_time(digits: dd.RealData, tmp_path: Path) -> None:
+    training = dd.Training(epochs=1, batch=256)
+    small = dd.make_pool(digits, tmp_path / "pool", model="mlp", nets=3, reserved=1, training=training, device="cpu")
+    for method in (dd.methods.DM(batch=8), dd.methods.DC(batch=8)):
+        run = dd.distill(digits, method, model="mlp", weights="random-pretrained", pool=small, iterations=2)
+        assert run.distilled.provenance.weights["kind"] == "random-pretrained"
+
+
 def test_a_pool_that_does_not_fit_is_refused(digits: dd.RealData, mnist: dd.RealData, pool: dd.Pool) -> None:
     fewer = replace(digits, classes=digits.classes[:9])
     wider = dd.Pool(pool.facts, {**pool.stacked, "layers.1.bias": torch.zeros(50, 7).half()})

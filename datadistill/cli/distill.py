@@ -179,7 +179,7 @@ def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recip
                 f"recipe {recipe.name} starts from trained networks: give their file with --pool, or let "
                 f"`datadistill reproduce {recipe.name}` make them"
             )
-        asked = settings_of(METHODS.get(arguments.method)) if recipe is None else recipe.settings()
+        asked = settings_of(METHODS.get(arguments.method), arguments.ipc) if recipe is None else recipe.settings()
         run, method, outer, engine = asked.values()
     info = METHODS.get(method["name"])
     if arguments.method not in (None, info.name):

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from datadistill.cli.parsing import Parser, add_fields, given_fields, in_cases
+from datadistill.data.ipc import PROPORTIONAL
 from datadistill.errors import RequestError
 from datadistill.methods import METHODS, MethodInfo
 from datadistill.recipes import RUN_DEFAULTS, Recipe, recipes
@@ -70,7 +71,18 @@ def chosen_recipe(arguments: argparse.Namespace) -> Recipe | None:
     return recipe
 
 
-def settings_of(info: MethodInfo) -> dict[str, dict[str, Any]]:
-    """What a method's paper asks: `run`, `method`, `outer` and `engine`, as recipes have them."""
+def settings_of(info: MethodInfo, ipc: int | float | str | None) -> dict[str, dict[str, Any]]:
+    """What a method's paper asks: `run`, `method`, `outer` and `engine`, as recipes have them.
+
+    Args:
+        info: the method.
+        ipc: images per class, as asked for; `proportional:N` counts as one, for it does not say how many classes.
+    """
     run = {**RUN_DEFAULTS, **info.run}
-    return {"run": run, "method": {"name": info.name, **info.defaults}, "outer": dict(info.outer), "engine": {}}
+    if isinstance(ipc, str):
+        shares = [] if ipc.startswith(PROPORTIONAL) else [int(word) for word in ipc.split(",")]
+        ipc = sum(shares) / len(shares) if shares else None
+    own = info.by_ipc(float(run["ipc"] if ipc is None else ipc))
+    outer = {**info.outer, **own.get("outer", {})}
+    method = {"name": info.name, **info.defaults}
+    return {"run": run | own.get("run", {}), "method": method, "outer": outer, "engine": {}}

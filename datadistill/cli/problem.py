@@ -59,7 +59,7 @@ def add_problem_flags(parser: Parser, changes: Mapping[str, Any]) -> None:
 def problem_of(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> tuple[Method, Problem]:
     """What the flags of `add_problem_flags` ask for."""
     recipe, info = chosen_recipe(arguments), METHODS.get(arguments.method)
-    run, options, _, _ = (settings_of(info) if recipe is None else recipe.settings()).values()
+    run, options, _, _ = (settings_of(info, arguments.ipc) if recipe is None else recipe.settings()).values()
     own = {**options, **(changes if info.name == "dd" else {}), **given_options(arguments, info)}
     del own["name"]
     method = info.build(own)

@@ -22,7 +22,7 @@ from torch.func import functional_call
 
 from datadistill.errors import RequestError
 from datadistill.inner import native
-from datadistill.inner.functional import Network, Weights, as_leaves
+from datadistill.inner.functional import Network, Noise, Weights, as_leaves
 from datadistill.inner.products import PRODUCT_FUNCTIONS
 from datadistill.models.fits import check_scores
 from datadistill.runtime import is_out_of_memory
@@ -96,9 +96,9 @@ def _require_repeatable(network: Network, images: Float[Tensor, "n c h w"]) -> N
     with _own_random_numbers(images.device), torch.no_grad():
         twin = Network(_copied(network.module))
         weights = {name: weight.detach() for name, weight in twin.module.named_parameters()}
-        twin.logits(weights, images, noise=0)  # the first call of all compares copies
+        twin.logits(weights, images, noise=Noise(0))  # the first call of all compares copies
         before = {name: buffer.clone() for name, buffer in twin.module.named_buffers()}
-        first, second = (twin.logits(weights, images, noise=0) for _ in range(2))
+        first, second = (twin.logits(weights, images, noise=Noise(0)) for _ in range(2))
         changed = [name for name, buffer in twin.module.named_buffers() if not torch.equal(buffer, before[name])]
     if changed:
         raise RequestError(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from datadistill.inner.engine import Engine
-from datadistill.inner.functional import Network, Weights
+from datadistill.inner.functional import Network, Noise, Weights
 from datadistill.inner.products import PRODUCT_FUNCTIONS, Product, ProductFunction
 from datadistill.runtime import is_out_of_memory
 
@@ -41,7 +41,7 @@ def product_function(engine: Engine) -> ProductFunction:
         weights: Weights,
         images: Tensor,
         labels: Tensor,
-        noise: int | None,
+        noise: Noise | None,
         along: Weights,
         kink_width: float,
     ) -> Product:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,20 @@ Labels: TypeAlias = Int64[Tensor, "n"] | Float[Tensor, "n k"]
 BatchNorm: TypeAlias = Literal["refused", "batch", "frozen"]
 
 
+class Noise(NamedTuple):
+    """What dropout and augmentation draw from, for some images of a batch.
+
+    Attributes:
+        seed: of the whole batch.
+        first: the first of these images in the batch.
+        total: images of the batch; 0: these are all.
+    """
+
+    seed: int
+    first: int = 0
+    total: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
     """A module called with weights from outside; its own parameters are never read. Any number of threads may call it.
@@ -36,7 +50,7 @@ class Network:
     Attributes:
         module: gives the architecture. It must keep no state from call to call.
         native: whether `native`'s operations take the place of PyTorch's; they must have been built.
-        augment: changes a batch before the module sees it, by a seed, wherever dropout would draw.
+        augment: changes images before the module sees them, by draws for the whole batch, wherever dropout would draw.
 
     Raises:
         RequestError: a layer keeps running statistics.
@@ -44,7 +58,7 @@ class Network:
 
     module: nn.Module
     native: bool = False
-    augment: Callable[[Tensor, int], Tensor] | None = None
+    augment: Callable[[Tensor, Noise], Tensor] | None = None
     _spare: list["_Body"] = field(default_factory=list, init=False, repr=False)
     _alone: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -86,14 +100,14 @@ class Network:
         return any(isinstance(layer, _DropoutNd) and layer.p > 0 for layer in self.module.modules())
 
     def logits(
-        self, weights: Weights, images: Float[Tensor, "n c h w"], noise: int | None = None
+        self, weights: Weights, images: Float[Tensor, "n c h w"], noise: Noise | None = None
     ) -> Float[Tensor, "n k"]:
         """Class scores.
 
         Args:
             weights: by parameter name.
             images: a batch.
-            noise: the seed of what dropout and augmentation draw; None turns them off.
+            noise: what dropout and augmentation draw from; None turns them off.
         """
         if self.augment is not None and noise is not None:
             images = self.augment(images, noise)
@@ -112,7 +126,7 @@ class Network:
         weights: Weights,
         images: Float[Tensor, "n c h w"],
         labels: Labels,
-        noise: int | None = None,
+        noise: Noise | None = None,
     ) -> Float[Tensor, ""]:
         """Mean cross-entropy."""
         return F.cross_entropy(self.logits(weights, images, noise), labels)
@@ -123,7 +137,7 @@ class Network:
         images: Float[Tensor, "n c h w"],
         labels: Labels,
         create_graph: bool = False,
-        noise: int | None = None,
+        noise: Noise | None = None,
     ) -> tuple[Float[Tensor, ""], Weights]:
         """The mean loss and its gradient with respect to the weights, which must require gradients.
 
@@ -173,12 +187,14 @@ class Network:
             return True  # inside a transformation there are no values to compare
         values = {name: weight.detach() for name, weight in weights.items()}
         few = images[:2].detach()
-        with torch.no_grad(), self._calls(0, images.device) or nullcontext():
+        with torch.no_grad(), self._calls(Noise(0), images.device) or nullcontext():
             expected = functional_call(self.module, values, (few,))
             return torch.allclose(body(values, few), expected, rtol=1e-3, atol=1e-4, equal_nan=True)
 
-    def _calls(self, noise: int | None, device: torch.device) -> TorchFunctionMode | None:
-        return Replaced(dropouts(noise, device)) if self._drops else None
+    def _calls(self, noise: Noise | None, device: torch.device) -> TorchFunctionMode | None:
+        # Each piece of a batch draws for itself.
+        seed = None if noise is None else (noise.seed * 1_000_003 + noise.first) % 2**63
+        return Replaced(dropouts(seed, device)) if self._drops else None
 
 
 class _Body:
@@ -258,7 +274,8 @@ def batch_gradient(
 ) -> tuple[Float[Tensor, ""], Weights]:
     """Mean loss over a batch and its gradient, in chunks that bound the memory, fit the cache and share the cores.
 
-    Where a batch's images depend on each other the batch stays whole: chunks would be another function.
+    Where a batch's images depend on each other the batch stays whole: chunks would be another function. What is drawn
+    to augment a batch does not depend on how it is cut.
 
     Returns:
         The loss and the gradient by weight name, both without a graph.
@@ -270,7 +287,7 @@ def batch_gradient(
             share = (piece.stop - piece.start) / len(labels)
             with _arithmetic(precision, images.device):
                 loss, gradients = network.gradient(
-                    as_leaves(weights), images[piece], labels[piece], noise=mixed(noise, piece)
+                    as_leaves(weights), images[piece], labels[piece], noise=noise_of(noise, piece, len(labels))
                 )
             total += loss.detach() * share
             add_to(summed, gradients, share)
@@ -296,9 +313,9 @@ def pieces_of(network: Network, count: int, chunk: int) -> list[slice]:
     return [slice(first, last) for first, last in itertools.pairwise(edges)]
 
 
-def mixed(noise: int | None, piece: slice) -> int | None:
-    """A seed for each piece of a batch."""
-    return None if noise is None else (noise * 1_000_003 + piece.start) % 2**63
+def noise_of(seed: int | None, piece: slice, total: int) -> Noise | None:
+    """What a piece of a batch of so many images draws from."""
+    return None if seed is None else Noise(seed, piece.start, total)
 
 
 def add_to(sums: Weights, terms: Weights, factor: float) -> None:

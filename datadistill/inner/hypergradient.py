@@ -35,7 +35,7 @@ from torch import Tensor
 
 from datadistill.inner.engine import Engine
 from datadistill.inner.execution import product_function
-from datadistill.inner.functional import Network, Weights, add_to, as_leaves, mixed, pieces_of
+from datadistill.inner.functional import Network, Weights, add_to, as_leaves, noise_of, pieces_of
 from datadistill.inner.kinks import widened
 from datadistill.inner.optimizers import Optimizer, UpdatePulledBack
 from datadistill.inner.parallel import map_on_cores, shared_out
@@ -215,7 +215,7 @@ class _All:
                     position.weights,
                     step.images[piece],
                     step.labels[piece],
-                    mixed(step.noise, piece),
+                    noise_of(step.noise, piece, count),
                     along,
                     self.kink_width,
                 )
@@ -265,7 +265,7 @@ class _Graphs:
     def pass_by(self, position: Position, index: int) -> Position:
         step = self.steps[index]
         leaves, data = as_leaves(position.weights), data_leaves(step.images, step.labels)
-        noise = mixed(step.noise, slice(0, len(step.labels)))
+        noise = noise_of(step.noise, slice(0, len(step.labels)), len(step.labels))
         with widened(self.kink_width), torch.enable_grad():
             _, gradient = self.network.gradient(leaves, *data, create_graph=True, noise=noise)
         self.kept.append(_Graph(Position(leaves, position.state), data, gradient))

@@ -48,7 +48,7 @@ class Demand:
         images: distilled images per inner step.
         distilled: distilled images in all.
         classes: outputs of the network.
-        networks: networks per outer step.
+        networks: what an outer step works on side by side, each with memory of its own: networks, or classes.
         real: real images per outer step; 0 where the outer loss asks for none, only for other weights to compare.
         optimizer: of the inner loop.
         kink_width: as for `hypergradient`.

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datadistill.inner.functional import Labels, Network, Weights, as_leaves
+from datadistill.inner.functional import Labels, Network, Noise, Weights, as_leaves
 from datadistill.inner.kinks import widened
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -43,7 +43,7 @@ class Product(NamedTuple):
     labels: Float[Tensor, "b k"] | None
 
 
-ProductFunction = Callable[[Network, Weights, Tensor, Tensor, int | None, Weights, float], Product]
+ProductFunction = Callable[[Network, Weights, Tensor, Tensor, Noise | None, Weights, float], Product]
 
 
 def reverse(
@@ -51,7 +51,7 @@ def reverse(
     weights: Weights,
     images: Float[Tensor, "b c h w"],
     labels: Labels,
-    noise: int | None,
+    noise: Noise | None,
     along: Weights,
     kink_width: float,
 ) -> Product:
@@ -84,7 +84,7 @@ def forward(
     weights: Weights,
     images: Float[Tensor, "b c h w"],
     labels: Labels,
-    noise: int | None,
+    noise: Noise | None,
     along: Weights,
     kink_width: float,
 ) -> Product:
@@ -114,7 +114,7 @@ def difference(
     weights: Weights,
     images: Float[Tensor, "b c h w"],
     labels: Labels,
-    noise: int | None,
+    noise: Noise | None,
     along: Weights,
     kink_width: float,
 ) -> Product:

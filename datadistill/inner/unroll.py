@@ -19,7 +19,7 @@ class InnerStep(NamedTuple):
         labels: class indices or soft labels.
         rate: the learning rate.
         batch: the batch's number; a batch is walked once in each epoch, and what its steps say of it is added up.
-        noise: the seed of what dropout draws in this step.
+        noise: the seed of what dropout and augmentation draw in this step.
     """
 
     images: Float[Tensor, "b c h w"]
@@ -30,7 +30,7 @@ class InnerStep(NamedTuple):
 
 
 def with_noise(network: Network, steps: Sequence[InnerStep], generator: torch.Generator) -> list[InnerStep]:
-    """The steps with seeds for what dropout draws; unchanged, and nothing drawn, where the network has none."""
+    """The steps with seeds for what dropout and augmentation draw; unchanged, and nothing drawn, without either."""
     if not network.draws:
         return list(steps)
     seeds = torch.randint(2**62, (len(steps),), generator=generator).tolist()
@@ -61,10 +61,15 @@ def advance(
     return Position(*optimizer.update(position.weights, gradients, position.state, step.rate.detach(), index))
 
 
-def walk(network: Network, optimizer: Optimizer, weights: Weights, steps: Iterable[InnerStep]) -> Iterator[Weights]:
-    """Train, and yield the weights before the first step and after every step, without any graph."""
+def walk(
+    network: Network, optimizer: Optimizer, weights: Weights, steps: Iterable[InnerStep], chunk: int = 0
+) -> Iterator[Weights]:
+    """Train, and yield the weights before the first step and after every step, without any graph.
+
+    `chunk` is as for `advance`.
+    """
     position = Position(weights, optimizer.init(weights))
     yield weights
     for index, step in enumerate(steps):
-        position = advance(network, optimizer, position, step, index)
+        position = advance(network, optimizer, position, step, index, chunk)
         yield position.weights

@@ -1,14 +1,14 @@
 """Methods: one file per paper, one record here."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from datadistill.methods.base import Gradients, Method, Outcome, Problem, make_problem, options_of
-from datadistill.methods.dc import DC, DSA_STRATEGY
+from datadistill.methods.dc import DC, DSA_STRATEGY, loops_for
 from datadistill.methods.dd import DD
 from datadistill.methods.dm import DM
-from datadistill.methods.mtt import MTT
+from datadistill.methods.mtt import MTT, settings_for
 from datadistill.registry import Registry
 
 __all__ = [
@@ -27,6 +27,24 @@ __all__ = [
 ]
 
 _CONVNET = {"model": "convnet", "weights": "random-init", "scheme": "default", "ipc": 1}
+_NETWORKS = 1000
+"""Of gradient matching; each is matched several times, and an outer step is one match."""
+
+Asked: TypeAlias = dict[str, dict[str, Any]]
+"""What a paper asks for, by `run` and `outer`."""
+
+
+def _of_gradient_matching(ipc: float) -> Asked:
+    return {"run": {"iterations": _NETWORKS * loops_for(ipc)[0]}}
+
+
+def _of_distribution_matching(ipc: float) -> Asked:
+    return {"outer": {"rate": 10.0 if ipc >= 100 else 1.0}}
+
+
+def _of_trajectory_matching(ipc: float) -> Asked:
+    setting = settings_for(ipc)
+    return {"outer": {"rate": setting.rate, "rate_of_rates": setting.rate_of_rates}}
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,7 @@ class MethodInfo:
         defaults: hyper-parameters of the paper, where they are not those of the dataclass.
         run: what the paper distils with: network, initial weights and the like.
         outer: the paper's outer loop.
+        by_ipc: what of these goes by the number of images per class.
     """
 
     name: str
@@ -54,6 +73,7 @@ class MethodInfo:
     defaults: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
     outer: dict[str, Any] = field(default_factory=dict)
+    by_ipc: Callable[[float], Asked] = lambda ipc: {}
 
     def build(self, options: Mapping[str, Any]) -> Method:
         """The method with these hyper-parameters, and its own defaults for the others."""
@@ -79,8 +99,9 @@ METHODS = Registry(
             year=2021,
             make=DC,
             learns=("images",),
-            run=_CONVNET | {"iterations": 1000},
+            run=_CONVNET | {"iterations": _NETWORKS},
             outer={"optimizer": "sgd", "rate": 0.1, "momentum": 0.5, "schedule": "constant"},
+            by_ipc=_of_gradient_matching,
         ),
         MethodInfo(
             name="dsa",
@@ -90,8 +111,9 @@ METHODS = Registry(
             make=DC,
             learns=("images",),
             defaults={"images": "real", "augment": DSA_STRATEGY},
-            run=_CONVNET | {"iterations": 1000},
+            run=_CONVNET | {"iterations": _NETWORKS},
             outer={"optimizer": "sgd", "rate": 0.1, "momentum": 0.5, "schedule": "constant"},
+            by_ipc=_of_gradient_matching,
         ),
         MethodInfo(
             name="dm",
@@ -102,6 +124,7 @@ METHODS = Registry(
             learns=("images",),
             run=_CONVNET | {"iterations": 20_000},
             outer={"optimizer": "sgd", "rate": 1.0, "momentum": 0.5, "schedule": "constant"},
+            by_ipc=_of_distribution_matching,
         ),
         MethodInfo(
             name="mtt",
@@ -112,6 +135,7 @@ METHODS = Registry(
             learns=("images", "learning rate"),
             run=_CONVNET | {"iterations": 5000},
             outer={"optimizer": "sgd", "rate": 100.0, "rate_of_rates": 1e-3, "momentum": 0.5, "schedule": "constant"},
+            by_ipc=_of_trajectory_matching,
         ),
     ),
 )

@@ -17,7 +17,7 @@ from datadistill.errors import RequestError, unknown_name
 from datadistill.inner.engine import Engine
 from datadistill.inner.execution import forget
 from datadistill.inner.features import headless
-from datadistill.inner.functional import Network, make_network
+from datadistill.inner.functional import Network, Noise, make_network
 from datadistill.inner.plan import Demand, cheaper, settle
 from datadistill.models import SCHEMES, ModelFactory, create_model, has_own_weights, model_name
 from datadistill.pools import Pool
@@ -82,8 +82,8 @@ class Problem:
             return self.network
         if augment not in self._augmented:
 
-            def changed(images: Tensor, seed: int) -> Tensor:
-                return one_of(images, parts, stream(seed, "augment"))
+            def changed(images: Tensor, noise: Noise) -> Tensor:
+                return one_of(images, parts, stream(noise.seed, "augment"), noise.first, noise.total)
 
             self._augmented[augment] = replace(self.network, augment=changed)
         return self._augmented[augment]

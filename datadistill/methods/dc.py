@@ -34,7 +34,7 @@ from datadistill.inner.optimizers import SGD
 from datadistill.inner.parallel import map_on_cores
 from datadistill.inner.plan import Demand
 from datadistill.methods.base import Gradients, MethodState, Outcome, Problem, options_of, within_memory
-from datadistill.methods.images import first_images, some_of_class
+from datadistill.methods.images import some_of_class
 from datadistill.methods.protocol import judged_by_protocol
 from datadistill.training import Training, train
 
@@ -103,8 +103,7 @@ class DC:
     def start(self, problem: Problem, generator: torch.Generator) -> DistilledData:
         """Images of every class and hard labels; the learning rates are the protocol's."""
         problem.on(self.matched_on)  # refused before a run, not in it
-        images = first_images(self.images, problem, generator)
-        return judged_by_protocol(problem, images, self.name, options_of(self), self._trained_with)
+        return judged_by_protocol(problem, self.images, generator, self.name, options_of(self), self._trained_with)
 
     def demand(self, problem: Problem) -> Demand:
         """What an outer step asks of the engine: each group of classes is as one network."""

@@ -21,7 +21,7 @@ from datadistill.inner.parallel import map_on_cores
 from datadistill.inner.plan import Demand
 from datadistill.methods.base import Gradients, MethodState, Outcome, Problem, options_of, within_memory
 from datadistill.methods.dc import DSA_STRATEGY
-from datadistill.methods.images import first_images, some_of_class
+from datadistill.methods.images import some_of_class
 from datadistill.methods.protocol import judged_by_protocol
 
 
@@ -51,8 +51,9 @@ class DM:
 
     def start(self, problem: Problem, generator: torch.Generator) -> DistilledData:
         """Images of every class and hard labels; the learning rates are the protocol's."""
-        images = first_images(self.images, problem, generator)
-        return judged_by_protocol(problem, images, self.name, options_of(self), self.augment)
+        if problem.attack is not None:
+            raise RequestError("method dm compares features, not answers: an attack needs method dd, dc or dsa")
+        return judged_by_protocol(problem, self.images, generator, self.name, options_of(self), self.augment)
 
     def demand(self, problem: Problem) -> Demand:
         """What an outer step asks of the engine, at most: features need less than the gradient of a loss."""

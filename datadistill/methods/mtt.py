@@ -20,8 +20,9 @@ Where this differs from the authors' code:
 
 import itertools
 import math
+from collections import deque
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -40,12 +41,36 @@ from datadistill.inner.plan import Demand
 from datadistill.inner.unroll import InnerStep, walk, with_noise
 from datadistill.methods.base import Gradients, MethodState, Outcome, Problem, options_of, within_memory
 from datadistill.methods.dc import DSA_STRATEGY
-from datadistill.methods.images import first_images
 from datadistill.methods.protocol import judged_by_protocol
 from datadistill.trajectories import Trajectories
 
-CIFAR_10 = ((1, 50, 2, 0.01), (10, 30, 20, 0.001), (50, 30, 40, 0.001))
-"""The authors' settings for CIFAR-10: images per class, student steps, last start epoch, first learning rate."""
+
+class Setting(NamedTuple):
+    """The authors' settings for a number of images per class of CIFAR-10.
+
+    Attributes:
+        ipc: images per class.
+        student_steps: N.
+        last_start: epoch of the expert. Theirs are 2, 20 and 40, before which their code stops.
+        learning_rate: of the student, at first.
+        rate: of the outer loop.
+        rate_of_rates: theirs (1e-7, and 1e-5 from ten images on), divided by the square of the first learning rate:
+            here its logarithm is learned.
+    """
+
+    ipc: float
+    student_steps: int
+    last_start: int
+    learning_rate: float
+    rate: float
+    rate_of_rates: float
+
+
+CIFAR_10 = (
+    Setting(1.0, 50, 1, 0.01, 100.0, 1e-3),
+    Setting(10.0, 30, 19, 0.001, 100.0, 10.0),
+    Setting(50.0, 30, 39, 0.001, 1000.0, 10.0),
+)
 
 
 @dataclass(frozen=True)
@@ -56,8 +81,8 @@ class MTT:
         student_steps: gradient steps N on the distilled images in an outer step. 0: by the number of images per class,
             50 for 1, 30 for 10 and 50; in between, on a line over its logarithm.
         expert_epochs: epochs M of the expert that the student is to match.
-        max_start_epoch: last epoch of the expert at which a student starts. -1: by the number of images per class, 2
-            for 1, 20 for 10 and 40 for 50, in between likewise, and no more than the experts have.
+        max_start_epoch: last epoch of the expert at which a student starts. -1: by the number of images per class, 1
+            for 1, 19 for 10 and 39 for 50, in between likewise, and no more than the experts have.
         learning_rate: of the student, at first; it is learned. 0: by the number of images per class, 0.01 for 1 and
             0.001 for 10 and 50, in between likewise.
         inner_batch: distilled images per gradient step, in shuffled order; 0 takes all of them.
@@ -106,13 +131,13 @@ class MTT:
             RequestError: the experts were trained for fewer epochs than are asked for.
         """
         epochs = _trajectories(problem).epochs
-        steps, last, rate = settings_for(problem.count / problem.real.num_classes)
-        last = max(0, min(last, epochs - self.expert_epochs))
+        asked = settings_for(problem.count / problem.real.num_classes)
+        last = max(0, min(asked.last_start, epochs - self.expert_epochs))
         chosen = replace(
             self,
-            student_steps=self.student_steps or steps,
+            student_steps=self.student_steps or asked.student_steps,
             max_start_epoch=last if self.max_start_epoch < 0 else self.max_start_epoch,
-            learning_rate=self.learning_rate or rate,
+            learning_rate=self.learning_rate or asked.learning_rate,
         )
         if chosen.max_start_epoch + self.expert_epochs > epochs:
             raise RequestError(
@@ -143,8 +168,7 @@ class MTT:
             )
         if problem.attack is not None:
             raise RequestError("method mtt learns what experts learned: an attack needs method dd")
-        images = first_images(self.images, problem, generator)
-        data = judged_by_protocol(problem, images, self.name, options_of(chosen), self.augment)
+        data = judged_by_protocol(problem, self.images, generator, self.name, options_of(chosen), self.augment)
         rates = torch.tensor([chosen.learning_rate], device=problem.device)
         inner = data.provenance.inner
         if self.trained_at > 0:
@@ -205,18 +229,19 @@ class MTT:
         )
 
 
-def settings_for(ipc: float) -> tuple[int, int, float]:
-    """Student steps, last start epoch and learning rate for a number of images per class.
+def settings_for(ipc: float) -> Setting:
+    """The authors' settings, those for CIFAR-10, for any number of images per class.
 
-    The authors' for CIFAR-10 where they give them; between two of them on a line over the logarithm of the number (the
-    rate: its logarithm too), which is a guess of ours; beyond them, the nearest.
+    Between two of them on a line over the logarithm of the number (rates: their logarithms too), which is a guess of
+    ours; beyond them, the nearest.
     """
-    for (few, *low), (many, *high) in itertools.pairwise(CIFAR_10):
-        if ipc <= many:
-            share = math.log(max(ipc, few) / few) / math.log(many / few)
-            steps, last = (round(a + share * (b - a)) for a, b in zip(low[:2], high[:2], strict=True))
-            return steps, last, low[2] * (high[2] / low[2]) ** share
-    return CIFAR_10[-1][1:]
+    for few, many in itertools.pairwise(CIFAR_10):
+        if ipc <= many.ipc:
+            share = math.log(max(ipc, few.ipc) / few.ipc) / math.log(many.ipc / few.ipc)
+            steps, last = (round(a + share * (b - a)) for a, b in zip(few[1:3], many[1:3], strict=True))
+            rates = (a * (b / a) ** share for a, b in zip(few[3:], many[3:], strict=True))
+            return Setting(ipc, steps, last, *rates)
+    return CIFAR_10[-1]._replace(ipc=ipc)
 
 
 def _trajectories(problem: Problem) -> Trajectories:
@@ -267,7 +292,7 @@ def _tesla(
     The last weights are start - rate * sum of gradients. If every gradient depended on its own images alone, the
     derivative would be this one, and each step needs its own graph only.
     """
-    *_, last = walk(network, optimizer, weights, steps)
+    (last,) = deque(walk(network, optimizer, weights, steps, engine.inner_chunk), maxlen=1)
     loss, v = outer(last, *around)
     images, rates = dict[int, Tensor](), list[Tensor]()
     here = replace(engine, storage="recompute")

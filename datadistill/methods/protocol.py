@@ -3,35 +3,35 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from datadistill.augment import parse_augmentation
 from datadistill.condensation import EPOCHS, EPOCHS_AUGMENTED, Condensation
 from datadistill.distilled import DistilledData
 from datadistill.methods.base import Problem
+from datadistill.methods.images import first_images
 
 
 def judged_by_protocol(
-    problem: Problem, images: Float[Tensor, "n c h w"], method: str, options: dict[str, Any], augment: str
+    problem: Problem, kind: str, generator: torch.Generator, method: str, options: dict[str, Any], augment: str
 ) -> DistilledData:
-    """Images of the classes `problem.labels`, to be judged as in Zhao et al. 2021.
+    """First images of the classes `problem.labels`, to be judged as in Zhao et al. 2021.
 
     Args:
         problem: what is distilled.
-        images: on any device.
+        kind: of images, as for `first_images`.
+        generator: on the CPU.
         method: its name.
         options: its hyper-parameters.
         augment: how images are changed while a network is trained on them.
 
     Raises:
-        RequestError: a class would have no image of its own.
+        RequestError: a class would have no image of its own, or has fewer than are asked for.
     """
     problem.real.check_ipc(problem.ipc)
     epochs = EPOCHS_AUGMENTED if parse_augmentation(augment) else EPOCHS
     inner = Condensation(epochs=epochs, augment=augment).as_inner()
     return DistilledData(
-        images=images.to(problem.device),
+        images=first_images(kind, problem, generator).to(problem.device),
         labels=problem.labels.to(problem.device),
         batches=torch.arange(problem.count, device=problem.device).view(1, -1),
         learning_rates=None,

@@ -4,6 +4,7 @@ import json
 import shutil
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from PIL import Image
 
 import datadistill as dd
 from datadistill.cli.main import COMMANDS, main
+from datadistill.cli.methods import settings_of
 from datadistill.data import DATASETS
 from datadistill.formats import FORMATS
 from datadistill.methods import METHODS
@@ -115,6 +117,30 @@ def test_baseline(capsys: pytest.CaptureFixture[str]) -> None:
     assert judged.pop("seconds") > 0
     assert recorded.pop("seconds") > 0
     assert judged == recorded
+
+
+@pytest.mark.parametrize(
+    ("method", "ipc", "iterations", "rate", "rate_of_rates"),
+    [
+        ("dc", None, 1000, 0.1, None),
+        ("dsa", 10, 10_000, 0.1, None),
+        ("dc", "5,15", 10_000, 0.1, None),
+        ("dc", 50, 50_000, 0.1, None),
+        ("dm", 50, 20_000, 1.0, None),
+        ("dm", 100, 20_000, 10.0, None),
+        ("mtt", 1, 5000, 100.0, 1e-3),
+        ("mtt", 10, 5000, 100.0, 10.0),
+        ("mtt", 50, 5000, 1000.0, 10.0),
+        ("mtt", "proportional:100", 5000, 100.0, 1e-3),
+    ],
+)
+def test_what_a_paper_asks_for_goes_by_the_number_of_images(
+    method: str, ipc: Any, iterations: int, rate: float, rate_of_rates: float | None
+) -> None:
+    found = settings_of(METHODS.get(method), ipc)
+    assert found["run"]["iterations"] == iterations
+    assert found["outer"]["rate"] == pytest.approx(rate)
+    assert found["outer"].get("rate_of_rates") == (None if rate_of_rates is None else pytest.approx(rate_of_rates))
 
 
 def test_show(done: Path, capsys: pytest.CaptureFixture[str]) -> None:

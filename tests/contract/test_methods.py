@@ -9,6 +9,7 @@ import torch
 
 import datadistill as dd
 from datadistill.baselines import random_real
+from datadistill.errors import RequestError
 from datadistill.inner import Network
 from datadistill.methods import METHODS, Method, Problem, make_problem
 from datadistill.runs import RunFolder
@@ -77,6 +78,17 @@ ROWS = [
         sgd(1.0),
     ),
     Row("dm", METHODS.get("dm").build({"batch": 16, "augment": "none"}), "random-init", 2, 60, "", "mlp", sgd(10.0)),
+    Row(
+        "dm",
+        METHODS.get("dm").build({"batch": 16, "augment": "crop_scale_rotate"}),
+        "random-init",
+        2,
+        60,
+        "-moved",
+        "mlp",
+        sgd(10.0),
+        0.9,
+    ),
     Row(
         "mtt",
         METHODS.get("mtt").build(EXPERTS),
@@ -250,3 +262,18 @@ def test_gradient_against_finite_differences(row: Row, digits: dd.RealData) -> N
             moved[t] += sign * eps
             ends.append(loss(replace(data, learning_rates=moved)))
         assert float(found.learning_rates[t]) == pytest.approx((ends[0] - ends[1]) / (2 * eps), rel=1e-4, abs=1e-8)
+
+
+@table
+@pytest.mark.parametrize("images", ["noise", "mean", "real", "kmeans"])
+def test_more_images_than_a_class_has_are_refused(row: Row, images: str, digits: dd.RealData) -> None:
+    with pytest.raises(RequestError, match=r"ipc is 200, but class .* has only"):
+        replace(row.method, images=images).start(replace(problem(row, digits), ipc=200), stream(0))  # type: ignore[type-var]
+
+
+@table
+def test_experts_are_for_those_who_learn_from_them(row: Row, digits: dd.RealData) -> None:
+    if row.name == "mtt" or "pretrained" in row.weights:
+        pytest.skip("takes experts, or a pool in their place")
+    with pytest.raises(RequestError, match=f"method {row.name} learns from no experts"):
+        run(row, digits, trajectories=TRAJECTORIES[0], iterations=1)

@@ -19,7 +19,7 @@ from datadistill.inner import (
     walk,
     with_noise,
 )
-from datadistill.inner.functional import Weights, batch_gradient
+from datadistill.inner.functional import Noise, Weights, batch_gradient
 from datadistill.models import NORMS, draw_weights
 from datadistill.models.convnet import ConvNet
 from datadistill.models.lenet import LeNet
@@ -218,15 +218,15 @@ def test_dropout_draws_the_same_when_a_step_is_computed_again() -> None:
     body = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.SiLU(), nn.Dropout(0.4), nn.Linear(12, 3))
     case = Case(body, 4, SGD(momentum=0.9), 0.1)
     check(case, 1e-5)
-    noisy = case.network.logits(case.weights, case.real, noise=1)
-    assert torch.equal(noisy, case.network.logits(case.weights, case.real, noise=1))
-    assert not torch.equal(noisy, case.network.logits(case.weights, case.real, noise=2))
+    noisy = case.network.logits(case.weights, case.real, noise=Noise(1))
+    assert torch.equal(noisy, case.network.logits(case.weights, case.real, noise=Noise(1)))
+    assert not torch.equal(noisy, case.network.logits(case.weights, case.real, noise=Noise(2)))
     assert torch.equal(*(case.network.logits(case.weights, case.real) for _ in range(2)))
 
 
 def test_dropout_of_whole_planes() -> None:
     network = make_network(nn.Sequential(nn.Dropout2d(0.5), nn.Flatten()))
-    kept = network.logits({}, torch.ones(6, 8, 2, 2), noise=0).view(6, 8, 4)
+    kept = network.logits({}, torch.ones(6, 8, 2, 2), noise=Noise(0)).view(6, 8, 4)
     assert set(kept.unique().tolist()) == {0, 2}
     assert torch.equal(kept.amax(2), kept.amin(2))
 

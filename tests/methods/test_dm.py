@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import datadistill as dd
+from datadistill.augment import parse_augmentation, siamese
+from datadistill.errors import RequestError
 from datadistill.inner.features import headless
 from datadistill.methods import METHODS, make_problem
 from datadistill.methods.dm import mean_feature
@@ -37,6 +39,30 @@ def test_loss_by_hand(digits: dd.RealData) -> None:
     assert float(outcome.loss) == pytest.approx(total, rel=1e-4)
 
 
+def test_real_and_distilled_images_go_through_one_transformation(digits: dd.RealData) -> None:
+    augment = "color_crop_cutout_rotate"
+    problem = make_problem(
+        digits, model="mlp", weights="random-init", scheme="default", ipc=2, seed=0, device=torch.device("cpu")
+    )
+    method = METHODS.get("dm").build({"augment": augment, "batch": 8})
+    data = method.start(problem, stream(0))
+    found, draw = method.gradient(data, problem, {}, stream(1), 0.0), stream(1)
+    (weights,) = problem.starts.sample(1, draw)
+    images, total = data.images.clone().requires_grad_(), torch.zeros(())
+    for label in range(10):
+        members = digits.train.of_class(label)
+        chosen = members[torch.randperm(len(members), generator=draw)[:8]]
+        change = siamese(parse_augmentation(augment), 8, draw)
+        real, mine = (
+            problem.features.logits(weights, change(batch)).mean(0)
+            for batch in (digits.train.images[chosen], images[data.labels == label])
+        )
+        total = total + (real.detach() - mine).square().sum()
+    (by_hand,) = torch.autograd.grad(total, [images])
+    assert float(found.loss) == pytest.approx(float(total.detach()), rel=1e-4)
+    assert torch.allclose(found.gradients.images, by_hand, rtol=1e-3, atol=1e-7)
+
+
 def test_images_of_real_means_have_no_loss_under_a_linear_network(digits: dd.RealData) -> None:
     linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 20), torch.nn.Linear(20, 10))
     problem = make_problem(
@@ -65,3 +91,8 @@ def test_mean_feature_in_pieces_is_the_whole(digits: dd.RealData) -> None:
     (weights,) = problem.starts.sample(1, stream(0))
     whole, pieces = (mean_feature(problem.network, weights, digits.train.images[:50], chunk) for chunk in (0, 7))
     assert torch.allclose(whole, pieces, atol=1e-5)
+
+
+def test_an_attack_is_refused(digits: dd.RealData) -> None:
+    with pytest.raises(RequestError, match="compares features, not answers"):
+        dd.distill(digits, dd.methods.DM(), model="mlp", attack=("0", "1"), weights="random-init", iterations=1)

@@ -14,6 +14,7 @@ from datadistill.checking import check_hypergradient
 from datadistill.condensation import condensation_for
 from datadistill.errors import RequestError
 from datadistill.inner import Network, predict
+from datadistill.inner.memory import LiveBytes
 from datadistill.methods import Problem, make_problem
 from datadistill.methods.mtt import CIFAR_10, settings_for
 from datadistill.runtime import stream
@@ -75,12 +76,30 @@ def test_the_engine_stores_what_it_likes(digits: dd.RealData, trajectories: dd.T
     assert bool(found[0].images.abs().sum((1, 2, 3)).gt(0).all())
 
 
-def gap(digits: dd.RealData, trajectories: dd.Trajectories, steps: int, rate: float) -> float:
-    """How far the approximate derivative is from the exact one, relative to that."""
+@pytest.mark.parametrize("derivative", ["exact", "tesla"])
+def test_a_batch_is_augmented_alike_however_it_is_cut(
+    digits: dd.RealData, trajectories: dd.Trajectories, derivative: Any
+) -> None:
     asked = problem(digits, trajectories)
+    method = dd.methods.MTT(**SMALL | {"augment": "crop_color_cutout_rotate", "derivative": derivative})
+    data, exact = started(method, asked, 0.05), in_double(asked)
+    whole, cut = (
+        method.gradient(data, replace(exact, engine=dd.Engine("recompute", inner_chunk=size)), {}, stream(3), 0.0)
+        for size in (10, 3)
+    )
+    assert float(whole.loss) == pytest.approx(float(cut.loss), rel=1e-12)
+    assert torch.allclose(whole.gradients.images, cut.gradients.images, rtol=1e-9, atol=1e-15)
+
+
+def gap(
+    digits: dd.RealData, trajectories: dd.Trajectories, steps: int, rate: float, augment: str = "none", chunk: int = 0
+) -> float:
+    """How far the approximate derivative is from the exact one, relative to that."""
+    asked = problem(digits, trajectories, engine=dd.Engine(inner_chunk=chunk))
     exact, gradients = in_double(asked), []
     for derivative in ("exact", "tesla"):
-        method = dd.methods.MTT(**SMALL | {"student_steps": steps, "derivative": derivative})
+        changes = {"student_steps": steps, "derivative": derivative, "augment": augment}
+        method = dd.methods.MTT(**SMALL | changes)
         outcome = method.gradient(started(method, asked, rate), exact, {}, stream(3), 0.0)
         assert outcome.gradients.learning_rates is not None
         gradients.append(torch.cat([outcome.gradients.images.flatten(), outcome.gradients.learning_rates]))
@@ -91,18 +110,44 @@ def test_tesla_is_exact_for_one_step_and_close_for_small_rates(
     digits: dd.RealData, trajectories: dd.Trajectories
 ) -> None:
     assert gap(digits, trajectories, 1, 0.1) < 1e-12
+    assert gap(digits, trajectories, 1, 0.1, "crop_color_cutout_rotate", chunk=3) < 1e-12
     far, near = gap(digits, trajectories, 6, 0.05), gap(digits, trajectories, 6, 0.0005)
     assert 1e-12 < near < 0.03 * far
     assert near < 0.01
 
 
+def growth(asked: Problem, derivative: Any, counts: tuple[int, int]) -> float:
+    """How much more memory more student steps take, in copies of the weights."""
+    start = dd.methods.MTT(**SMALL).start(asked, stream(0))
+    peaks = []
+    for count in counts:
+        method = dd.methods.MTT(**SMALL | {"student_steps": count, "derivative": derivative})
+        method.gradient(start, asked, {}, stream(3), 0.0)
+        with LiveBytes() as memory:
+            method.gradient(start, asked, {}, stream(3), 0.0)
+        peaks.append(memory.peak)
+    return (peaks[1] - peaks[0]) / sum(4 * p.numel() for p in asked.network.module.parameters())
+
+
+def test_what_more_steps_of_the_student_cost_in_memory(digits: dd.RealData, trajectories: dd.Trajectories) -> None:
+    """Nothing in the approximation; weights with `recompute`; graphs, but few of them, with `checkpoint`."""
+
+    def found(storage: Any, derivative: str = "exact") -> float:
+        return growth(problem(digits, trajectories, engine=dd.Engine(storage)), derivative, (4, 64))
+
+    assert found("full", "tesla") < 1
+    assert found("recompute") == pytest.approx(60, abs=3)
+    assert found("checkpoint") < found("full") / 6
+
+
 def test_settings_go_by_the_number_of_images() -> None:
-    for ipc, *asked in CIFAR_10:
-        assert list(settings_for(float(ipc))) == pytest.approx(asked)
-    assert list(settings_for(500.0)) == pytest.approx([30, 40, 0.001])
-    steps, last, rate = settings_for(10**0.5)
-    assert (steps, last) == (40, 11)
-    assert rate == pytest.approx(10**-2.5)
+    for asked in CIFAR_10:
+        assert list(settings_for(asked.ipc)) == pytest.approx(asked)
+    assert list(settings_for(500.0))[1:] == pytest.approx([30, 39, 0.001, 1000, 10])
+    between = settings_for(10**0.5)
+    assert (between.student_steps, between.last_start) == (40, 10)
+    assert between.learning_rate == pytest.approx(10**-2.5)
+    assert (between.rate, between.rate_of_rates) == pytest.approx((100, 0.1))
 
 
 def test_few_epochs_of_experts_limit_the_start_that_nobody_asked_for(
