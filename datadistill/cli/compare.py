@@ -16,7 +16,7 @@ from datadistill.distilled import DistilledData, load_distilled
 from datadistill.errors import RequestError
 from datadistill.evaluation import NETS, Score, evaluate, evaluate_sets, nets_per_set, percent, work_of
 from datadistill.methods import Problem, make_problem
-from datadistill.models import chosen_model, model_name, same_model
+from datadistill.models import chosen_model, create_model, model_name, same_model
 from datadistill.pools import Pool
 from datadistill.progress import counting
 from datadistill.runtime import resolve_device, versions
@@ -94,6 +94,9 @@ def run(arguments: argparse.Namespace) -> None:
     models: list[str | None] = [name.strip() for name in (arguments.models or "").split(",") if name.strip()] or [None]
     sets = {path: load_distilled(path) for path in arguments.paths}
     real, pool = _real(sets, arguments), given_pool(arguments)
+    for data in sets.values():
+        for model in models:
+            create_model(chosen_model(model, data.provenance.model), real)  # refused before any is trained
     lines, sizes = [], dict[_Size, DistilledData]()
     for path, data in sets.items():
         for model in models:

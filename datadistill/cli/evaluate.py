@@ -23,6 +23,7 @@ from datadistill.cli.parsing import Parser, one_of
 from datadistill.data import RealData
 from datadistill.distilled import load_distilled
 from datadistill.evaluation import Score, evaluate, percent, work_of
+from datadistill.models import chosen_model, create_model
 from datadistill.progress import counting
 from datadistill.runtime import resolve_device
 
@@ -90,6 +91,8 @@ def run(arguments: argparse.Namespace) -> None:
         if key not in loaded:
             loaded[key] = load_data(name, arguments, like=distilled).to(device)
         real = loaded[key]
+        for model in models:
+            create_model(chosen_model(model, distilled.provenance.model), real)  # refused before any is trained
         scores = []
         for model in models:
             work = work_of(distilled, arguments.nets, arguments.protocol, **changes)

@@ -27,7 +27,7 @@ from datadistill.evaluation import (
 )
 from datadistill.methods import Problem, make_problem
 from datadistill.methods.dc import DSA_STRATEGY
-from datadistill.models import chosen_model
+from datadistill.models import chosen_model, create_model, model_name, same_model
 from datadistill.progress import counting
 from datadistill.runtime import resolve_device, versions
 from datadistill.weights import Fixed
@@ -116,6 +116,12 @@ class _Ranking:
     def __init__(self, data: DistilledData, real: RealData, arguments: argparse.Namespace) -> None:
         self.data, self.real, self.arguments = data, real, arguments
         self.model = chosen_model(arguments.model, data.provenance.model)
+        self.others = [name.strip() for name in (arguments.transfer or "").split(",") if name.strip()]
+        for known in (self.model, *self.others):
+            create_model(known, real)  # refused before anything is trained
+        for name in self.others:
+            if same_model(name.lower(), model_name(self.model).lower()):
+                raise RequestError(f"--transfer names {name}, the network of the set itself: name others")
         own = condensation_for(data)
         augment = arguments.augment or (DSA_STRATEGY if own.augment == NONE else own.augment)
         if augment.strip().lower() == NONE:
@@ -128,11 +134,12 @@ class _Ranking:
     def measure(self) -> dict[str, _Measured]:
         """Every part, by the name under which the scores take it."""
         hard = replace(self.data, soft_labels=None)
-        random = self._random(self.plain)
+        random = self._random(_for_real_images(self.plain))
         found = {}
         for name, settings in (("plain", self.plain), ("augmented", self.augmented)):
             found[f"syn_{name}"] = self._on(f"the set, hard labels, {settings}", [hard], settings)
-            found[f"random_{name}"] = self._on(f"random images, {settings}", random, settings)
+            usual = _for_real_images(settings)
+            found[f"random_{name}"] = self._on(f"random images, {usual}", random, usual)
         # The hard labels are judged as the data is meant to be, where that is protocol dc.
         which = "augmented" if self.own is not None and self.own.augment != NONE else "plain"
         found["syn_hard"] = found[f"syn_{which}"]
@@ -145,13 +152,14 @@ class _Ranking:
             found["syn_own"] = (
                 found["syn_hard"] if hard_too else self._on(f"the set, {self.own}", [self.data], self.own)
             )
+            usual = _for_real_images(self.own)
             found["random_own"] = (
-                found[f"random_{which}"] if same else self._on(f"random images, {self.own}", random, self.own)
+                found[f"random_{which}"] if same else self._on(f"random images, {usual}", random, usual)
             )
-        full = replace(self.plain, epochs=self.arguments.full_epochs)
+        full = _for_real_images(replace(self.plain, epochs=self.arguments.full_epochs))
         everything = full_dataset(self._problem(), full)
         found["real_hard"] = self._on(f"the full dataset, {full}", [everything], full, nets=1)
-        for model in (name.strip() for name in (self.arguments.transfer or "").split(",") if name.strip()):
+        for model in self.others:
             settings = self.own or self.plain
             found[f"transfer_{model}"] = self._on(f"the set, {model}, {settings}", [self.data], settings, model=model)
         return found
@@ -214,6 +222,11 @@ class _Ranking:
             device=self.real.train.images.device,
             batch_norm=self.arguments.batch_norm or str(mine.inner.get("batch_norm", "refused")),
         )
+
+
+def _for_real_images(settings: Condensation) -> Condensation:
+    """The same at the protocol's own rate: one that was learned belongs to the distilled images."""
+    return replace(settings, rate=Condensation().rate)
 
 
 def _scores(found: dict[str, float]) -> dict[str, float]:

@@ -327,3 +327,15 @@ def test_ctrl_c_exits_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert main(["distill", *QUICK, "--out", "run"]) == 130
     assert "go on with: datadistill distill --resume --out run" in capsys.readouterr().err
     monkeypatch.undo()
+
+
+def test_a_network_that_does_not_fit_is_refused_before_any_is_trained(
+    done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("a network was trained")
+
+    for command in ("evaluate", "compare"):
+        monkeypatch.setattr(f"datadistill.cli.{command}.evaluate", never)
+        assert main([command, "run", "--models", "mlp,lenet"]) == 2
+        assert "lenet" in capsys.readouterr().err.lower()

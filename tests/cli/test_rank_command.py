@@ -11,7 +11,7 @@ import torch
 import datadistill as dd
 from datadistill.baselines import random_real
 from datadistill.cli.main import main
-from datadistill.condensation import Condensation
+from datadistill.condensation import TAKES_LEARNED, Condensation
 from datadistill.methods import make_problem
 from datadistill.progress import quiet
 
@@ -57,6 +57,19 @@ def test_soft_labels_count_in_the_own_protocol_alone(
     assert parts["syn_hard"]["accuracy"] == parts["syn_plain"]["accuracy"] != parts["syn_own"]["accuracy"]
 
 
+def test_a_learned_rate_is_for_the_distilled_images_alone(
+    data: dd.DistilledData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inner = data.provenance.inner | {TAKES_LEARNED: True}
+    learned = replace(data.provenance, inner=inner)
+    replace(data, learning_rates=torch.tensor([0.0007]), provenance=learned).save("learned.safetensors")
+    assert main(["rank", "learned.safetensors", *QUICK, "--json"]) == 0
+    parts = json.loads(capsys.readouterr().out)["parts"]
+    rates = {name: part["settings"]["rate"] for name, part in parts.items()}
+    for name, rate in rates.items():
+        assert rate == pytest.approx(0.0007 if name.startswith("syn") else 0.01)
+
+
 def test_data_with_steps_of_its_own(data: dd.DistilledData, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--dataset", "digits", "--model", "mlp", "--steps", "1", "--epochs", "1", "--iterations", "2"]
     assert main(["distill", *words, "--nets", "1", "--out", "run"]) == 0
@@ -76,6 +89,8 @@ def test_wrong_requests(data: dd.DistilledData, capsys: pytest.CaptureFixture[st
         (["set.safetensors", "--augment", "none"], "needs an augmentation"),
         (["set.safetensors", "--augment", "turn"], "augmentation"),
         (["one.safetensors"], "no image of some classes"),
+        (["set.safetensors", "--transfer", "ConvNetD1W16,MLP"], "the network of the set itself"),
+        (["set.safetensors", "--transfer", "ConvNetD1W16,lenett"], "lenett"),
     ):
         assert main(["rank", *words]) == 2
         captured = capsys.readouterr()
