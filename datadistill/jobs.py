@@ -131,7 +131,7 @@ def get_pool(
             seed=asked.seed,
             device=device,
             resume=path.with_name(path.name + ".parts").exists(),
-            command=_pretrain_command(asked),
+            command=asked.command,
             say=say,
             count=count,
         )
@@ -199,12 +199,3 @@ def _check_same(pool: Pool, asked: PoolRecipe) -> None:
                 f"the pool {pool.path} has {name} {value}, but the recipe asks for {wanted[name]}: "
                 "name another folder for pools"
             )
-
-
-def _pretrain_command(asked: PoolRecipe) -> str:
-    training = [f"--{name.replace('_', '-')} {value}" for name, value in asked.training.known().items()]
-    return (
-        f"datadistill pretrain --dataset {asked.dataset} --model {asked.model} --scheme {asked.scheme} "
-        f"--nets {asked.nets} --reserved {asked.reserved} {' '.join(training)} "
-        f"--batch-norm {asked.batch_norm} --seed {asked.seed}"
-    )

@@ -6,6 +6,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
 import datadistill as dd
@@ -37,7 +38,28 @@ def test_training_without_this_package_gets_the_accuracy_of_the_card(
     assert float(found[1]) == pytest.approx(100 * said, abs=0.3)
     # Up to the line that says so, it needs nothing of this package.
     training = example.read_text().partition("# The network is trained.")[0]
-    assert "datadistill" not in training.replace("DISTILLED", "")
+    assert "import datadistill" not in training
+
+
+@pytest.mark.parametrize("name", ["mnist-fixed-5-soft", "mnist-random-100", "mnist-random-100-soft"])
+def test_it_does_so_with_soft_labels_and_from_any_start(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    folder = ROOT / "gallery" / name
+    monkeypatch.setattr("sys.argv", ["example", str(folder / "distilled.safetensors")])
+    runpy.run_path(str(ROOT / "examples" / "train_on_distilled.py"), run_name="__main__")
+    found = re.search(r"test accuracy ([\d.]+)%", capsys.readouterr().out)
+    assert found is not None
+    said = dd.load_distilled(folder).provenance.scores[-1]["accuracy"]
+    assert float(found[1]) == pytest.approx(100 * said["mean"], abs=0.3 + 400 * (said["std"] or 0.0))
+
+
+@pytest.mark.parametrize("name", ["mnist-dc-1", "mnist-malicious"])
+def test_it_says_what_it_is_not_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["example", str(ROOT / "gallery" / name / "distilled.safetensors")])
+    with pytest.raises(SystemExit, match="this script trains a LeNet by the file's own steps"):
+        runpy.run_path(str(ROOT / "examples" / "train_on_distilled.py"), run_name="__main__")
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -10,7 +10,10 @@ from conftest import ROOT
 
 import datadistill as dd
 from datadistill.cli.main import main
-from datadistill.evaluation import percent
+from datadistill.evaluation import Score, Summary, percent
+from datadistill.pools import Pool, PoolFacts
+from datadistill.recipes import recipes
+from datadistill.report.card import make_card
 
 SETS = sorted((ROOT / "gallery").iterdir())
 
@@ -55,6 +58,39 @@ def test_evaluate_prints_the_accuracy_of_the_card(
     assert found == pytest.approx(said[0], abs=tolerance)
 
 
+def card_of(folder: Path) -> str:
+    """What the program writes about a shipped set."""
+    data = dd.load_distilled(folder)
+    entry = next(dict(score) for score in data.provenance.scores if score["split"] == "test")
+    for name in ("accuracy", "before"):
+        entry[name] = Summary(**entry[name] | {"ci95": tuple(entry[name]["ci95"])})
+    score = Score(**entry | {"by_step": ()})
+    asked = recipes().get(folder.name).pool
+    pool = None
+    if asked is not None:
+        facts = PoolFacts(
+            asked.dataset,
+            data.provenance.classes,
+            data.provenance.normalization,
+            tuple(data.images.shape[1:]),
+            asked.model,
+            asked.scheme,
+            asked.batch_norm,
+            asked.training,
+            asked.seed,
+            asked.reserved,
+            accuracies=(0.0,) * asked.nets,
+            recipe=asked.command,
+        )
+        pool = Pool(facts, {}, Path("pools") / asked.file_name)
+    return make_card(data, score, f"gallery/{folder.name}", pool)
+
+
+@pytest.mark.parametrize("folder", SETS, ids=lambda path: path.name)
+def test_a_card_is_what_the_program_writes(folder: Path) -> None:
+    assert (folder / "README.md").read_text() == card_of(folder), "python tests/test_gallery.py writes the cards anew"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "code"), [("mnist-fixed-10", 0), ("mnist-malicious", 1)])
 def test_the_audit_tells_attacks_from_honest_sets(
@@ -96,3 +132,8 @@ def test_its_recipe_begins_as_recorded(tmp_path: Path) -> None:
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
     looks = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert looks[-1]["held_out_accuracy"] > 0.75
+
+
+if __name__ == "__main__":
+    for folder in SETS:
+        (folder / "README.md").write_text(card_of(folder))

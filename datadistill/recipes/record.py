@@ -120,6 +120,16 @@ class PoolRecipe:
         """Dataset, network and how many of them: recipes that ask for the same pool share it."""
         return f"{self.dataset}-{self.model.lower()}-{self.nets}.safetensors"
 
+    @property
+    def command(self) -> str:
+        """The command that makes it."""
+        training = [f"--{name.replace('_', '-')} {value}" for name, value in self.training.known().items()]
+        return (
+            f"datadistill pretrain --dataset {self.dataset} --model {self.model} --scheme {self.scheme} "
+            f"--nets {self.nets} --reserved {self.reserved} {' '.join(training)} "
+            f"--batch-norm {self.batch_norm} --seed {self.seed}"
+        )
+
 
 @dataclass(frozen=True)
 class ExpertsRecipe:

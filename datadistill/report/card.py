@@ -110,6 +110,8 @@ def make_card(distilled: DistilledData, score: Score, place: str, pool: Pool | N
         ipc=distilled.ipc,
         soft_labels=distilled.soft_labels,
         kind=_kind(distilled),
+        pool_command="" if pool is None or not pool.facts.recipe else f"{pool.facts.recipe} --out {pool.path}",
+        has_example=not score.training and provenance.model == "lenet" and _kind(distilled) != "random-pretrained",
         accuracy=percent(score.accuracy),
         before=percent(score.before),
         nets="one network" if score.nets == 1 else f"{score.nets} fresh networks",
