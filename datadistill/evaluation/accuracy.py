@@ -1,6 +1,6 @@
 """Accuracy of networks on one split."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,10 +32,8 @@ class Accuracy(NamedTuple):
 def accuracy_of(network: Network, weights: Weights, split: Split) -> Accuracy:
     """Accuracy and loss over a whole split."""
     correct, loss = 0, 0.0
-    for first in range(0, len(split), _BATCH):
-        part = slice(first, first + _BATCH)
-        logits = network.logits(weights, split.images[part])
-        labels = split.labels[part]
+    for images, labels in _pieces(network, split):
+        logits = network.logits(weights, images)
         correct += int((logits.argmax(1) == labels).sum())
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
     return Accuracy(correct / len(split), loss / len(split))
@@ -46,12 +44,22 @@ def confusion_of(network: Network, weights: Weights, split: Split) -> Float[Tens
     """Share of each class's images (rows) that a network takes for each class (columns); rows without images are 0."""
     classes = split.num_classes
     counts = torch.zeros(classes * classes, dtype=torch.int64)
-    for first in range(0, len(split), _BATCH):
-        part = slice(first, first + _BATCH)
-        answers = network.logits(weights, split.images[part]).argmax(1)
-        counts += torch.bincount((split.labels[part] * classes + answers).cpu(), minlength=classes * classes)
+    for images, labels in _pieces(network, split):
+        answers = network.logits(weights, images).argmax(1)
+        counts += torch.bincount((labels * classes + answers).cpu(), minlength=classes * classes)
     table = counts.view(classes, classes).double()
     return table / table.sum(1, keepdim=True).clamp(min=1)
+
+
+def _pieces(network: Network, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and labels in nearly equal batches; shuffled, always alike, where an image's answer depends on its batch.
+
+    The images of a folder lie class by class, and the statistics of one class's images are not those of the split.
+    """
+    if network.couples_images:
+        split = split.take(torch.randperm(len(split), generator=torch.Generator().manual_seed(0)))
+    count = max(1, -(-len(split) // _BATCH))
+    return zip(split.images.tensor_split(count), split.labels.tensor_split(count), strict=True)
 
 
 def accuracy_along(
