@@ -144,6 +144,18 @@ def test_a_file_holds_all_that_another_program_needs(
     again.check_matches(white)
 
 
+def test_a_file_of_colour_images_comes_back(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    pixels = (draw.random((200, 8, 8, 3)) * [255, 120, 40]).astype(np.uint8)
+    labels = np.arange(200) % 4
+    real = dd.from_arrays(pixels[:160], labels[:160], pixels[160:], labels[160:]).whitened()
+    method = dd.methods.DM(batch=8)
+    run = dd.distill(real, method, model="mlp", weights="random-init", iterations=1, device="cpu", out=tmp_path)
+    back = dd.load_distilled(tmp_path)
+    assert torch.equal(back.pixels(), run.distilled.pixels())
+    back.check_matches(real)
+
+
 def test_whitened_and_plain_data_are_never_mixed(
     made: Callable[..., dd.Run], white: dd.RealData, digits: dd.RealData
 ) -> None:
