@@ -38,7 +38,7 @@ $(VENV)/constraints.txt: constraints.txt
 	@if $(PYTHON) -c "import torch" 2>/dev/null; then \
 		$(PYTHON) -c "import pathlib, torch; print(pathlib.Path(torch.__file__).parent.parent)" \
 			> "$$($(PY) -c "import sysconfig; print(sysconfig.get_path('purelib'))")/existing-torch.pth"; \
-		sed -i '/^torch==/d' $@; \
+		sed '/^torch==/d' constraints.txt > $@; \
 	fi
 
 $(VENV)/.package: pyproject.toml $(VENV)/constraints.txt

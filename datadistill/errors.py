@@ -1,6 +1,8 @@
 """Errors a person is meant to read: one sentence each, and the exit code the command line gives them."""
 
 import difflib
+import shlex
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,6 +40,12 @@ class Interrupted(DatadistillError):
 def plain(text: str) -> str:
     """A text on one line, without characters that a terminal obeys; names in files are anybody's."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def how_to_install(*packages: str) -> str:
+    """The command that installs packages where this program runs, whether or not there is a pip of its own."""
+    python = shlex.quote(sys.executable or "python3")
+    return f"python3 -m pip --python {python} install {shlex.join(packages)}"
 
 
 def suggestion(given: str, known: Iterable[str]) -> str:

@@ -90,7 +90,8 @@ def add_flags(parser: Parser) -> None:
         "--iterations",
         type=positive_int,
         metavar="N",
-        help="outer steps; the same seed gives the same bits (default: the recipe's or the paper's)",
+        help="outer steps; the same seed gives the same bits (default: the recipe's, or the paper's for so many images "
+        "per class)",
     )
     parser.add_argument("--budget", metavar="TIME", help="wall clock instead of iterations, such as 90s or 5m")
     add_run_flags(parser)

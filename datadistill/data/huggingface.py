@@ -13,7 +13,7 @@ from datadistill.data.folder import ROLES
 from datadistill.data.labelled import Labelled
 from datadistill.data.options import Options
 from datadistill.data.splits import Splits, class_order, clean_classes
-from datadistill.errors import DamagedFileError, DatadistillError, RequestError
+from datadistill.errors import DamagedFileError, DatadistillError, RequestError, how_to_install
 from datadistill.progress import Bar
 
 PREFIX = "hf:"
@@ -90,7 +90,7 @@ def _library(what: str) -> Any:
         import datasets
     except ImportError as error:
         raise RequestError(
-            f"{what} is a Hugging Face dataset, which needs the extra hf: pip install 'datadistill[hf]'"
+            f"{what} is a Hugging Face dataset, which needs their library: {how_to_install('datasets>=4')}"
         ) from error
     return datasets
 

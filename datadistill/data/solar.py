@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from datadistill.data.real import RealData, from_pixels, stratified
-from datadistill.errors import RequestError
+from datadistill.errors import RequestError, how_to_install
 
 CLASSES = ("functional", "defective")
 _EDGE, _TEST_SHARE, _DEFECTIVE = 64, 5, 0.5
@@ -28,7 +28,7 @@ def solar_cells(data_root: Path | None = None) -> RealData:
     try:
         from elpv_dataset.utils import load_dataset
     except ImportError as error:
-        raise RequestError("solar-cells is in the package elpv-dataset: pip install elpv-dataset") from error
+        raise RequestError(f"solar-cells is in the package elpv-dataset: {how_to_install('elpv-dataset')}") from error
     photographs, probabilities, _ = load_dataset()
     grey = torch.from_numpy(np.asarray(photographs, dtype=np.float32))[:, None]
     shrunk = F.interpolate(grey, (_EDGE, _EDGE), mode="bilinear", antialias=True, align_corners=False)

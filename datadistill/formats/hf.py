@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from datadistill.distilled import DistilledData
-from datadistill.errors import DamagedFileError, RequestError
+from datadistill.errors import DamagedFileError, RequestError, how_to_install
 from datadistill.formats.base import Foreign, require, take_images, take_labels, whole_folder
 from datadistill.formats.sidecar import read_sidecar, restore, write_sidecar
 
@@ -67,6 +67,4 @@ def _library() -> Any:
     try:
         return importlib.import_module("datasets")
     except ImportError as error:
-        raise RequestError(
-            "Hugging Face datasets need their library: install it with `pip install 'datadistill[hf]'`"
-        ) from error
+        raise RequestError(f"Hugging Face datasets need their library: {how_to_install('datasets>=4')}") from error

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from datadistill.errors import RequestError, unknown_name
+from datadistill.errors import RequestError, how_to_install, unknown_name
 
 ModelFactory = Callable[..., nn.Module]
 
@@ -133,8 +133,8 @@ def _from_library(library: str, name: str) -> ModelFactory:
         module = importlib.import_module("timm" if library == "timm" else "torchvision.models")
     except Exception as error:  # a wheel that does not fit PyTorch fails in its own ways
         raise RequestError(
-            f"{library} cannot be imported here ({brief(error)}): install it with `pip install 'datadistill[vision]'`, "
-            "in the version that belongs to your PyTorch"
+            f"{library} cannot be imported here ({brief(error)}): {how_to_install(library)} gets it, in the version "
+            "that belongs to your PyTorch"
         ) from error
 
     def build(num_classes: int, in_channels: int) -> nn.Module:

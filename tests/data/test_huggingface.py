@@ -131,5 +131,5 @@ def test_without_the_extra_it_is_one_sentence(tmp_path: Path, monkeypatch: pytes
         return plain(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(dd.RequestError, match=r"needs the extra hf: pip install 'datadistill\[hf\]'"):
+    with pytest.raises(dd.RequestError, match=r"needs their library: python3 -m pip --python .* install 'datasets>=4'"):
         dd.load("hf:ylecun/mnist", say=quiet)

@@ -11,7 +11,7 @@ from datadistill.errors import RequestError
 
 def test_without_its_package_the_sentence_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "elpv_dataset.utils", None)
-    with pytest.raises(RequestError, match="pip install elpv-dataset"):
+    with pytest.raises(RequestError, match="install elpv-dataset"):
         dd.load("solar-cells")
 
 

@@ -232,5 +232,5 @@ def test_without_the_library_there_is_one_sentence(
     library: str, digits: dd.RealData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(RequestError, match=rf"{library} cannot be imported here .*datadistill\[vision\]"):
+    with pytest.raises(RequestError, match=rf"{library} cannot be imported here .* install {library} gets it"):
         create_model(f"{library}:resnet18", digits)

