@@ -277,3 +277,18 @@ def test_experts_are_for_those_who_learn_from_them(row: Row, digits: dd.RealData
         pytest.skip("takes experts, or a pool in their place")
     with pytest.raises(RequestError, match=f"method {row.name} learns from no experts"):
         run(row, digits, trajectories=TRAJECTORIES[0], iterations=1)
+
+
+@table
+def test_three_classes_with_unequal_numbers_of_images(row: Row, digits: dd.RealData) -> None:
+    if row.name not in ("dc", "dsa", "dm"):
+        pytest.skip("dd is cut into steps, and mtt's experts know ten classes")
+    few = digits.train.take(torch.nonzero(digits.train.labels < 3).flatten())
+    pixels = (digits.normalization.invert(few.images)[:, 0] * 255).round().byte().numpy()
+    labels = few.labels.numpy()
+    real = dd.from_arrays(pixels[:-60], labels[:-60], pixels[-60:], labels[-60:])
+    made = run(replace(row, ipc=(1, 3, 2)), real, iterations=3).distilled  # type: ignore[arg-type]
+    assert made.labels.bincount().tolist() == [1, 3, 2]
+    start = row.method.start(replace(problem(row, real), ipc=(1, 3, 2)), stream(0, "start")).images
+    assert bool((made.images - start).flatten(1).norm(dim=1).gt(0).all())
+    assert dd.evaluate(made, real, nets=1).accuracy.mean > 0.5
