@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
     sets = {path: load_distilled(path) for path in arguments.paths}
     real, pool = _real(sets, arguments), given_pool(arguments)
     for data in sets.values():
-        for model in models:
+        for model in models if arguments.protocol != "nearest" else ():
             create_model(chosen_model(model, data.provenance.model), real)  # refused before any is trained
     lines, sizes = [], dict[_Size, DistilledData]()
     for path, data in sets.items():

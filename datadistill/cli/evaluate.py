@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
         if key not in loaded:
             loaded[key] = load_data(name, arguments, like=distilled).to(device)
         real = loaded[key]
-        for model in models:
+        for model in models if arguments.protocol != "nearest" else ():
             create_model(chosen_model(model, distilled.provenance.model), real)  # refused before any is trained
         scores = []
         for model in models:

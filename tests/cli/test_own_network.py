@@ -81,7 +81,7 @@ def test_code_is_never_loaded_because_a_file_names_it(capsys: pytest.CaptureFixt
         assert "net.py:resnet, which is code" in error
         assert "--model" in error
         assert error.count("\n") == 1
-    for command in (["show", "run"], ["export", "run", "--to", "npz"]):
+    for command in (["show", "run"], ["export", "run", "--to", "npz"], ["evaluate", "run", "--protocol", "nearest"]):
         assert main(command) == 0
     assert not Path("ran").exists()
     assert main(["evaluate", "run", *OWN]) == 0
