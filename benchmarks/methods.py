@@ -8,7 +8,7 @@ Prints one JSON line for each method and number of images per class: `seconds` (
 ratios, and `error`, the relative difference of the gradients.
 
 Real images per class and step are 64 (`--batch`). Trajectory matching steps 20 times on an expert that was trained on a
-thousand images, and keeps weights instead of graphs (`--storage recompute`; `auto` would keep graphs that fit).
+thousand images, and keeps weights instead of graphs (storage `recompute`; `auto` would keep graphs that fit).
 """
 
 import argparse

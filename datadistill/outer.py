@@ -26,7 +26,7 @@ from datadistill.evaluation.accuracy import Accuracy
 from datadistill.inner import Engine, native
 from datadistill.length import Length, parse_duration
 from datadistill.looks import held_out, is_finite, is_sound, slower
-from datadistill.methods import DD, MTT
+from datadistill.methods import DC, DD, DM
 from datadistill.methods.base import Method, Outcome, Problem, make_problem, options_of
 from datadistill.models import ModelFactory
 from datadistill.moments import Best, Moment, pack, unpack
@@ -176,8 +176,11 @@ def distill(
 
 
 def _check_asked(method: Method, problem: Problem) -> None:
-    """Refuse a pool that has fewer networks than a step of method dd takes, and experts that nobody would look at."""
-    if problem.trajectories is not None and not isinstance(method, MTT):
+    """Refuse a pool that has fewer networks than a step of method dd takes, and experts that nobody would look at.
+
+    A method from elsewhere may learn from experts.
+    """
+    if problem.trajectories is not None and isinstance(method, DC | DD | DM):
         raise RequestError(f"method {method.name} learns from no experts: leave the trajectories out")
     wanted = 1 if problem.starts.fixed is not None else getattr(method, "networks", 1)
     pool = problem.pool
