@@ -23,7 +23,7 @@ from datadistill.descent import Outer, Variables, improve
 from datadistill.distilled import FILE_NAME, DistilledData
 from datadistill.errors import DatadistillError, Interrupted, RequestError
 from datadistill.evaluation.accuracy import Accuracy
-from datadistill.inner import Engine, native
+from datadistill.inner import Engine, make_network, native
 from datadistill.length import Length, parse_duration
 from datadistill.looks import held_out, is_finite, is_sound, slower
 from datadistill.methods import DC, DD, DM
@@ -123,7 +123,6 @@ def distill(
     real, on = as_real(real), resolve_device(device)
     pool = load_pool(pool) if isinstance(pool, str | Path) else pool
     trajectories = load_trajectories(trajectories) if isinstance(trajectories, str | Path) else trajectories
-    _prepare(on, reporter)
     problem = make_problem(
         real,
         model=model,
@@ -172,6 +171,7 @@ def distill(
     loop = _Loop(problem, method, outer, length, template, reporter, folder)
     with StopRequest() as stop, folder.locked() if folder else nullcontext():
         moment = loop.first() if folder is None else _open(folder, settings, loop, resume)
+        loop = replace(loop, problem=_with_fast_operations(problem, reporter))
         return loop.finish(loop.run(moment, stop))
 
 
@@ -191,15 +191,16 @@ def _check_asked(method: Method, problem: Problem) -> None:
         )
 
 
-def _prepare(device: torch.device, reporter: Reporter) -> None:
-    """Get the fast operations for a CPU ready."""
-    if device.type != "cpu":
-        return
+def _with_fast_operations(problem: Problem, reporter: Reporter) -> Problem:
+    """The problem on a network with the fast operations for a CPU, built once the request is known to be right."""
+    if problem.device.type != "cpu":
+        return problem
     if native.must_build():
         reporter.say("building fast operations for this processor, once; this takes about 20 seconds.")
     trouble = native.build()
     if trouble:
         reporter.say(f"going on without fast operations for this processor: {trouble}.")
+    return replace(problem, network=make_network(problem.network.module, problem.batch_norm))
 
 
 def _open(folder: RunFolder, settings: Settings, loop: "_Loop", resume: bool) -> Moment:

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,8 @@ def _place() -> tuple[str, Path]:
     """The compiler, and where its library lies: under a name for everything that it depends on."""
     if os.environ.get("DATADISTILL_NATIVE", "1") == "0":
         raise _CannotBeHad("DATADISTILL_NATIVE is 0")
+    if not re.search(r"\bavx512f\b", _processor()):
+        raise _CannotBeHad("they are known to be faster with AVX-512 alone")
     compilers = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
     compiler = next((path for name in compilers if name and (path := shutil.which(name))), None)
     if sys.platform not in ("linux", "darwin") or compiler is None:
