@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 import datadistill as dd
-from datadistill.inner import SGD, Engine, Network, hypergradient, native, with_noise
+from datadistill.inner import SGD, Engine, Network, hypergradient, kernels, with_noise
 from datadistill.inner.functional import Weights, batch_gradient
 from datadistill.methods import Problem, make_problem
 from datadistill.runtime import keep_freed_memory, stream
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--scheme", default="xavier")
     arguments = parser.parse_args()
     keep_freed_memory()
-    native.build()
+    kernels.build()
     device = torch.device("cpu")
 
     def problem_for(model: str, dataset: str, scheme: str, ipc: float) -> Problem:

@@ -36,7 +36,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from datadistill.inner import SGD, Demand, Engine, InnerStep, make_network, native, outer_step, settle, walk
+from datadistill.inner import SGD, Demand, Engine, InnerStep, kernels, make_network, outer_step, settle, walk
 from datadistill.inner.execution import replayed
 from datadistill.inner.functional import Weights, batch_gradient
 from datadistill.inner.memory import LiveBytes
@@ -224,7 +224,7 @@ class Ours:
     def __init__(self, work: Work) -> None:
         self.work, case, on_gpu = work, work.case, work.images.is_cuda
         if not on_gpu:
-            native.build()
+            kernels.build()
         self.network = make_network(case.model().to(work.images))
         demand = Demand(len(work.rates), case.images, case.images * case.batches, 10, case.networks, case.real, SGD())
         engine = replace(case.engine, execution="graph", chunk=0) if on_gpu else case.engine

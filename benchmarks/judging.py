@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datadistill.inner import make_network, native
+from datadistill.inner import kernels, make_network
 from datadistill.inner.functional import Weights
 from datadistill.inner.parallel import each_on_one_core
 from datadistill.models.convnet import ConvNet
@@ -130,7 +130,7 @@ def serve(side: str, case: Case, there: Connection) -> None:
     """Run a side as often as is asked for, and answer with the weights, or with how long it took."""
     if side != "plain":
         keep_freed_memory()
-        native.build()
+        kernels.build()
     while (asked := there.recv()) is not None:
         nets, epochs, timed = asked
         began = time.perf_counter()

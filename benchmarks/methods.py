@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 import datadistill as dd
-from datadistill.inner import Engine, native
+from datadistill.inner import Engine, kernels
 from datadistill.inner.functional import make_network
 from datadistill.inner.memory import LiveBytes
 from datadistill.methods import METHODS, Method, Problem, make_problem
@@ -39,7 +39,7 @@ def step(method: Method, problem: Problem) -> torch.Tensor:
 
 def plain(problem: Problem) -> Problem:
     """On PyTorch's own operations, with every graph kept."""
-    network = make_network(problem.network.module, use_native=False)
+    network = make_network(problem.network.module, operations="off")
     return replace(problem, network=network, engine=replace(problem.engine, storage="full", inner_chunk=10**6))
 
 
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--data-root")
     given = parser.parse_args()
     keep_freed_memory()
-    native.build()
+    kernels.build()
     real = dd.load(given.dataset, given.data_root)
     names = given.method.split(",")
     with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from datadistill.inner import Engine, make_network, native
+from datadistill.inner import Engine, kernels, make_network
 from datadistill.inner.execution import product_function
 from datadistill.inner.functional import Weights, batch_gradient
 from datadistill.models import draw_weights
@@ -55,10 +55,10 @@ def measure(name: str, compiled: bool) -> dict[str, Any]:
         return milliseconds(lambda: function(network, weights[0], images, labels, None, along, 0.0))
 
     for kind in ("torch", "native"):
-        network = make_network(module, use_native=kind == "native")
+        network = make_network(module, operations="auto" if kind == "ours" else "off")
         gradient = milliseconds(lambda network=network: batch_gradient(network, weights[0], images, labels, 0))
         found[kind] = {"gradient": gradient, "reverse": product(network, Engine(product="reverse", execution="eager"))}
-    plain = make_network(module, use_native=False)
+    plain = make_network(module, operations="off")
     found["torch"]["forward"] = product(plain, Engine(product="forward", execution="eager"))
     if compiled:
         found["torch"]["forward, compiled"] = product(plain, Engine(product="forward", execution="compiled"))
@@ -87,7 +87,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(1)
-    native.build()
+    kernels.build()
     for name in CASES:
         if arguments.case in name:
             print(json.dumps(measure(name, arguments.compiled)), flush=True)

@@ -13,7 +13,8 @@ would one of the spoilt ones meet it, and hardly so along several directions at 
 The images are a method's own at its start, with a little noise. Without it, even areas of real images tie the values
 that max pooling chooses from, and at a tie there is no derivative to compare.
 
-Everything is computed in float64, where `inner.native` leaves the work to PyTorch: its operations are not checked here.
+Everything is computed in float64, where `inner.kernels` leaves the work to PyTorch: our own operations are compared
+with it when they are built.
 """
 
 import copy

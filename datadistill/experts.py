@@ -20,7 +20,7 @@ from datadistill.data import Datasets, RealData, Split, as_real
 from datadistill.errors import DamagedFileError, DatadistillError, Interrupted, RequestError
 from datadistill.evaluation.accuracy import accuracy_of
 from datadistill.files import digest_of, read_json, read_tensors, write_json, write_tensors
-from datadistill.inner import Network, Weights, make_network, native
+from datadistill.inner import Network, Weights, kernels, make_network
 from datadistill.inner.parallel import each_on_one_core
 from datadistill.models import SCHEMES, ModelFactory, create_model, draw_weights, model_name
 from datadistill.pools import MEASURED, Networks, Pool, PoolFacts, check_shares, load_pool, stacked_in_half
@@ -90,9 +90,7 @@ def make_pool(
     module = create_model(model, real).to(on)
     _check_size(module, nets, max_gb, say)
     if on.type == "cpu":
-        if native.must_build():
-            say("building fast operations for this processor, once; this takes about 20 seconds.")
-        native.build()
+        kernels.prepare(say)
     network = make_network(module, batch_norm)
     if start is not None:
         start.check_fits(network, model_name(model), real)

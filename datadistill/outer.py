@@ -23,7 +23,7 @@ from datadistill.descent import Outer, Variables, improve
 from datadistill.distilled import FILE_NAME, DistilledData
 from datadistill.errors import DatadistillError, Interrupted, RequestError
 from datadistill.evaluation.accuracy import Accuracy
-from datadistill.inner import Engine, make_network, native
+from datadistill.inner import Engine, kernels, make_network
 from datadistill.length import Length, parse_duration
 from datadistill.looks import held_out, is_finite, is_sound, slower
 from datadistill.methods import DC, DD, DM
@@ -165,13 +165,17 @@ def distill(
         recipe=command,
     )
     folder = None if out is None else RunFolder(Path(out))
-    if folder is not None and resume and folder.exists():
-        command = folder.settings().recipe
+    before = folder.settings() if folder is not None and resume and folder.exists() else None
+    if before is not None and folder is not None:
+        _check_same(folder, before, settings)
+        command = before.recipe
     template = replace(template, provenance=replace(template.provenance, recipe=command, versions=versions()))
-    loop = _Loop(problem, method, outer, length, template, reporter, folder)
     with StopRequest() as stop, folder.locked() if folder else nullcontext():
-        moment = loop.first() if folder is None else _open(folder, settings, loop, resume)
-        loop = replace(loop, problem=_with_fast_operations(problem, reporter))
+        # Nothing is known to be wrong with the request: now it is worth the wait for a compiler.
+        problem, operations = _with_kernels(problem, before, reporter)
+        loop = _Loop(problem, method, outer, length, template, reporter, folder)
+        settings = replace(settings, kernels=list(operations))
+        moment = loop.first() if folder is None else _open(folder, before, settings, loop, resume)
         return loop.finish(loop.run(moment, stop))
 
 
@@ -191,29 +195,38 @@ def _check_asked(method: Method, problem: Problem) -> None:
         )
 
 
-def _with_fast_operations(problem: Problem, reporter: Reporter) -> Problem:
-    """The problem on a network with the fast operations for a CPU, built once the request is known to be right."""
-    if problem.device.type != "cpu":
-        return problem
-    if native.must_build():
-        reporter.say("building fast operations for this processor, once; this takes about 20 seconds.")
-    trouble = native.build()
-    if trouble:
-        reporter.say(f"going on without fast operations for this processor: {trouble}.")
-    return replace(problem, network=make_network(problem.network.module, problem.batch_norm))
+def _with_kernels(problem: Problem, before: Settings | None, reporter: Reporter) -> tuple[Problem, tuple[str, ...]]:
+    """The problem on a network with our operations, and which: those that the run was started with, if it was."""
+    asked = problem.engine.kernels
+    if problem.device.type != "cpu" or asked == "off":
+        return problem, ()
+    kernels.prepare(reporter.say)
+    operations = kernels.chosen(asked, kernels.measured())
+    if before is not None and before.kernels is not None and set(before.kernels) != set(operations):
+        operations = tuple(name for name in before.kernels if name in kernels.measured())
+        if len(operations) < len(before.kernels):
+            reporter.say(
+                f"the run was started with operations that cannot be had here ({', '.join(before.kernels)}): "
+                "its last bits will differ."
+            )
+    settled = replace(problem.engine, kernels=",".join(operations) or "off")
+    network = make_network(problem.network.module, problem.batch_norm, settled.kernels)
+    return replace(problem, network=network, engine=settled), operations
 
 
-def _open(folder: RunFolder, settings: Settings, loop: "_Loop", resume: bool) -> Moment:
+def _check_same(folder: RunFolder, before: Settings, settings: Settings) -> None:
+    difference = before.difference(settings)
+    if difference:
+        raise RequestError(f"the run in {folder.path} has other settings: {difference}")
+
+
+def _open(folder: RunFolder, before: Settings | None, settings: Settings, loop: "_Loop", resume: bool) -> Moment:
     """The moment to go on from."""
-    if not resume or not folder.exists():
+    if before is None:
         folder.begin(settings)
         if resume:
             loop.reporter.say(f"{folder.path} holds no run yet: starting from the beginning.")
         return loop.first()
-    before = folder.settings()
-    difference = before.difference(settings)
-    if difference:
-        raise RequestError(f"the run in {folder.path} has other settings: {difference}")
     if (before.threads, before.versions.get("torch")) != (settings.threads, settings.versions.get("torch")):
         loop.reporter.say(
             f"the run was started with {before.threads} threads and torch {before.versions.get('torch')}, which "

@@ -19,7 +19,7 @@ from datadistill.data import Datasets, RealData, as_real
 from datadistill.errors import DatadistillError, Interrupted, RequestError
 from datadistill.evaluation.accuracy import accuracy_of
 from datadistill.files import read_json, write_json
-from datadistill.inner import Network, Weights, make_network, native
+from datadistill.inner import Network, Weights, kernels, make_network
 from datadistill.inner.parallel import each_on_one_core
 from datadistill.models import SCHEMES, ModelFactory, create_model, draw_weights, model_name
 from datadistill.pools import stacked_in_half
@@ -102,9 +102,7 @@ def make_trajectories(
     module = create_model(model, real).to(on)
     _check_size(module, experts, training.epochs, max_gb, say)
     if on.type == "cpu":
-        if native.must_build():
-            say("building fast operations for this processor, once; this takes about 20 seconds.")
-        native.build()
+        kernels.prepare(say)
     facts = TrajectoryFacts(
         dataset=real.origin,
         classes=real.classes,

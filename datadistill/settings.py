@@ -12,9 +12,12 @@ from datadistill.inner.engine import Engine
 from datadistill.models import same_model
 
 FORMAT = 1
-_NEW = ("engine", "batch_norm", "attack", "pool", "pool_digest", "source", "trajectories", "trajectories_digest", "zca")
+_NEW = (
+    *("engine", "batch_norm", "attack", "pool", "pool_digest", "source", "trajectories", "trajectories_digest", "zca"),
+    "kernels",
+)
 """Settings that the first files of this format do not have."""
-_ONLY_CHANGES_BITS = ("versions", "threads", "recipe", "pool", "trajectories")
+_ONLY_CHANGES_BITS = ("versions", "threads", "recipe", "pool", "trajectories", "kernels")
 """What two parts of one run may differ in. Pools and trajectories may have been moved: their digests tell them."""
 
 
@@ -45,6 +48,7 @@ class Settings:
         trajectories: the folder of the experts that are matched.
         trajectories_digest: of its contents.
         zca: whether the data was whitened.
+        kernels: our operations that took the place of PyTorch's; None in files from before that was recorded.
         source: of data of one's own: what it was called, how it was read, and what was in it.
     """
 
@@ -71,6 +75,7 @@ class Settings:
     trajectories_digest: str | None = None
     zca: bool = False
     source: Source | None = None
+    kernels: list[str] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -111,6 +116,8 @@ def parse_settings(document: Any) -> Settings:
             raise DamagedFileError(f"'{name}' is missing or of the wrong type")
     if isinstance(values["ipc"], list) and not all(type(one) is int for one in values["ipc"]):
         raise DamagedFileError("'ipc' is not made of whole numbers")
+    if not all(isinstance(name, str) for name in values.get("kernels") or ()):
+        raise DamagedFileError("'kernels' is not made of names")
     if values.keys() - kinds:
         raise DamagedFileError(f"'{min(values.keys() - kinds)}' is unknown")
     # A file without an engine is from before there was a choice; what is missing is as it is by default.

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from datadistill.cli.problem import add_problem_flags, problem_of
 from datadistill.descent import Outer, Variables
 from datadistill.distilled import DistilledData
 from datadistill.errors import RequestError
-from datadistill.inner import Prediction, native, predict
+from datadistill.inner import Network, Prediction, kernels, make_network, predict
 from datadistill.inner.engine import Storage
 from datadistill.inner.plan import memory_limit
 from datadistill.moments import Best, Moment, pack
@@ -42,8 +43,12 @@ def add_flags(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    native.build()
     method, problem = problem_of(arguments, {})
+    disk = _disk(method.start(problem, stream(problem.seed, "start")))
+    if problem.device.type == "cpu" and problem.engine.kernels != "off":
+        kernels.prepare(lambda text: print(text, file=sys.stderr))
+        network = make_network(problem.network.module, problem.batch_norm, problem.engine.kernels)
+        problem = replace(problem, network=network)
     network = problem.on(getattr(method, "matched_on", "same")).network
     demand, image = method.demand(problem), problem.real.train.images[:1]
     chosen = predict(network, image, demand, problem.engine)
@@ -56,7 +61,6 @@ def run(arguments: argparse.Namespace) -> None:
                 others.append(predict(network, image, demand, replace(problem.engine, storage=storage)))
             except RequestError:
                 continue  # this storage does not go with the product or the execution that was asked for
-    disk = _disk(method.start(problem, stream(problem.seed, "start")))
     if arguments.json:
         document = {
             "method": arguments.method,
@@ -70,6 +74,11 @@ def run(arguments: argparse.Namespace) -> None:
             "disk_bytes": disk,
             "iterations": arguments.iterations,
             "seconds": chosen.seconds * arguments.iterations,
+            "kernels": {
+                name: {**found._asdict(), "used": name in network.operations}
+                for name, found in kernels.measured().items()
+            },
+            "instruction_set": kernels.instruction_set(),
             "versions": versions(),
         }
         print(json.dumps(document, indent=2))
@@ -89,10 +98,22 @@ def run(arguments: argparse.Namespace) -> None:
         f"engine   storage {engine.storage}, product {engine.product}, execution {engine.execution}, "
         f"{engine.inner_chunk or demand.images} distilled and {engine.chunk or demand.real} real images at a time"
     )
+    if problem.device.type == "cpu":
+        print(f"kernels  {_kernels(network)}")
     if chosen.peak_bytes > limit:
         print(
             "         this is more than may be used: fewer networks, a smaller --batch or a smaller --inner-chunk help"
         )
+
+
+def _kernels(network: Network) -> str:
+    """Which of our operations are used, and the time of each over that of PyTorch's."""
+    texts = [
+        f"{name} {found.ratio:.2f}{'' if name in network.operations else ' (not used)'}"
+        for name, found in kernels.measured().items()
+    ]
+    ours = f", time over PyTorch's: {', '.join(texts)}" if texts else ": PyTorch's own"
+    return kernels.instruction_set() + ours
 
 
 def _row(prediction: Prediction, is_chosen: bool) -> list[str]:

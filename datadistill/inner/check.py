@@ -21,7 +21,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.func import functional_call
 
 from datadistill.errors import RequestError
-from datadistill.inner import native
+from datadistill.inner import kernels
 from datadistill.inner.functional import Network, Noise, Weights, as_leaves
 from datadistill.inner.products import PRODUCT_FUNCTIONS
 from datadistill.models.fits import check_scores
@@ -143,7 +143,7 @@ def find_undifferentiable(
     """
     product = "reverse" if product == "auto" else product
     with _own_random_numbers(images.device):
-        twin = Network(_copied(network.module), network.native and product != "forward")
+        twin = Network(_copied(network.module), network.operations if product != "forward" else ())
         weights = as_leaves(dict(twin.module.named_parameters()))
         if not weights:
             raise RequestError("the network has no weights: there is nothing to train")
@@ -294,7 +294,7 @@ def _recorded(network: Network, weights: Weights, images: Tensor) -> dict[str, _
     for name, layer in twin.named_modules():
         layer.register_forward_pre_hook(recorder(name), with_kwargs=True)
     with torch.no_grad():
-        Network(twin, network.native).logits(weights, images)
+        Network(twin, network.operations).logits(weights, images)
     whole = calls.pop("")
     return {**calls, "": whole}
 
@@ -305,9 +305,9 @@ def _kept(value: Any) -> Any:
 
 
 def _class_name(layer: nn.Module) -> str:
-    """The class as its user knows it: `native` puts private ones in the place of PyTorch's."""
+    """The class as its user knows it: `kernels` puts private ones in the place of PyTorch's."""
     name = type(layer).__name__
-    return name.lstrip("_") if type(layer).__module__ == native.__name__ else name
+    return name.lstrip("_") if type(layer).__module__ == kernels.fitted.__module__ else name
 
 
 def _failure_alone(call: _Call, product: str) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from datadistill.errors import RequestError, unknown_name
+from datadistill.inner.kernels import parse_kernels
 
 Storage: TypeAlias = Literal["auto", "full", "recompute", "checkpoint", "offload", "window"]
 Product: TypeAlias = Literal["auto", "reverse", "forward", "difference"]
@@ -29,6 +30,8 @@ class Engine:
         chunk: real images that are differentiated at a time.
         memory: gigabytes that may be used; 0 takes half of what the device has.
         real_precision: of the real batch's gradient; `bfloat16` is an approximation, faster where the device has it.
+        kernels: which of our operations for a CPU take the place of PyTorch's: `auto` (those that were measured here
+            to be right and faster), `off`, `all`, or names such as `normalisation,max-pooling`.
     """
 
     storage: Storage = "auto"
@@ -40,11 +43,13 @@ class Engine:
     chunk: int = 0
     memory: float = 0.0
     real_precision: Precision = "float32"
+    kernels: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("every", "window", "inner_chunk", "chunk", "memory"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise RequestError(f"{name} is {getattr(self, name)}, but must be finite and not negative")
+        parse_kernels(self.kernels)
         for name, known in (
             ("storage", Storage),
             ("product", Product),

@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
 from datadistill.errors import RequestError
-from datadistill.inner import native
+from datadistill.inner import kernels
 from datadistill.inner.parallel import map_on_cores, shared_out
 from datadistill.inner.replaced import Replaced, dropouts
 
@@ -49,7 +49,7 @@ class Network:
 
     Attributes:
         module: gives the architecture. It must keep no state from call to call.
-        native: whether `native`'s operations take the place of PyTorch's; they must have been built.
+        operations: of `kernels`, which take the place of PyTorch's; they must have been built.
         augment: changes images before the module sees them, by draws for the whole batch, wherever dropout would draw.
 
     Raises:
@@ -57,7 +57,7 @@ class Network:
     """
 
     module: nn.Module
-    native: bool = False
+    operations: tuple[str, ...] = ()
     augment: Callable[[Tensor, Noise], Tensor] | None = None
     _spare: list["_Body"] = field(default_factory=list, init=False, repr=False)
     _alone: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
@@ -88,7 +88,7 @@ class Network:
     @cached_property
     def plain(self) -> "Network":
         """The same network with PyTorch's own operations alone."""
-        return Network(self.module, augment=self.augment) if self.native else self
+        return Network(self.module, augment=self.augment) if self.operations else self
 
     @cached_property
     def draws(self) -> bool:
@@ -180,7 +180,7 @@ class Network:
             twin = copy.deepcopy(self.module, {id(tensor): tensor for tensor in tensors})
         except Exception:  # whatever a module's attributes raise
             return None
-        return _Body(native.fitted(twin) if self.native else twin)
+        return _Body(kernels.fitted(twin, self.operations))
 
     def _is_same(self, body: "_Body", weights: Weights, images: Tensor) -> bool:
         if torch._C._functorch.maybe_current_level() is not None or torch.compiler.is_compiling():
@@ -229,14 +229,14 @@ class _Body:
                 places[key] = parameter
 
 
-def make_network(module: nn.Module, batch_norm: str = "refused", use_native: bool = True) -> Network:
+def make_network(module: nn.Module, batch_norm: str = "refused", operations: str = "auto") -> Network:
     """A network from a module, which is copied if it has to be changed.
 
     Args:
         module: any module from images to class scores.
         batch_norm: what layers with running statistics do. `batch`: use each batch's own statistics, in training and
             in testing; `frozen`: use the running statistics they have, as constants; `refused`: there may be none.
-        use_native: call the fast operations of `native` where they have been built.
+        operations: which of ours take the place of PyTorch's, if they have been built, as `Engine.kernels` says it.
 
     Raises:
         RequestError: a layer keeps running statistics and nobody said what to do with them.
@@ -247,7 +247,7 @@ def make_network(module: nn.Module, batch_norm: str = "refused", use_native: boo
         for layer in module.modules():
             if getattr(layer, "track_running_stats", False) and isinstance(layer, nn.Module):
                 _settle(layer, batch_norm)
-    return Network(module, use_native and native.ready())
+    return Network(module, kernels.chosen(operations, kernels.measured()))
 
 
 def _settle(layer: Any, batch_norm: str) -> None:

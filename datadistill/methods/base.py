@@ -101,7 +101,7 @@ class Problem:
             if self.kind != "random-init":
                 raise RequestError(f"weights are {self.kind}, those of {self.model}: another network has none of them")
             module = create_model(model, self.real).to(self.real.train.images)  # `check` has them in float64
-            network = make_network(module, self.batch_norm)
+            network = make_network(module, self.batch_norm, self.engine.kernels)
             starts = KINDS.get(self.kind).make(network, self.scheme, self.seed, None)
             self.kept[key] = replace(self, network=network, model=model_name(model), starts=starts)
         other: Problem = self.kept[key]
@@ -184,7 +184,8 @@ def make_problem(
     Raises:
         RequestError: a name is unknown, or the network, the pool or the trajectories cannot be used.
     """
-    network = make_network(create_model(model, real).to(device), batch_norm)
+    engine = engine or Engine()
+    network = make_network(create_model(model, real).to(device), batch_norm, engine.kernels)
     kind = KINDS.get(weights)
     scheme = SCHEMES.get(scheme).name
     if pool is not None:
@@ -210,7 +211,7 @@ def make_problem(
         seed=seed,
         attack=None if attack is None else _parse_attack(real, attack),
         batch_norm=batch_norm,
-        engine=engine or Engine(),
+        engine=engine,
         pool=pool,
         trajectories=trajectories,
     )

@@ -5,7 +5,7 @@ import itertools
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datadistill.inner import SGD, Engine, InnerStep, hypergradient, make_network, native
+from datadistill.errors import RequestError
+from datadistill.inner import SGD, Engine, InnerStep, hypergradient, kernels, make_network
 from datadistill.inner.functional import Weights
+from datadistill.inner.kernels import OPERATIONS, Measured, chosen, fitted
 from datadistill.inner.kinks import widened
-from datadistill.models.alexcifarnet import LocalResponseNorm
 from datadistill.models.convnet import ConvNet
 from datadistill.models.lenet import LeNet
 from datadistill.models.schemes import draw_weights
 from datadistill.runtime import stream
 
-pytestmark = pytest.mark.skipif(bool(native.build()), reason=f"no fast operations here: {native.build()}")
+built = pytest.mark.skipif(bool(kernels.build()), reason=f"no operations of ours here: {kernels.build()}")
 
 
 def derivatives(layer: nn.Module, images: Tensor) -> list[Tensor]:
@@ -40,16 +41,40 @@ def derivatives(layer: nn.Module, images: Tensor) -> list[Tensor]:
 
 
 def compare(layer: nn.Module, images: Tensor) -> None:
-    fast = native.fitted(nn.Sequential(layer))
-    found = derivatives(fast, images)
-    expected = derivatives(layer, images.double())
+    fast = fitted(nn.Sequential(layer), OPERATIONS)
+    agree(derivatives(fast, images), derivatives(layer, images.double()))
+
+
+def agree(found: list[Tensor], expected: list[Tensor]) -> None:
     for one, other in zip(found, expected, strict=True):
         scale = max(float(other.norm()), 0.1)
         assert float((one.double() - other).norm()) / scale < 2e-5
 
 
+def covering(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Few combinations, in which each two values of two axes meet."""
+
+    def pairs(case: tuple[Any, ...]) -> set[Any]:
+        return set(itertools.combinations(enumerate(map(repr, case)), 2))
+
+    cases = list(itertools.product(*axes))
+    missing, found = set[Any]().union(*map(pairs, cases)), []
+    while missing:
+        found.append(max(cases, key=lambda case: len(pairs(case) & missing)))
+        missing -= pairs(found[-1])
+    return found
+
+
+AXES: tuple[Sequence[Any], ...] = (
+    (1, 3),
+    (1, 5),
+    (1, 6, 17),
+    ((5, 5), (3, 2), (1, 4)),
+    ((0, 0), (2, 1), (6, 5)),
+    ((9, 11),),
+)
 SHAPES = [
-    *itertools.product((1, 3), (1, 5), (1, 6, 17), ((5, 5), (3, 2), (1, 4)), ((0, 0), (2, 1), (6, 5)), ((9, 11),)),
+    *covering(*AXES),
     (17, 2, 9, (5, 5), (2, 2), (28, 28)),
     (2, 20, 15, (3, 3), (1, 1), (8, 33)),
     (1, 1, 1, (7, 7), (0, 0), (7, 7)),
@@ -59,47 +84,48 @@ SHAPES = [
     (1, 4, 64, (3, 3), (3, 3), (6, 7)),
     (2, 2, 32, (1, 4), (0, 5), (3, 8)),
 ]
+Convolved = tuple[int, int, int, tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
-@pytest.mark.parametrize("last", [False, True], ids=["", "channels last"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_convolution(
-    shape: tuple[int, int, int, tuple[int, int], tuple[int, int], tuple[int, int]], last: bool
-) -> None:
+def check_convolution(shape: Convolved, how: int) -> None:
     n, channels, out, kernel, padding, size = shape
     torch.manual_seed(0)
     images = torch.randn(n, channels, *size)
-    layer: Any = nn.Conv2d(channels, out, kernel, padding=padding, bias=n == 1)
-    layer.channels_last = last
-    compare(layer, images)
+    layer: Any = fitted(nn.Conv2d(channels, out, kernel, padding=padding, bias=n == 1), OPERATIONS)
+    layer.how = lambda images: how
+    found = derivatives(layer, images)
+    plain = nn.Conv2d(channels, out, kernel, padding=padding, bias=n == 1).double()
+    plain.load_state_dict(layer.state_dict())
+    agree(found, derivatives(plain, images.double()))
+    last = how in (FEW_INPUTS, LIBRARY_LAST)
     assert layer.float()(images).is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 1, 1), (10, 84, 10), (6, 64, 5), (3, 800, 7), (33, 17, 9), (70, 40, 3), (2, 1600, 21)], ids=str
-)
-def test_linear(shape: tuple[int, int, int]) -> None:
-    n, inputs, outputs = shape
-    torch.manual_seed(0)
-    compare(nn.Linear(inputs, outputs, bias=n != 6), torch.randn(n, inputs))
+HOWS = {"planes": 0, "few inputs": 1, "library": 2, "library, channels last": 3}
+FEW_INPUTS, LIBRARY_LAST = 1, 3
 
 
-@pytest.mark.parametrize("shape", [(2, 7, 5, 5), (3, 64, 4, 4), (1, 3, 8, 3)], ids=str)
-@pytest.mark.parametrize("n", [1, 4, 5])
-def test_local_response_norm(n: int, shape: tuple[int, int, int, int]) -> None:
-    images = 2 * torch.randn(shape, generator=stream(0))
-    layer = native.fitted(nn.Sequential(LocalResponseNorm(n, 0.3, 0.75)))
-    expected = nn.LocalResponseNorm(n, 0.3, 0.75, 1)(images)
-    assert torch.allclose(layer(images), expected, atol=1e-6)
-    compare(LocalResponseNorm(n, 0.3, 0.75), images)
-    # Without a graph for a third derivative the second has an operation of its own.
-    second = []
-    for norm, x in ((layer, images), (nn.LocalResponseNorm(n, 0.3, 0.75, 1), images.double())):
-        leaf, along = x.requires_grad_(), torch.cos(x.detach()).requires_grad_()
-        (first,) = torch.autograd.grad(norm(leaf), leaf, along, create_graph=True)
-        second.append(torch.autograd.grad(first, [leaf, along], torch.sin(x.detach())))
-    for one, other in zip(*second, strict=True):
-        assert float((one.double() - other).norm() / other.norm()) < 1e-6
+def ways(shapes: Sequence[Convolved]) -> list[Any]:
+    """Each shape in all ways that can do it."""
+    cases = itertools.product(shapes, HOWS.items())
+    return [
+        pytest.param(shape, how, id=f"{shape}, {name}")
+        for shape, (name, how) in cases
+        if how != FEW_INPUTS or shape[1] <= 4
+    ]
+
+
+@built
+@pytest.mark.parametrize(("shape", "how"), ways(SHAPES))
+def test_convolution(shape: Convolved, how: int) -> None:
+    check_convolution(shape, how)
+
+
+@built
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "how"), ways(list(itertools.product(*AXES))))
+def test_convolution_in_all_combinations(shape: Convolved, how: int) -> None:
+    check_convolution(shape, how)
 
 
 def normalised(
@@ -134,13 +160,9 @@ NORMS = [
 ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
-@pytest.mark.parametrize("then", ["", "relu", "pool", "relu pool"])
-@pytest.mark.parametrize("case", NORMS, ids=str)
-def test_group_norm(
-    case: tuple[tuple[int, int, int, int], int | None], then: str, affine: bool, dtype: torch.dtype
-) -> None:
+@built
+@pytest.mark.parametrize(("case", "then", "affine"), covering(NORMS, ("", "relu", "pool", "relu pool"), (True, False)))
+def test_group_norm(case: tuple[tuple[int, int, int, int], int | None], then: str, affine: bool) -> None:
     """Both ways to the second derivative: the operation, and PyTorch's where a third may follow."""
     shape, groups = case
     relu, pool = "relu" in then, "pool" in then
@@ -149,34 +171,23 @@ def test_group_norm(
     draw = stream(0)
     images = 2 * torch.randn(shape, generator=draw, dtype=torch.float64) + 1
     numbers = [torch.randn(shape[1], generator=draw, dtype=torch.float64) for _ in range(2 * affine)]
-    leaves = [tensor.to(dtype) for tensor in (images, *numbers)]
+    leaves = [tensor.float() for tensor in (images, *numbers)]
 
-    def native_norm(x: Tensor, w: Tensor | None, b: Tensor | None, g: int, relu: bool, pool: bool) -> Tensor:
-        return torch.ops.datadistill.group_norm.default(x, w, b, g, 1e-5, relu, pool)  # type: ignore[no-any-return]
+    def ours(x: Tensor, w: Tensor | None, b: Tensor | None, g: int, relu: bool, pool: bool) -> Tensor:
+        layer = fitted(nn.GroupNorm(g, shape[1], affine=affine), OPERATIONS)
+        layer._parameters.update(weight=w, bias=b)  # type: ignore[arg-type]
+        return layer.fused(x, relu, pool)  # type: ignore[operator,no-any-return]
 
     for keep in (False, True):
         found, expected = (
             twice(f, [t.to(d).requires_grad_() for t in leaves], groups or shape[1], relu, pool, keep)
-            for f, d in ((native_norm, dtype), (normalised, torch.float64))
+            for f, d in ((ours, torch.float32), (normalised, torch.float64))
         )
         for one, other in zip(found, expected, strict=True):
-            scale = max(float(other.norm()), 1.0)
-            assert float((one.double() - other).norm()) / scale < (1e-12 if dtype == torch.float64 else 2e-5)
+            assert float((one.double() - other).norm()) / max(float(other.norm()), 1.0) < 2e-5
 
 
-@pytest.mark.parametrize("groups", [1, 2, 6])
-@pytest.mark.parametrize("then", ["", "relu pool"])
-def test_group_norm_against_finite_differences(groups: int, then: str) -> None:
-    relu, pool = "relu" in then, "pool" in then
-    leaves = [torch.randn(s, generator=stream(0), dtype=torch.float64).requires_grad_() for s in ((2, 6, 2, 4), 6, 6)]
-
-    def norm(*leaves: Tensor) -> Tensor:
-        return torch.ops.datadistill.group_norm.default(*leaves, groups, 1e-5, relu, pool)  # type: ignore[no-any-return]
-
-    assert torch.autograd.gradcheck(norm, leaves)
-    assert torch.autograd.gradgradcheck(norm, leaves)
-
-
+@built
 @pytest.mark.parametrize("groups", [1, 3, 12])
 def test_group_norm_has_a_third_derivative(groups: int) -> None:
     images = torch.randn(3, 12, 4, 6, generator=stream(0))
@@ -192,11 +203,12 @@ def calls_of(module: nn.Module, images: Tensor) -> list[str]:
     return [event.name for event in profile.events()]
 
 
+@built
 def test_what_follows_normalisation_is_taken_along() -> None:
     images = torch.randn(2, 3, 8, 8, generator=stream(0))
     block = nn.Sequential(nn.Conv2d(3, 24, 3), nn.GroupNorm(24, 24), nn.ReLU(), nn.AvgPool2d(2))
     expected = block(images)
-    fast = native.fitted(copy.deepcopy(block))
+    fast = fitted(copy.deepcopy(block), OPERATIONS)
     assert torch.allclose(fast(images), expected, atol=1e-5)
     names = calls_of(fast, images)
     assert "datadistill::group_norm" in names
@@ -211,6 +223,7 @@ def test_what_follows_normalisation_is_taken_along() -> None:
     assert len(seen) == 1
 
 
+@built
 @pytest.mark.parametrize("width", [0.0, 0.3])
 def test_a_convnet_is_differentiated_as_by_torch(width: float) -> None:
     module = ConvNet(10, 1, 28, depth=2, width=20)
@@ -219,8 +232,8 @@ def test_a_convnet_is_differentiated_as_by_torch(width: float) -> None:
     images, labels = torch.randn(6, 1, 28, 28, generator=draw), torch.arange(6)
     target = {n: torch.randn(w.shape, generator=draw) for n, w in weights.items()}
     found = []
-    for use_native, dtype in ((True, torch.float32), (False, torch.float64)):
-        network = make_network(copy.deepcopy(module).to(dtype), use_native=use_native)
+    for operations, dtype in (("all", torch.float32), ("off", torch.float64)):
+        network = make_network(copy.deepcopy(module).to(dtype), operations=operations)
         start, aim = ({n: t.to(dtype) for n, t in part.items()} for part in (weights, target))
 
         def outer(final: Weights, aim: Weights = aim) -> tuple[Tensor, Weights]:
@@ -233,20 +246,21 @@ def test_a_convnet_is_differentiated_as_by_torch(width: float) -> None:
         assert float((one.double() - other).norm() / other.norm()) < 1e-4
 
 
+@built
 def test_shared_out_among_cores() -> None:
-    images, rows = torch.randn(24, 3, 32, 32, generator=stream(0)), torch.randn(10, 900, generator=stream(1))
+    images = torch.randn(24, 3, 32, 32, generator=stream(0))
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        for layer in (nn.Conv2d(3, 20, 5), nn.Conv2d(3, 5, 5), nn.MaxPool2d(3, 2, 1), LocalResponseNorm(4, 0.1, 0.75)):
+        for layer in (nn.Conv2d(3, 20, 5), nn.Conv2d(3, 5, 5), nn.MaxPool2d(3, 2, 1)):
             compare(layer, images)
         compare(nn.GroupNorm(64, 128), torch.randn(6, 128, 16, 16, generator=stream(2)))
-        compare(nn.Linear(900, 700), rows)
     finally:
         torch.set_num_threads(threads)
 
 
+@built
 @pytest.mark.parametrize("size", [(28, 28), (10, 10), (7, 9), (2, 2), (5, 70), (3, 64)])
 @pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 3, 1), (2, 1, 1), (5, 4, 2), (2, 3, 0)])
 @pytest.mark.parametrize("kind", ["random", "ties", "nan"])
@@ -261,11 +275,12 @@ def test_max_pooling(kind: str, window: tuple[int, int, int], size: tuple[int, i
         images[torch.rand(images.shape, generator=stream(1)) < 0.1] = torch.nan
     layer = nn.MaxPool2d(kernel, stride, padding)
     expected = layer(images)
-    assert torch.equal(native.fitted(nn.Sequential(layer))(images).nan_to_num(7), expected.nan_to_num(7))
+    assert torch.equal(fitted(nn.Sequential(layer), OPERATIONS)(images).nan_to_num(7), expected.nan_to_num(7))
     if kind != "nan":
         compare(nn.MaxPool2d(kernel, stride, padding), images)
 
 
+@built
 @pytest.mark.parametrize("change", ["transposed", "sliced", "expanded", "channels last"])
 def test_any_memory_layout(change: str) -> None:
     images = torch.randn(4, 3, 12, 12, generator=stream(0))
@@ -281,6 +296,7 @@ def test_any_memory_layout(change: str) -> None:
     compare(nn.Sequential(nn.Conv2d(3, 20, 3, padding=1), nn.GroupNorm(4, 20)), images)
 
 
+@built
 def test_what_does_not_fit_is_left_to_torch() -> None:
     for layer, images in (
         (nn.Conv2d(3, 4, 3, stride=2), torch.randn(2, 3, 8, 8)),
@@ -293,32 +309,33 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
         (nn.MaxPool2d((2, 3)), torch.randn(2, 3, 6, 6)),
         (nn.Linear(3, 4), torch.randn(2, 5, 3)),
         (nn.Linear(3, 4), torch.randn(0, 3)),
-        (LocalResponseNorm(4, 0.1, 0.5), torch.randn(2, 3, 6, 6)),
         (nn.GroupNorm(2, 4), torch.randn(3, 4)),
         (nn.GroupNorm(2, 4), torch.randn(0, 4, 3, 3)),
         (nn.Sequential(nn.GroupNorm(2, 4), nn.ReLU()), torch.randn(3, 4, 5)),
     ):
         expected = layer(images)
-        assert torch.equal(native.fitted(nn.Sequential(layer))(images), expected)
+        assert torch.equal(fitted(nn.Sequential(layer), OPERATIONS)(images), expected)
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    for layer in (nn.Conv2d(3, 4, 3), nn.Linear(8, 4), LocalResponseNorm(4, 0.1, 0.75)):
-        double, x = layer.double(), images[0, 0] if isinstance(layer, nn.Linear) else images
-        expected = double(x)
-        assert torch.equal(native.fitted(nn.Sequential(double))(x), expected)
+    for layer in (nn.Conv2d(3, 4, 3), nn.GroupNorm(1, 3), nn.MaxPool2d(2)):
+        double = layer.double()
+        expected = double(images)
+        assert torch.equal(fitted(nn.Sequential(double), OPERATIONS)(images), expected)
 
 
+@built
 def test_a_network_uses_them_and_its_module_stays_as_it_was() -> None:
     module = LeNet()
-    network = make_network(module)
-    assert network.native
+    network = make_network(module, operations="all")
+    assert network.operations == OPERATIONS
     weights = {name: p.detach() for name, p in module.named_parameters()}
     images = torch.randn(5, 1, 28, 28, generator=stream(0))
     assert torch.allclose(network.logits(weights, images), module(images), atol=1e-5)
     assert type(module.conv1) is nn.Conv2d
 
 
+@built
 def test_several_threads_at_once() -> None:
-    network = make_network(LeNet())
+    network = make_network(LeNet(), operations="all")
     images = [torch.randn(6, 1, 28, 28, generator=stream(i)) for i in range(4)]
     own = [
         {n: torch.randn(p.shape, generator=stream(i)) for n, p in network.module.named_parameters()} for i in range(4)
@@ -349,7 +366,28 @@ def test_several_threads_at_once() -> None:
     ids=["off", "no compiler", "a compiler that fails"],
 )
 def test_without_them(settings: dict[str, str], reason: str, tmp_path: Path) -> None:
-    code = "from datadistill.inner import native; print(native.build())"
+    code = "from datadistill.inner import kernels; print(kernels.build())"
     environment = {"PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1", **settings}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert reason in done.stdout
+
+
+def test_what_is_used_was_measured_to_be_right_and_faster() -> None:
+    found = {
+        "normalisation": Measured(0.5, 1e-6),
+        "max-pooling": Measured(0.95, 0.0),
+        "convolution": Measured(0.5, 0.1),
+    }
+    assert chosen("auto", found) == ("normalisation",)
+    assert chosen("all", found) == tuple(found)
+    assert chosen("max-pooling,few-channels", found) == ("max-pooling",)
+    assert chosen("off", found) == chosen("auto", {}) == chosen("all", {}) == ()
+    with pytest.raises(RequestError, match="unknown kernel 'pooling'"):
+        Engine(kernels="pooling")
+
+
+@built
+def test_every_operation_was_measured_and_is_right() -> None:
+    found = kernels.measured()
+    assert tuple(found) == OPERATIONS
+    assert all(one.ratio > 0 and one.error < 1e-4 for one in found.values())

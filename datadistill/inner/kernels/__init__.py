@@ -1,0 +1,19 @@
+"""Operations of our own for a CPU: built, measured against PyTorch's, and used where they are right and faster."""
+
+from datadistill.inner.kernels.build import build, instruction_set, measured, must_build, prepare, ready
+from datadistill.inner.kernels.choice import OPERATIONS, Measured, chosen, parse_kernels
+from datadistill.inner.kernels.layers import fitted
+
+__all__ = [
+    "OPERATIONS",
+    "Measured",
+    "build",
+    "chosen",
+    "fitted",
+    "instruction_set",
+    "measured",
+    "must_build",
+    "parse_kernels",
+    "prepare",
+    "ready",
+]

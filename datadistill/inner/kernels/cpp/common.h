@@ -1,0 +1,121 @@
+// Vectors, tiles, threads and scratch memory for all operations.
+//
+// A vector is PyTorch's own (AVX2, AVX-512, NEON, SVE), and tiles follow from how many registers hold one.
+
+#pragma once
+
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+// Sums in arrays of fixed length stay in registers only if every loop over them is unrolled.
+#define UNROLLED _Pragma("GCC unroll 16")
+
+namespace {
+
+using at::Tensor;
+using at::vec::fmadd;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+using MaybeTensor = std::optional<Tensor>;
+using Vec = at::vec::Vectorized<float>;
+
+constexpr int64_t kLanes = Vec::size();
+#if defined(CPU_CAPABILITY_AVX2)
+constexpr int kRegisters = 16;
+#else
+constexpr int kRegisters = 32;
+#endif
+
+constexpr int64_t kShare = 1 << 18;  // multiplications that are worth another core
+
+// How many vectors a tile is wide that holds `rows` rows of sums beside a row of operands and one more.
+constexpr int wide(int rows) { return std::clamp((kRegisters - 2) / (rows + 1), 1, 8); }
+
+inline float sum(Vec value) {
+  return at::vec::vec_reduce_all<float>([](const Vec& a, const Vec& b) { return a + b; }, value);
+}
+
+// Rows are short, and a call to the library's memcpy takes longer than the copy.
+inline void copy_row(float* to, const float* from, int64_t count) {
+  for (; count >= kLanes; count -= kLanes, to += kLanes, from += kLanes) Vec::loadu(from).store(to);
+  if (count > 0) Vec::loadu(from, count).store(to, count);
+}
+
+constexpr int64_t rounded_up(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
+// Shares out [0, count) among the cores that PyTorch may use, where each index costs so many multiplications.
+template <typename Work>
+void shared(int64_t count, int64_t cost, const Work& work) {
+  at::parallel_for(0, count, std::max<int64_t>(1, kShare / std::max<int64_t>(1, cost)), work);
+}
+
+// Scratch memory, as it comes from the allocator.
+class Buffer {
+ public:
+  explicit Buffer(int64_t count) : memory_(new float[count]), count_(count) {}
+  float* data() { return memory_.get(); }
+  void fill(float value) { std::fill_n(memory_.get(), count_, value); }
+
+ private:
+  std::unique_ptr<float[]> memory_;
+  int64_t count_;
+};
+
+// With channels as the innermost dimension. The strides say so even where there is one channel, and both orders are one.
+Tensor channels_last(const Tensor& images) {
+  const Tensor x = images.contiguous(at::MemoryFormat::ChannelsLast);
+  return x.as_strided(x.sizes(), {x.size(1) * x.size(2) * x.size(3), 1, x.size(3) * x.size(1), x.size(1)});
+}
+
+Tensor plain(const MaybeTensor& t) { return t ? t->contiguous() : Tensor(); }
+const float* at(const Tensor& t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; }
+
+Tensor empty_channels_last(at::IntArrayRef sizes, const Tensor& like) {
+  return at::empty(sizes, like.options().memory_format(at::MemoryFormat::ChannelsLast));
+}
+
+// A convolution with stride 1: n images of c planes h x w become o planes. Negative padding crops, which the data
+// gradient of a convolution with more padding than its kernel needs.
+//
+// A plane with its border is read as one long row. Between two rows lie as many zeros as the padding is wide, for the
+// end of one and the beginning of the next (at least): with row length `row`, output (y, x) lies at p = y * row + x and needs
+// inputs p + i * row + j. The row - out_w positions at the end of each row are computed for nothing and dropped.
+struct Shape {
+  int64_t n, c, h, w, o, kh, kw, ph, pw;
+  int64_t row() const { return std::max(w + pw + std::min<int64_t>(pw, 0), out_w()); }
+  int64_t out_h() const { return h + 2 * ph - kh + 1; }
+  int64_t out_w() const { return w + 2 * pw - kw + 1; }
+  int64_t taps() const { return c * kh * kw; }
+  int64_t positions() const { return out_h() * row(); }
+  // The last tile of positions reads past the plane's end, so planes are followed by slack.
+  int64_t plane() const { return rounded_up((h + 2 * ph + kh) * row() + 2 * kw + 8 * kLanes); }
+  int64_t out_plane() const { return rounded_up(positions()) + 8 * kLanes; }
+};
+
+// The border must be zero already, and stays so from one image to the next.
+void pad(const float* image, const Shape& s, float* padded) {
+  const int64_t cut_h = std::max<int64_t>(0, -s.ph), cut_w = std::max<int64_t>(0, -s.pw);
+  for (int64_t c = 0; c < s.c; ++c)
+    for (int64_t y = cut_h; y < s.h - cut_h; ++y)
+      copy_row(padded + c * s.plane() + (y + s.ph) * s.row() + s.pw + cut_w, image + (c * s.h + y) * s.w + cut_w,
+               s.w - 2 * cut_w);
+}
+
+}  // namespace
