@@ -4,11 +4,12 @@
                                     [--threads N,...]
 
 An outer step runs again and again in a process of its own, as the command line runs it: it keeps freed memory, has our
-own operations built, and as many threads as PyTorch takes. Its neighbours are there from the start, stopped, and go on
-for a block of some seconds (`--seconds`) at a time: none (`alone`), `one` or `two` processes of one thread that only
-count, or one process (`torch`) that multiplies matrices on two threads. In every round (`--rounds`) each has one block.
+own operations built, and as many threads as PyTorch takes. LeNet sees 1,024 real images in a step, the ConvNet 64. Its
+neighbours are there from the start, stopped, and go on for a block of some seconds (`--seconds`) at a time: none
+(`alone`), `one` or `two` processes of one thread that only count, or one process (`torch`) that multiplies matrices on
+two threads. In every round (`--rounds`) each has one block.
 
-`--env NAME=VALUE`, as often as you like, is for the process that is measured alone: so a setting such as
+`--env NAME=VALUE`, as often as you like, is for nothing but the process that is measured: so a setting such as
 `OMP_WAIT_POLICY=passive` or `GOMP_SPINCOUNT=0` can be compared with none.
 
 Prints one JSON line for each case and number of threads:
@@ -45,7 +46,7 @@ from datadistill.runtime import keep_freed_memory
 
 CASES = (
     engine.CASES[0],
-    engine.Case("ConvNetD3W128, 10 images, 1x3, 1 network", lambda: ConvNet(10, 1, 28), 1, 28, 10, 1, 3, 1, 256),
+    engine.Case("ConvNetD3W128, 10 images, 1x3, 1 network", lambda: ConvNet(10, 1, 28), 1, 28, 10, 1, 3, 1, 64),
 )
 
 # Linux ends a neighbour with the process that started it, even while it is stopped.
