@@ -1,35 +1,53 @@
 """The engine against a plain reference: time, memory, and distance to the limit.
 
-    python benchmarks/engine.py [--case NAME,...] [--rounds N] [--same-allocator] [--device cuda]
+    python benchmarks/engine.py [--case NAME;...] [--rounds N] [--same-allocator] [--device cuda] [--isa avx2]
+                                [--threads N,...]
 
 The reference is written here for the purpose and does what the 2018 code does: it keeps the graph of every inner step,
-differentiates backwards twice, one network after another, with PyTorch's own operations. Each side runs in a process of
+differentiates backwards twice, one network after another, with PyTorch's own operations. A third side is the engine
+once more, with the same choices and the same allocator, on PyTorch's own operations. Each side runs in a process of
 its own, as its users run it, the reference with the allocator's defaults and the engine as the command line runs it
-(`--same-allocator`: both keep freed memory). The two take turns, step by step. Before anything is timed their
-hypergradients are compared, in float64 and in float32; where they differ by more than 1e-8 or 1e-4, the exit code
-is 1.
+(`--same-allocator`: all keep freed memory). They take turns, step by step. Before anything is timed the
+hypergradients are compared, in float64 and in float32; where one differs from the reference's by more than 1e-8 or
+1e-4, the exit code is 1.
 
 On a CUDA device the engine replays each network's outer step as a captured graph, as does the limit; TF32 is off for
-both sides, and memory is what PyTorch has allocated and, as the second figure, reserved.
+both sides, and memory is what PyTorch has allocated and, as the second figure, reserved. There all operations are
+PyTorch's own: there is no third side, and what is said of it is null.
 
-Prints one JSON line for each case: `time_ratio` and `memory_ratio` are the engine's over the reference's, medians;
-of live tensors and of the whole process (`process_ratio`); `error` is the relative difference of the hypergradients in
-float32, and `error64` in float64; `limit_ratio` is the engine's time over that of plain gradients, three per inner step
-and one for the real batch.
+Prints one JSON line for each case and number of threads; a ratio of times is the median over rounds of the ratios
+within a round:
+
+    case            what is measured
+    isa, threads, processor, kernels
+                    where (see `common.py`)
+    time_ratio      the engine's time over the reference's
+    own_ratio       the engine's time over that of the engine on PyTorch's own operations
+    limit_ratio     the engine's time over that of plain gradients, three per inner step and one for the real batch
+    memory_ratio    live tensors at the peak, the engine's over the reference's
+    process_ratio   the same of the whole process
+    error, error64  relative difference of the hypergradients, engine and reference, in float32 and in float64
+    own_error, own_error64
+                    the same of the engine on PyTorch's own operations
+    ms              medians of `reference`, `ours`, `own` and `limit`
+    mb              of each side, live tensors and process
+    allocator       the reference's: `as shipped`, or the `same` as the engine's
 """
 
 import argparse
+import itertools
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import common
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -219,16 +237,18 @@ class Reference:
 
 
 class Ours:
-    """The engine, with what `settle` chooses."""
+    """The engine, with what `settle` chooses for our own operations, whichever operations it then runs on."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, operations: str = "auto") -> None:
         self.work, case, on_gpu = work, work.case, work.images.is_cuda
         if not on_gpu:
             kernels.build()
-        self.network = make_network(case.model().to(work.images))
+        module = case.model().to(work.images)
+        settled = make_network(module)
+        self.network = settled if operations == "auto" else make_network(module, operations=operations)
         demand = Demand(len(work.rates), case.images, case.images * case.batches, 10, case.networks, case.real, SGD())
         engine = replace(case.engine, execution="graph", chunk=0) if on_gpu else case.engine
-        self.engine = settle(self.network, work.real[:1], demand, engine)
+        self.engine = settle(settled, work.real[:1], demand, engine)
 
     @property
     def steps(self) -> list[InnerStep]:
@@ -301,11 +321,18 @@ class Memory:
         return [resident("VmHWM") - self.before]
 
 
+SIDES: dict[str, Callable[[Work], Any]] = {
+    "reference": Reference,
+    "ours": Ours,
+    "own": partial(Ours, operations="off"),
+}
+
+
 def serve(side: str, name: str, device: torch.device) -> None:
     """One side: does what standard input asks for, and answers with one JSON line each time."""
     torch.backends.cudnn.allow_tf32 = False  # single precision is to agree to 1e-4, and TF32 has ten bits
     case = next(case for case in CASES if case.name == name)
-    make: Callable[[Work], Any] = Ours if side == "ours" else Reference
+    make = SIDES[side]
     # A small case first, so that libraries and thread pools are there before memory is measured.
     make(Work.of(replace(case, images=1, batches=1, epochs=2, networks=1, real=2), device, torch.float32))()
     runner = make(Work.of(case, device, torch.float32))
@@ -325,6 +352,8 @@ def serve(side: str, name: str, device: torch.device) -> None:
             images, rates = chosen()
             save_file({"images": images.cpu().contiguous(), "rates": rates.cpu().contiguous()}, path)
             answer = None
+        elif order == "facts":
+            answer = common.facts()
         else:
             began = time.perf_counter()
             runner() if order == "step" else runner.limit()
@@ -334,71 +363,76 @@ def serve(side: str, name: str, device: torch.device) -> None:
         print(json.dumps(answer), flush=True)
 
 
-class Side:
-    """A process that serves."""
-
-    def __init__(self, side: str, case: str, device: str, keep: bool) -> None:
-        command = [sys.executable, __file__, "--serve", side, "--case", case, "--device", device]
-        command += ["--same-allocator"] if keep else []
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, order: str) -> Any:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(order, file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise SystemExit("a benchmark process died")
-        return json.loads(answer)
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def difference(one: str, other: str) -> float:
     """Relative difference of two saved hypergradients, images and rates together."""
     a, b = load_file(one), load_file(other)
     return max(float((a[key].double() - b[key].double()).norm() / b[key].double().norm()) for key in a)
 
 
-def measure(case: Case, rounds: int, device: str, same: bool) -> tuple[dict[str, Any], bool]:
-    """The line of a case, and whether the hypergradients agree."""
+def compared(name: str, sides: dict[str, common.Side]) -> dict[str, dict[str, float]]:
+    """By how much each side's hypergradients differ from the reference's, by side and type."""
+    found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        sides = [Side("reference", case.name, device, same), Side("ours", case.name, device, True)]
-        memory = [side.ask("memory") for side in sides]
-        errors = {}
         for dtype, most in MOST.items():
-            paths = [f"{folder}/{dtype}-{index}" for index in range(2)]
-            for side, path in zip(sides, paths, strict=True):
-                side.ask(f"save {dtype} {path}")
-            errors[dtype] = difference(paths[1], paths[0])
-            if errors[dtype] > most:
-                print(f"{case.name}: hypergradients differ by {errors[dtype]:.1e} in {dtype}", file=sys.stderr)
-        sides[1].ask("limit")  # which may be captured then
-        times: list[list[float]] = [[], [], []]
-        for _ in range(rounds):
-            times[0].append(sides[0].ask("step"))
-            times[1].append(sides[1].ask("step"))
-            times[2].append(sides[1].ask("limit"))
-        for side in sides:
-            side.close()
-    ratios = [ours / theirs for theirs, ours, _ in zip(*times, strict=True)]
-    limits = [ours / limit for _, ours, limit in zip(*times, strict=True)]
+            for side, process in sides.items():
+                process.ask(f"save {dtype} {folder}/{dtype}-{side}")
+            for side in [side for side in sides if side != "reference"]:
+                error = difference(f"{folder}/{dtype}-{side}", f"{folder}/{dtype}-reference")
+                found.setdefault(side, {})[dtype] = float(f"{error:.1e}")
+                if error > most:
+                    print(f"{name}: hypergradients of {side} differ by {error:.1e} in {dtype}", file=sys.stderr)
+    return found
+
+
+def timed(sides: dict[str, common.Side], rounds: int) -> dict[str, list[float]]:
+    """Seconds in each round: a step of each side, and the limit."""
+    orders = {side: (process, "step") for side, process in sides.items()}
+    orders["limit"] = sides["ours"], "limit"
+    sides["ours"].ask("limit")  # which may be captured then
+    times: dict[str, list[float]] = {name: [] for name in orders}
+    for name in common.turns(list(orders), rounds):
+        process, order = orders[name]
+        times[name].append(process.ask(order))
+    return times
+
+
+def started(case: Case, threads: int, device: str, same: bool) -> dict[str, common.Side]:
+    """The sides by name, the reference first."""
+    found = {}
+    for side in SIDES if device == "cpu" else ("reference", "ours"):
+        command = [__file__, "--serve", side, "--case", case.name, "--device", device, "--threads", str(threads)]
+        found[side] = common.Side([*command, "--same-allocator"] if same or side != "reference" else command)
+    return found
+
+
+def measure(case: Case, rounds: int, threads: int, device: str, same: bool) -> tuple[dict[str, Any], bool]:
+    """The line of a case, and whether the hypergradients agree."""
+    sides = started(case, threads, device, same)
+    memory = {side: process.ask("memory") for side, process in sides.items()}
+    errors = compared(case.name, sides)
+    times = timed(sides, rounds)
+    facts = sides["ours"].ask("facts")
+    for process in sides.values():
+        process.close()
+    own = errors.get("own", {})
+    live, whole = (memory["ours"][place] / max(1, memory["reference"][place]) for place in (0, 1))
     line = {
         "case": case.name,
-        "time_ratio": round(statistics.median(ratios), 3),
-        "memory_ratio": round(memory[1][0] / max(1, memory[0][0]), 3),
-        "process_ratio": round(memory[1][1] / max(1, memory[0][1]), 3),
-        "error": float(f"{errors['float32']:.1e}"),
-        "error64": float(f"{errors['float64']:.1e}"),
-        "limit_ratio": round(statistics.median(limits), 3),
-        "ms": [round(1e3 * statistics.median(part), 1) for part in times],
-        "mb": [[round(part / 2**20, 1) for part in side] for side in memory],
+        **facts,
+        "time_ratio": round(common.ratio(times, "ours", "reference"), 3),
+        "own_ratio": round(common.ratio(times, "ours", "own"), 3) if own else None,
+        "limit_ratio": round(common.ratio(times, "ours", "limit"), 3),
+        "memory_ratio": round(live, 3),
+        "process_ratio": round(whole, 3),
+        "error": errors["ours"]["float32"],
+        "error64": errors["ours"]["float64"],
+        "own_error": own.get("float32"),
+        "own_error64": own.get("float64"),
+        "ms": {name: round(1e3 * statistics.median(part), 1) for name, part in times.items()},
+        "mb": {side: [round(part / 2**20, 1) for part in parts] for side, parts in memory.items()},
         "allocator": "same" if same else "as shipped",
     }
-    return line, all(errors[dtype] <= most for dtype, most in MOST.items())
+    return line, all(error <= MOST[dtype] for found in errors.values() for dtype, error in found.items())
 
 
 def main() -> None:
@@ -407,19 +441,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--same-allocator", action="store_true")
-    parser.add_argument("--serve", choices=("reference", "ours"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.serve:
-        if arguments.same_allocator:
+    parser.add_argument("--serve", choices=tuple(SIDES), help=argparse.SUPPRESS)
+    common.add_flags(parser)
+    given = parser.parse_args()
+    if given.serve:
+        if given.same_allocator:
             keep_freed_memory()
-        serve(arguments.serve, arguments.case, torch.device(arguments.device))
+        common.use_threads(given.threads[0])
+        serve(given.serve, given.case, torch.device(given.device))
         return
+    common.use_isa(given.isa)
+    if given.device == "cpu":
+        kernels.build()  # once, before several sides want them
     agree = True
-    for case in CASES:
-        if any(part in case.name for part in arguments.case.split(";")):
-            found, agrees = measure(case, arguments.rounds, arguments.device, arguments.same_allocator)
-            print(json.dumps(found), flush=True)
-            agree = agree and agrees
+    chosen = [case for case in CASES if any(part in case.name for part in given.case.split(";"))]
+    for case, threads in itertools.product(chosen, given.threads):
+        found, agrees = measure(case, given.rounds, threads, given.device, given.same_allocator)
+        print(json.dumps(found), flush=True)
+        agree = agree and agrees
     sys.exit(0 if agree else 1)
 
 

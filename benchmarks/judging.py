@@ -1,26 +1,41 @@
 """What judging by protocol dc costs: seconds for a network's training step, against a plain reference.
 
-    python benchmarks/judging.py [--case NAME,...] [--nets N] [--epochs N] [--rounds N]
+    python benchmarks/judging.py [--case NAME,...] [--nets N] [--epochs N] [--rounds N] [--isa avx2] [--threads N,...]
 
 The reference trains one network after another with `torch.optim.SGD` on PyTorch's own operations, each on all cores, as
-the code of 2021 does. Ours has a core for each network. Each side runs in a process of its own, as its users run it,
-and the two take turns. First, what three epochs made of the same initial weights is compared.
+the code of 2021 does. Ours has a core for each network. A third side is ours on PyTorch's own operations, with the same
+allocator. Each side runs in a process of its own, as its users run it, and they take turns. First, what three epochs
+made of the same initial weights is compared.
 
-Prints one JSON line for each case: `seconds` and `seconds_plain`, medians, for one step of one network; `time_ratio`,
-ours over the reference's; `error`, the relative difference between the ways that two networks went; `limit_ratio`, our
-time over that of the library's convolutions alone, forwards and both derivatives, shared among the cores as ours are.
+Prints one JSON line for each case and number of threads; a ratio is the median over rounds of the ratios within a
+round:
+
+    case, nets      what is measured
+    isa, threads, processor, kernels
+                    where (see `common.py`)
+    seconds, seconds_own, seconds_plain
+                    medians, for one step of one network: ours, ours on PyTorch's own operations, the reference
+    time_ratio      our time over the reference's
+    own_ratio       our time over that on PyTorch's own operations
+    limit_ratio     our time over that of the library's convolutions alone, forwards and both derivatives, shared among
+                    the cores as ours are
+    error           relative difference between the ways that a network went, ours and the reference's: the largest
+    own_error       the same of ours on PyTorch's own operations
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
+import common
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,8 +78,8 @@ CASES = (
 )
 
 
-def ours(case: Case, nets: int, epochs: int) -> list[Weights]:
-    network, (images, labels) = make_network(case.module()), case.batch()
+def ours(case: Case, nets: int, epochs: int, operations: str = "auto") -> list[Weights]:
+    network, (images, labels) = make_network(case.module(), operations=operations), case.batch()
     training = replace(SETTINGS, epochs=epochs)
 
     def one(net: int) -> Weights:
@@ -121,16 +136,19 @@ def convolutions(case: Case, nets: int, epochs: int) -> list[Weights]:
 
 SIDES: dict[str, Callable[[Case, int, int], list[Weights]]] = {
     "ours": ours,
+    "own": partial(ours, operations="off"),
     "plain": plain,
     "convolutions": convolutions,
 }
 
 
-def serve(side: str, case: Case, there: Connection) -> None:
-    """Run a side as often as is asked for, and answer with the weights, or with how long it took."""
+def serve(side: str, case: Case, threads: int, there: Connection) -> None:
+    """Say where this is; run a side as often as is asked for, and answer with the weights or with how long it took."""
+    common.use_threads(threads)
     if side != "plain":
         keep_freed_memory()
         kernels.build()
+    there.send(common.facts() if side == "ours" else None)
     while (asked := there.recv()) is not None:
         nets, epochs, timed = asked
         began = time.perf_counter()
@@ -147,37 +165,45 @@ def apart(one: Weights, other: Weights, start: Weights) -> float:
     return float(difference / way)
 
 
-def measure(case: Case, nets: int, epochs: int, rounds: int) -> dict[str, Any]:
-    context = multiprocessing.get_context("spawn")
-    ends, processes = {}, []
-    for side in SIDES:
-        ends[side], there = context.Pipe()
-        processes.append(context.Process(target=serve, args=(side, case, there), daemon=True))
-        processes[-1].start()
+def compared(case: Case, nets: int, ends: dict[str, Connection]) -> dict[str, float]:
+    """By how much the ways of ours and of ours on PyTorch's own operations differ from the reference's."""
     made: dict[str, list[Weights]] = {}
     for side, end in ends.items():
         end.send((nets, 3, False))
         made[side] = end.recv()
-    error = max(
-        apart(mine, theirs, case.start(net))
-        for net, (mine, theirs) in enumerate(zip(made["ours"], made["plain"], strict=True))
-    )
+    starts = [case.start(net) for net in range(nets)]
+    return {side: max(map(apart, made[side], made["plain"], starts)) for side in ("ours", "own")}
+
+
+def measure(case: Case, nets: int, epochs: int, rounds: int, threads: int) -> dict[str, Any]:
+    context = multiprocessing.get_context("spawn")
+    ends: dict[str, Connection] = {}
+    processes = []
+    for side in SIDES:
+        ends[side], there = context.Pipe()
+        processes.append(context.Process(target=serve, args=(side, case, threads, there), daemon=True))
+        processes[-1].start()
+    facts = {side: end.recv() for side, end in ends.items()}["ours"]
+    errors = compared(case, nets, ends)
     times: dict[str, list[float]] = {side: [] for side in SIDES}
-    for _ in range(rounds):
-        for side, end in ends.items():
-            end.send((nets, epochs, True))
-            times[side].append(end.recv() / (nets * epochs))
+    for side in common.turns(list(SIDES), rounds):
+        ends[side].send((nets, epochs, True))
+        times[side].append(ends[side].recv() / (nets * epochs))
     for process, end in zip(processes, ends.values(), strict=True):
         end.send(None)
         process.join()
     seconds = {side: statistics.median(values) for side, values in times.items()}
-    return {
+    row = {
         "seconds": seconds["ours"],
+        "seconds_own": seconds["own"],
         "seconds_plain": seconds["plain"],
-        "time_ratio": seconds["ours"] / seconds["plain"],
-        "limit_ratio": seconds["ours"] / seconds["convolutions"],
-        "error": error,
+        "time_ratio": common.ratio(times, "ours", "plain"),
+        "own_ratio": common.ratio(times, "ours", "own"),
+        "limit_ratio": common.ratio(times, "ours", "convolutions"),
+        "error": errors["ours"],
+        "own_error": errors["own"],
     }
+    return {"case": case.name, "nets": nets, **facts, **{key: float(f"{row[key]:.3g}") for key in row}}
 
 
 def main() -> None:
@@ -186,13 +212,13 @@ def main() -> None:
     parser.add_argument("--nets", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
+    common.add_flags(parser)
     given = parser.parse_args()
-    for case in CASES:
-        if given.case is None or case.name.startswith(tuple(given.case.split(","))):
-            row = measure(case, given.nets, given.epochs, given.rounds)
-            row = {key: float(f"{value:.3g}") for key, value in row.items()}
-            facts = {"case": case.name, "nets": given.nets, "threads": torch.get_num_threads()}
-            print(json.dumps({**facts, **row}), flush=True)
+    common.use_isa(given.isa)
+    kernels.build()  # once, before several sides want them
+    chosen = [case for case in CASES if given.case is None or case.name.startswith(tuple(given.case.split(",")))]
+    for case, threads in itertools.product(chosen, given.threads):
+        print(json.dumps(measure(case, given.nets, given.epochs, given.rounds, threads)), flush=True)
 
 
 if __name__ == "__main__":

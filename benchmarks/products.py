@@ -3,7 +3,7 @@
     python benchmarks/products.py [--compiled]
 
 Prints one JSON line for each network: milliseconds (medians) for a gradient and for each product, with PyTorch's own
-operations (`torch`) and with the fast ones (`native`); for four networks, one after another and batched with vmap; and
+operations (`torch`) and with the fast ones (`ours`); for four networks, one after another and batched with vmap; and
 with `--compiled` for the forward product through PyTorch's compiler, which takes minutes to build.
 """
 
@@ -54,7 +54,7 @@ def measure(name: str, compiled: bool) -> dict[str, Any]:
         function = product_function(engine)
         return milliseconds(lambda: function(network, weights[0], images, labels, None, along, 0.0))
 
-    for kind in ("torch", "native"):
+    for kind in ("torch", "ours"):
         network = make_network(module, operations="auto" if kind == "ours" else "off")
         gradient = milliseconds(lambda network=network: batch_gradient(network, weights[0], images, labels, 0))
         found[kind] = {"gradient": gradient, "reverse": product(network, Engine(product="reverse", execution="eager"))}

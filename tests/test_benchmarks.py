@@ -2,12 +2,36 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT
+
+FACTS = {"isa", "threads", "processor", "kernels"}
+
+
+def rows_of(*command: str) -> list[dict[str, Any]]:
+    """What a benchmark prints on one core, and nothing else."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert not done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+def test_flags_are_refused_before_anything_is_measured() -> None:
+    for flags in (["--threads", "-1"], ["--threads", "two"], ["--isa", "mmx"]):
+        command = [sys.executable, "benchmarks/judging.py", *flags]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert flags[0] in done.stderr
 
 
 @pytest.mark.slow
@@ -24,14 +48,39 @@ def test_ablation_prints_json(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory of a process is read from /proc")
 def test_engine_prints_json_and_agrees_with_the_reference() -> None:
-    command = [sys.executable, "benchmarks/engine.py", "--case", "LeNet, 10 images", "--rounds", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    (line,) = [json.loads(line) for line in done.stdout.splitlines()]
-    assert line["error"] < 1e-4
-    assert line["error64"] < 1e-8
-    assert line["memory_ratio"] < 1
-    assert not done.stderr
+    (row,) = rows_of("benchmarks/engine.py", "--case", "LeNet, 10 images", "--rounds", "1")
+    assert row.keys() >= FACTS
+    assert row["threads"] == 1
+    assert max(row["error"], row["own_error"]) < 1e-4
+    assert max(row["error64"], row["own_error64"]) < 1e-8
+    assert row["memory_ratio"] < 1
+    assert min(row["time_ratio"], row["own_ratio"], row["limit_ratio"]) > 0
+    assert row["ms"].keys() == {"reference", "ours", "own", "limit"}
+
+
+@pytest.mark.slow
+def test_methods_print_json_and_agree_with_their_references() -> None:
+    small = ["--dataset", "digits", "--model", "ConvNetD1W16", "--ipc", "1", "--batch", "4", "--rounds", "1"]
+    rows = rows_of("benchmarks/methods.py", *small, "--method", "dm,mtt", "--threads", "1,2")
+    assert [(row["method"], row["threads"]) for row in rows] == [("dm", 1), ("dm", 2), ("mtt", 1), ("mtt", 2)]
+    for row in rows:
+        assert row.keys() >= FACTS
+        assert max(row["error"], row["own_error"]) < 1e-2
+        assert min(row["time_ratio"], row["own_ratio"]) > 0
+    assert rows[-1]["memory_ratio"] < 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="neighbours are stopped and go on by signals")
+def test_neighbours_print_json() -> None:
+    small = ["--case", "LeNet", "--rounds", "1", "--seconds", "0"]
+    (row,) = rows_of("benchmarks/neighbours.py", *small, "--env", "OMP_WAIT_POLICY=passive")
+    assert row.keys() >= FACTS
+    assert row["threads"] == 1
+    assert row["environment"] == {"OMP_WAIT_POLICY": "passive"}
+    assert row["steps"].keys() == row["ms"].keys() == {"alone", "one", "two", "torch"}
+    assert row["ratio"].keys() == row["mean_ratio"].keys() == {"one", "two", "torch"}
+    assert min(row["steps"].values()) > 0
 
 
 @pytest.mark.slow
@@ -52,11 +101,13 @@ def test_half_precision_prints_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="needs AVX2")
 def test_judging_prints_json_and_agrees_with_the_reference() -> None:
-    command = [sys.executable, "benchmarks/judging.py", "--case", "10 images", "--epochs", "1", "--rounds", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    (line,) = [json.loads(line) for line in done.stdout.splitlines()]
-    assert line["error"] < 1e-3
-    assert line["seconds"] > 0
-    assert not done.stderr
+    small = ["--case", "10 images", "--epochs", "1", "--rounds", "1"]
+    (row,) = rows_of("benchmarks/judging.py", *small, "--isa", "avx2")
+    assert row.keys() >= FACTS
+    assert row["isa"] == "AVX2"
+    assert row["threads"] == 1
+    assert max(row["error"], row["own_error"]) < 1e-3
+    assert min(row["seconds"], row["seconds_own"], row["seconds_plain"]) > 0
+    assert min(row["time_ratio"], row["own_ratio"], row["limit_ratio"]) > 0
