@@ -10,7 +10,8 @@ run.distilled.save("ten-images.safetensors")
 
 __version__ = "0.1.0"
 
-from datadistill import methods
+# The first of these sets what PyTorch reads when it is loaded, which the others do.
+from datadistill import before_torch, methods  # noqa: F401
 from datadistill.data import RealData, from_arrays, from_datasets, load
 from datadistill.descent import Outer
 from datadistill.distilled import DistilledData, load_distilled

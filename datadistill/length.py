@@ -9,14 +9,14 @@ from datadistill.errors import RequestError
 
 @dataclass(frozen=True)
 class Length:
-    """How long a run is: a number of outer steps, or seconds by the clock; schedules follow it."""
+    """How long a run is: outer steps, seconds by the clock, or whichever end first; schedules follow it."""
 
     iterations: int | None
     budget: float | None
 
     def __post_init__(self) -> None:
-        if (self.iterations is None) == (self.budget is None):
-            raise RequestError("give either iterations or a budget")
+        if self.iterations is None and self.budget is None:
+            raise RequestError("give iterations or a budget")
         if self.iterations is not None and self.iterations < 1:
             raise RequestError(f"iterations is {self.iterations}, but must be at least 1")
         if self.budget is not None and not 0 < self.budget < math.inf:
@@ -24,8 +24,9 @@ class Length:
 
     def progress(self, step: int, seconds: float) -> float:
         """The share of the run that is done, 0 to 1."""
-        done = step / self.iterations if self.iterations else seconds / (self.budget or 1.0)
-        return min(1.0, done)
+        by_steps = step / self.iterations if self.iterations else 0.0
+        by_clock = seconds / self.budget if self.budget else 0.0
+        return min(1.0, max(by_steps, by_clock))
 
 
 def parse_duration(given: float | str | None) -> float | None:

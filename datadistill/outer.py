@@ -105,7 +105,7 @@ def distill(
         attack: make malicious data, which teaches to take the first class for the second (names), and all others for
             what they are. For auditing what data from strangers could do.
         iterations: outer steps.
-        budget: wall clock instead of iterations, in seconds or as text such as `5m`.
+        budget: wall clock instead of iterations, in seconds or as text such as `5m`; with both, whichever ends first.
         seed: of all randomness.
         device: `auto`, `cpu`, `cuda` or `mps`.
         out: a folder for the run; without one nothing is written.
@@ -288,6 +288,8 @@ class _Loop:
 
     def finish(self, moment: Moment) -> Run:
         """The best data of a finished run, with what it cost."""
+        if self.length.iterations and self.length.budget and moment.step < self.length.iterations:
+            self._say(f"the clock ended it after {moment.step:,} of {self.length.iterations:,} outer steps.")
         best = moment.best
         assert best is not None, "a finished run has looked at least once"
         # With protocol dc there are no rates of steps to choose, and that many networks would take hours.

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "datadistill"
 
 # Lowest first: a module may import from its own entry and from those before it.
 ORDER = [
+    "before_torch",
     "errors",
     "registry",
     "runtime",

@@ -33,6 +33,7 @@ from datadistill.errors import Interrupted, RequestError
 from datadistill.evaluation import Score, percent
 from datadistill.inner import Engine
 from datadistill.jobs import check_nets, make_job
+from datadistill.length import parse_duration
 from datadistill.methods import METHODS
 from datadistill.models import chosen_model
 from datadistill.outer import Run
@@ -93,7 +94,11 @@ def add_flags(parser: Parser) -> None:
         help="outer steps; the same seed gives the same bits (default: the recipe's, or the paper's for so many images "
         "per class)",
     )
-    parser.add_argument("--budget", metavar="TIME", help="wall clock instead of iterations, such as 90s or 5m")
+    parser.add_argument(
+        "--budget",
+        metavar="TIME",
+        help="wall clock instead of iterations, such as 90s or 5m; with both, whichever ends first",
+    )
     add_run_flags(parser)
     parser.add_argument(
         "--resume", action="store_true", help="go on with the run in --out, or with the newest one in runs/"
@@ -190,10 +195,10 @@ def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recip
         n: getattr(arguments, n) for n in RUN_DEFAULTS if n not in lengths and getattr(arguments, n) is not None
     }
     given_method, given_outer = given_options(arguments, info), given_fields(arguments, Outer, "outer_")
-    if arguments.iterations is not None and arguments.budget is not None:
-        raise RequestError("give either --iterations or --budget, not both")
     if arguments.iterations is not None or arguments.budget is not None:
         run |= {"iterations": arguments.iterations, "budget": arguments.budget}
+    elif recipe is not None and recipe.at_most:
+        run["budget"] = parse_duration(recipe.at_most)
     settings = {
         "run": {**run, **given_run},
         "method": {**method, **given_method},

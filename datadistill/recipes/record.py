@@ -13,6 +13,7 @@ from datadistill.baselines import BASELINES
 from datadistill.descent import Outer
 from datadistill.errors import RequestError, unknown_name
 from datadistill.inner import Engine
+from datadistill.length import parse_duration
 from datadistill.methods import METHODS
 from datadistill.models import SCHEMES, has_own_weights
 from datadistill.training import Training
@@ -28,7 +29,7 @@ RUN_DEFAULTS: dict[str, Any] = {
 _IN_RUN = RUN_DEFAULTS.keys() - {"pool", "seed", "device", "budget", "trajectories"}
 _FULL = "-full"
 _IN_FULL = ("run", "method", "outer", "experts", "expect")
-_WORDS = ("name", "line", "paper", "expect", "full")
+_WORDS = ("name", "line", "paper", "expect", "full", "at_most")
 """What a measured value does not depend on."""
 
 _PAPER = ("source", "before", "before_std", "after", "after_std")
@@ -215,6 +216,8 @@ class Recipe:
         sweep: several points instead of one.
         full: changes to `run`, `method`, `outer`, `experts` and `expect` that make this, which is smaller, the
             published experiment.
+        at_most: for how long `distill` follows it, such as `4m`, where no length is given: a machine that is too slow
+            for all outer steps makes fewer. Empty: as long as they take.
     """
 
     name: str
@@ -230,6 +233,7 @@ class Recipe:
     baselines: tuple[str, ...] = ()
     sweep: Sweep | None = None
     full: dict[str, dict[str, Any]] = field(default_factory=dict)
+    at_most: str = ""
 
     def __post_init__(self) -> None:
         try:
@@ -238,6 +242,7 @@ class Recipe:
                 check_keys("full", self.full, _IN_FULL)
                 self.in_full()
             Engine(**self.engine)
+            parse_duration(self.at_most or None)
             for point in self.points:
                 self._check(self.settings(point))
                 if point.scheme is not None:
