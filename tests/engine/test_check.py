@@ -109,9 +109,9 @@ def test_our_networks_can_be_differentiated(model: str, product: str, digits: dd
     require_differentiable(network, digits.train.images[:1], 10, product)
 
 
-@pytest.mark.parametrize("native", [True, False])
-def test_lenet_can_be_differentiated(native: bool) -> None:
-    network = make_network(LeNet(10), use_native=native)
+@pytest.mark.parametrize("operations", ["all", "off"])
+def test_lenet_can_be_differentiated(operations: str) -> None:
+    network = make_network(LeNet(10), operations=operations)
     require_differentiable(network, torch.zeros(1, 1, 28, 28), 10)
 
 

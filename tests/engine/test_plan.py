@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import datadistill as dd
-from datadistill.inner import Engine, native, predict, settle
+from datadistill.inner import Engine, kernels, predict, settle
 from datadistill.inner.memory import LiveBytes
 from datadistill.inner.parallel import map_on_cores
 from datadistill.inner.plan import cheaper
@@ -17,7 +17,7 @@ from datadistill.runtime import stream
 
 
 def problem(real: dd.RealData, model: str, weights: str, ipc: int, engine: Engine) -> Problem:
-    native.build()
+    kernels.build()
     cpu = torch.device("cpu")
     return make_problem(real, model=model, weights=weights, scheme="xavier", ipc=ipc, seed=0, device=cpu, engine=engine)
 
