@@ -14,8 +14,7 @@ SHAPES = os.environ.get("DATADISTILL_SHAPES", "0") == "1"
 with install_import_hook("datadistill", "beartype.beartype") if SHAPES else nullcontext():
     import datadistill as dd
     import datadistill.cli.main
-
-import trained
+    import trained
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,7 +31,7 @@ def digits() -> dd.RealData:
 
 @pytest.fixture(scope="session")
 def pool() -> dd.Pool:
-    """Half trained networks on digits, mlp: 20 to distil with and 5 to judge by."""
+    """Half trained networks on digits, mlp: 25 to distil with and 10 to judge by."""
     return dd.load_pool(trained.POOL)
 
 
