@@ -12,9 +12,10 @@ from jaxtyping import install_import_hook
 SHAPES = os.environ.get("DATADISTILL_SHAPES", "0") == "1"
 
 with install_import_hook("datadistill", "beartype.beartype") if SHAPES else nullcontext():
+    import trained
+
     import datadistill as dd
     import datadistill.cli.main
-    import trained
 
 ROOT = Path(__file__).parent.parent
 
