@@ -44,8 +44,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.fixture
-def done(finished: tuple[Path, str]) -> Path:
-    """A copy of it, to be changed at will."""
+def done(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> Path:
+    """A copy of it, to be changed at will; the same is printed."""
     shutil.copytree(finished[0], "run")
     print(finished[1], end="")
     return Path("run")
