@@ -1,4 +1,4 @@
-"""Damaged folders and NPZ files, hundreds of them in `make slow`: each ends in one sentence, exit code 1 or 2, and soon."""
+"""Damaged folders and NPZ files: each ends in one sentence and exit code 1 or 2, and soon."""
 
 import io
 import os
