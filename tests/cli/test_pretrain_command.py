@@ -157,7 +157,7 @@ WRONG: dict[str, tuple[Callable[[str], list[str]], str]] = {
         "the pool is for images of (1, 8, 8), but those of mnist are (1, 28, 28)",
     ),
     "more judges than there are": (
-        lambda file: ["distill", *PROBLEM, *QUICK, "--pool", file, "--nets", "6"],
+        lambda file: ["distill", *PROBLEM, *QUICK, "--pool", file, "--nets", "11"],
         "the pool has 10 networks for judging",
     ),
     "more networks than there are": (
