@@ -5,13 +5,16 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip --python $(PY) --disable-pip-version-check install --quiet --constraint $(VENV)/constraints.txt
 
-.PHONY: demo test lint types fast slow format clean
+# Two workers, each on one core. Tests that share what one of them made stay in one worker.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadgroup --durations=10
+TESTS ?=
+
+.PHONY: demo test lint types fast slow shapes format clean
 
 demo: $(VENV)/.package
 	$(VENV)/bin/datadistill distill
 
-test: lint types
-	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2
+test: lint types fast
 
 lint: $(VENV)/.developer
 	$(PY) -m ruff check .
@@ -21,7 +24,16 @@ types: $(VENV)/.developer
 	$(PY) -m mypy
 
 fast: $(VENV)/.developer
-	$(PY) -m pytest -m "not slow"
+	$(PYTEST) -m "not slow" $(TESTS)
+
+# Long by nature, or long forms of tests that `fast` has short; damaged files by the hundred.
+slow: $(VENV)/.developer
+	DATADISTILL_FUZZ=1 $(PYTEST) -m "slow or fuzz" $(TESTS)
+
+# Every call of the package is checked against the types and array shapes of its signature.
+shapes: $(VENV)/.developer
+	DATADISTILL_SHAPES=1 $(PYTEST) -m "not slow and not fuzz" -k "not loss_falls and not beats_random" \
+		tests/contract tests/data tests/engine tests/evaluation tests/formats tests/methods tests/models
 
 format: $(VENV)/.developer
 	$(PY) -m ruff check --fix .

@@ -1,12 +1,19 @@
-"""Every test checks array shapes: jaxtyping and beartype read the package's signatures."""
+"""What all tests share: data, trained networks, and the check of array shapes when DATADISTILL_SHAPES asks for it."""
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from jaxtyping import install_import_hook
 
-with install_import_hook("datadistill", "beartype.beartype"):
+# With it every call of the package is checked against its signature, which makes the tests two to eight times slower.
+SHAPES = os.environ.get("DATADISTILL_SHAPES", "0") == "1"
+
+with install_import_hook("datadistill", "beartype.beartype") if SHAPES else nullcontext():
+    import trained
+
     import datadistill as dd
     import datadistill.cli.main
 
@@ -24,32 +31,15 @@ def digits() -> dd.RealData:
 
 
 @pytest.fixture(scope="session")
-def pool(digits: dd.RealData, tmp_path_factory: pytest.TempPathFactory) -> dd.Pool:
-    """Networks that are half trained, so that there is something to adapt; so many that they cannot be memorised."""
-    torch.set_num_threads(1)
-    return dd.make_pool(
-        digits,
-        tmp_path_factory.mktemp("pools") / "digits-mlp.safetensors",
-        model="mlp",
-        nets=50,
-        reserved=5,
-        training=dd.Training(epochs=1, batch=64),
-        device="cpu",
-    )
+def pool() -> dd.Pool:
+    """Half trained networks on digits, mlp: 25 to distil with and 10 to judge by."""
+    return dd.load_pool(trained.POOL)
 
 
 @pytest.fixture(scope="session")
-def trajectories(digits: dd.RealData, tmp_path_factory: pytest.TempPathFactory) -> dd.Trajectories:
-    """A few experts, well trained, as method mtt matches them."""
-    torch.set_num_threads(1)
-    return dd.make_trajectories(
-        digits,
-        tmp_path_factory.mktemp("trajectories") / "digits",
-        model="ConvNetD1W16",
-        experts=4,
-        training=dd.Training(10, 0.01, 64, "sgd", falls="constant", augment="crop_scale_rotate"),
-        device="cpu",
-    )
+def trajectories() -> dd.Trajectories:
+    """Four experts on digits, ConvNetD1W16, 10 epochs."""
+    return dd.load_trajectories(trained.EXPERTS)
 
 
 @pytest.fixture(scope="session")

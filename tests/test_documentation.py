@@ -20,8 +20,14 @@ def test_every_example_is_run_below() -> None:
     assert [example.name for example in EXAMPLES] == ["digits.py", "train_on_distilled.py"]
 
 
-def test_the_digits_example_saves_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("steps", [10, pytest.param(None, marks=pytest.mark.slow)])
+def test_the_digits_example_saves_its_images(
+    steps: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
+    if steps is not None:
+        whole = dd.distill
+        monkeypatch.setattr(dd, "distill", lambda *given, **named: whole(*given, **named | {"iterations": steps}))
     runpy.run_path(str(ROOT / "examples" / "digits.py"), run_name="__main__")
     assert dd.load_distilled("ten-digits.safetensors").provenance.dataset == "digits"
 

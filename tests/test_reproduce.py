@@ -320,7 +320,8 @@ CONDENSED = replace(
 )
 
 
-def test_several_sets_by_protocol_dc_are_one_line(digits: dd.RealData) -> None:
+def test_several_sets_by_protocol_dc_are_one_line(digits: dd.RealData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datadistill.methods.protocol.EPOCHS", 30)  # what the sets ask for: fewer are faster
     said: list[str] = []
     verdict = reproduce(CONDENSED, "out", say=said.append)
     own, baseline = verdict.lines

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from fuzz import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -241,8 +242,8 @@ def test_malformed_facts_are_refused(copied: Path, change: dict[str, Any]) -> No
 FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.mark.slow
-@settings(FUZZ, max_examples=300)
+@pytest.mark.fuzz
+@settings(FUZZ, max_examples=examples(300))
 @given(data=st.data())
 def test_damage_is_one_sentence(data: st.DataObject, copied: Path, trajectories: dd.Trajectories) -> None:
     name = data.draw(st.sampled_from([FACTS_NAME, "expert-00001.safetensors"]))

@@ -48,14 +48,14 @@ def test_distilling_draws_all_networks_but_the_reserved_ones(digits: dd.RealData
         for step in range(60)
         for weights in starts.sample(4, stream(0, "step", step))
     }
-    assert seen == {float(pool.for_distilling[i]["layers.1.weight"][0, 0]) for i in range(45)}
-    assert not any(float(pool.for_judging[i]["layers.1.weight"][0, 0]) in seen for i in range(5))
+    assert seen == {float(pool.for_distilling[i]["layers.1.weight"][0, 0]) for i in range(25)}
+    assert not any(float(pool.for_judging[i]["layers.1.weight"][0, 0]) in seen for i in range(10))
 
 
 def test_a_run_never_touches_the_reserved_networks(digits: dd.RealData, pool: dd.Pool) -> None:
     stacked = {name: stack.clone() for name, stack in pool.stacked.items()}
     for stack in stacked.values():
-        stack[-5:] = torch.nan
+        stack[-10:] = torch.nan
     blind = dd.Pool(pool.facts, stacked)
     for weights in ("random-pretrained", "fixed-pretrained"):
         found = [run(digits, weights, one).distilled.images for one in (pool, blind)]
@@ -66,23 +66,23 @@ def test_evaluating_touches_only_the_reserved_networks(digits: dd.RealData, pool
     data = run(digits, "random-pretrained", pool).distilled
     score = dd.evaluate(data, digits, pool=pool)
     network = make_network(create_model("mlp", digits))
-    expected = [accuracy_of(network, pool.for_judging[i], digits.test).correct for i in range(5)]
-    assert score.nets == 5
-    assert score.before.mean == pytest.approx(sum(expected) / 5)
+    expected = [accuracy_of(network, pool.for_judging[i], digits.test).correct for i in range(10)]
+    assert score.nets == 10
+    assert score.before.mean == pytest.approx(sum(expected) / 10)
     assert score.weights == f"random-pretrained (digits, pool {pool.digest[:8]})"
     three = dd.evaluate(data, digits, nets=3, pool=pool)
     assert three.nets == 3
-    with pytest.raises(RequestError, match="nets is 6, but the pool has 5 networks for judging"):
-        dd.evaluate(data, digits, nets=6, pool=pool)
+    with pytest.raises(RequestError, match="nets is 11, but the pool has 10 networks for judging"):
+        dd.evaluate(data, digits, nets=11, pool=pool)
 
 
 def test_of_another_pool_all_networks_judge(digits: dd.RealData, pool: dd.Pool) -> None:
     data = run(digits, "random-pretrained", pool).distilled
     other = remade(pool, seed=1)
-    assert dd.evaluate(data, digits, nets=50, pool=other).nets == 50
+    assert dd.evaluate(data, digits, nets=35, pool=other).nets == 35
     assert dd.evaluate(data, digits, pool=other).nets == 20
     further = remade(pool, start=pool.digest)
-    assert dd.evaluate(data, digits, pool=further).nets == 5, "networks trained further are no strangers"
+    assert dd.evaluate(data, digits, pool=further).nets == 10, "networks trained further are no strangers"
 
 
 def test_without_a_pool_the_sentence_names_the_one_that_was_used(digits: dd.RealData, pool: dd.Pool) -> None:
@@ -117,7 +117,7 @@ def test_fixed_pretrained_is_one_network_that_belongs_to_the_result(digits: dd.R
     indices = {problem(digits, "fixed-pretrained", pool, seed=seed).provenance("", {}, {}).weights["index"]
                for seed in range(8)}  # fmt: skip
     assert len(indices) > 3
-    assert max(indices) < 45
+    assert max(indices) < 25
 
 
 def test_a_module_that_comes_trained_needs_no_pool(digits: dd.RealData, tmp_path: Path) -> None:
@@ -146,9 +146,9 @@ def test_what_needs_a_pool_and_what_takes_none(digits: dd.RealData, pool: dd.Poo
     for kind in ("random-init", "fixed-init"):
         with pytest.raises(RequestError, match=f"{kind} draws its weights"):
             problem(digits, kind, pool)
-    with pytest.raises(RequestError, match="takes 46 networks, but the pool has 45 for distilling"):
+    with pytest.raises(RequestError, match="takes 26 networks, but the pool has 25 for distilling"):
         dd.distill(
-            digits, DD(batch=64, networks=46), model="mlp", weights="random-pretrained", pool=pool, iterations=1
+            digits, DD(batch=64, networks=26), model="mlp", weights="random-pretrained", pool=pool, iterations=1
         )  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def test_matching_takes_one_network_of_a_pool_at_a_time(digits: dd.RealData, tmp
 
 def test_a_pool_that_does_not_fit_is_refused(digits: dd.RealData, mnist: dd.RealData, pool: dd.Pool) -> None:
     fewer = replace(digits, classes=digits.classes[:9])
-    wider = dd.Pool(pool.facts, {**pool.stacked, "layers.1.bias": torch.zeros(50, 7).half()})
+    wider = dd.Pool(pool.facts, {**pool.stacked, "layers.1.bias": torch.zeros(35, 7).half()})
     for real, one, model, sentence in (
         (mnist, pool, "mlp", r"images of \(1, 8, 8\), but those of mnist are \(1, 28, 28\)"),
         (fewer, pool, "mlp", "10 classes apart, but digits has 9"),
@@ -199,7 +199,7 @@ def test_adaptation_from_another_dataset(digits: dd.RealData, pool: dd.Pool) -> 
 def test_baselines_start_from_the_pool_too(digits: dd.RealData, pool: dd.Pool) -> None:
     data = random_real(problem(digits, "random-pretrained", pool), 1, 1)[0]
     assert data.provenance.weights["pool"] == pool.digest
-    assert dd.evaluate(data, digits, pool=pool).nets == 5
+    assert dd.evaluate(data, digits, pool=pool).nets == 10
 
 
 def test_a_resumed_run_refuses_another_pool(digits: dd.RealData, pool: dd.Pool, tmp_path: Path) -> None:

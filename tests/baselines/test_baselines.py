@@ -62,7 +62,11 @@ def choose(info: BaselineInfo, asked: Problem) -> Made:
     return Made(info.choose(asked, STEPS, EPOCHS, 5 if info.sets > 1 else 1, bar), bars)
 
 
-@pytest.fixture(scope="module", params=list(BASELINES), ids=lambda info: info.name)
+# What is made once for a baseline is made in one worker.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(info, id=info.name, marks=pytest.mark.xdist_group(info.name)) for info in BASELINES],
+)
 def info(request: pytest.FixtureRequest) -> BaselineInfo:
     return request.param  # type: ignore[no-any-return]
 

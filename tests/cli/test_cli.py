@@ -1,7 +1,9 @@
 """The command line: what it prints, and that a wrong request is one sentence and an exit code."""
 
+import io
 import json
 import shutil
+from contextlib import redirect_stdout
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 
 import datadistill as dd
-from datadistill.cli.main import COMMANDS, main
+from datadistill.cli.main import COMMANDS, main, make_parser
 from datadistill.cli.methods import settings_of
 from datadistill.data import DATASETS
 from datadistill.formats import FORMATS
@@ -30,9 +32,22 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datadistill.cli.main.keep_freed_memory", lambda: True)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run folder, and what was printed while it was made."""
+    place = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(io.StringIO()) as printed:
+        patched.chdir(place)
+        patched.setattr("datadistill.cli.main.keep_freed_memory", lambda: True)
+        assert main(["distill", *QUICK, "--out", "run"]) == 0
+    return place / "run", printed.getvalue()
+
+
 @pytest.fixture
-def done(capsys: pytest.CaptureFixture[str]) -> Path:
-    assert main(["distill", *QUICK, "--out", "run"]) == 0
+def done(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> Path:
+    """A copy of it, to be changed at will; the same is printed."""
+    shutil.copytree(finished[0], "run")
+    print(finished[1], end="")
     return Path("run")
 
 
@@ -102,7 +117,8 @@ def test_evaluate_several(done: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "95 % interval" in capsys.readouterr().out
 
 
-def test_baseline(capsys: pytest.CaptureFixture[str]) -> None:
+def test_baseline(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datadistill.baselines.base._NETWORKS", 3)  # that rates are tuned on: fewer are faster
     arguments = ["--dataset", "digits", "--model", "mlp", "--steps", "2", "--nets", "2", "--out", "base"]
     assert main(["baseline", *arguments]) == 0
     assert "tuned on held-out data" in capsys.readouterr().out
@@ -175,6 +191,14 @@ def test_help_has_defaults_and_an_example(command: str, capsys: pytest.CaptureFi
     out = capsys.readouterr().out
     assert "example" in out
     assert f"datadistill {command}" in out
+
+
+def test_a_parser_for_one_command_has_all_its_flags() -> None:
+    whole = make_parser()[1]
+    for command in COMMANDS:
+        parsers = make_parser(command)[1]
+        assert parsers[command].format_help() == whole[command].format_help()
+        assert parsers.keys() == whole.keys()
 
 
 def test_no_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,7 +113,8 @@ def test_the_other_commands_take_it_too(command: list[str], capsys: pytest.Captu
     assert main([*command, "--dataset", "digits", *OWN]) == 0, capsys.readouterr().err
 
 
-def test_compare_and_audit_take_it_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_and_audit_take_it_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datadistill.baselines.base._NETWORKS", 1)  # that rates are tuned on: fewer are faster
     assert main(["distill", *QUICK, "--model", "mlp", "--out", "run"]) == 0
     words = [*OWN, "--batch-norm", "batch", "--nets", "2"]
     assert main(["compare", "run", "--baselines", "random", *words]) == 0, capsys.readouterr().err

@@ -157,12 +157,12 @@ WRONG: dict[str, tuple[Callable[[str], list[str]], str]] = {
         "the pool is for images of (1, 8, 8), but those of mnist are (1, 28, 28)",
     ),
     "more judges than there are": (
-        lambda file: ["distill", *PROBLEM, *QUICK, "--pool", file, "--nets", "6"],
-        "the pool has 5 networks for judging",
+        lambda file: ["distill", *PROBLEM, *QUICK, "--pool", file, "--nets", "11"],
+        "the pool has 10 networks for judging",
     ),
     "more networks than there are": (
-        lambda file: ["distill", *PROBLEM, *QUICK, "--pool", file, "--networks", "46"],
-        "takes 46 networks, but the pool has 45",
+        lambda file: ["distill", *PROBLEM, *QUICK, "--pool", file, "--networks", "26"],
+        "takes 26 networks, but the pool has 25",
     ),
     "everything reserved": (lambda file: ["pretrain", *SMALL, "--reserved", "8"], "8 of 8 networks cannot be reserved"),
     "too large": (lambda file: ["pretrain", *SMALL, "--max-gb", "0.001"], "but 0.001 GB are allowed"),

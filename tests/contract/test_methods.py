@@ -1,11 +1,18 @@
-"""What every method must do, by table."""
+"""What every method must do, by table.
 
+Runs are shared: a whole one shows that the loss falls and that random images are beaten, and a short one is what others
+must equal to the bit. Each row's tests therefore belong to one worker (`--dist loadgroup`).
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import trained
 
 import datadistill as dd
 from datadistill.baselines import random_real
@@ -39,8 +46,8 @@ LOOPS = {"matches": 3, "inner_epochs": 4, "images": "real"}
 MOVED = {"augment": "crop_scale_rotate", "trained_with": "none"}
 
 
-def sgd(rate: float) -> dd.Outer:
-    return dd.Outer(rate=rate, optimizer="sgd", momentum=0.5, schedule="constant", look_every=30)
+def sgd(rate: float, look_every: int = 30) -> dd.Outer:
+    return dd.Outer(rate=rate, optimizer="sgd", momentum=0.5, schedule="constant", look_every=look_every)
 
 
 ROWS = [
@@ -77,7 +84,7 @@ ROWS = [
         SMALL_NET,
         sgd(1.0),
     ),
-    Row("dm", METHODS.get("dm").build({"batch": 16, "augment": "none"}), "random-init", 2, 60, "", "mlp", sgd(10.0)),
+    Row("dm", METHODS.get("dm").build({"batch": 16, "augment": "none"}), "random-init", 2, 60, "", "mlp", sgd(0.5, 15)),
     Row(
         "dm",
         METHODS.get("dm").build({"batch": 16, "augment": "crop_scale_rotate"}),
@@ -86,8 +93,7 @@ ROWS = [
         60,
         "-moved",
         "mlp",
-        sgd(10.0),
-        0.9,
+        sgd(0.5, 15),
     ),
     Row(
         "mtt",
@@ -101,31 +107,65 @@ ROWS = [
     ),
 ]
 
-table = pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.name}-{row.weights}{row.variant}")
+table = pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, id=name, marks=pytest.mark.xdist_group(name))
+        for row in ROWS
+        for name in [f"{row.name}-{row.weights}{row.variant}"]
+    ],
+)
+
+SHORT, LOOK = 24, 8
+EPOCHS = 100
+"""Of protocol dc, when methods are compared with random images: more than these hardly changes what either reaches."""
 
 
-POOLS: list[dd.Pool] = []
-TRAJECTORIES: list[dd.Trajectories] = []
+@dataclass(frozen=True)
+class Made:
+    """A run that several tests read."""
 
-
-@pytest.fixture(autouse=True, scope="session")
-def _trained(pool: dd.Pool, trajectories: dd.Trajectories) -> None:
-    POOLS.append(pool)
-    TRAJECTORIES.append(trajectories)
+    distilled: dd.DistilledData
+    metrics: list[dict[str, Any]]
 
 
 def pool_for(row: Row) -> dd.Pool | None:
-    return POOLS[0] if "pretrained" in row.weights else None
+    return dd.load_pool(trained.POOL) if "pretrained" in row.weights else None
 
 
 def trajectories_for(row: Row) -> dd.Trajectories | None:
-    return TRAJECTORIES[0] if row.name == "mtt" else None
+    return dd.load_trajectories(trained.EXPERTS) if row.name == "mtt" else None
 
 
 def run(row: Row, real: dd.RealData, **changes: Any) -> dd.Run:
     options: dict[str, Any] = {"iterations": row.iterations, "seed": 0, "outer": row.outer, "device": "cpu"}
     options |= {"pool": pool_for(row), "trajectories": trajectories_for(row)}
     return dd.distill(real, row.method, model=row.model, weights=row.weights, ipc=row.ipc, **(options | changes))
+
+
+def short(row: Row, real: dd.RealData, **changes: Any) -> dd.Run:
+    """A run of few steps with several looks, and so with several checkpoints."""
+    return run(row, real, **{"iterations": SHORT, "outer": replace(row.outer, look_every=LOOK)} | changes)
+
+
+@pytest.fixture(scope="module")
+def made(digits: dd.RealData, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Row, str], Made]:
+    """What a row gives in `short` or `whole`, run at the first question."""
+
+    @cache
+    def answer(number: int, length: str) -> Made:
+        folder = tmp_path_factory.mktemp(f"{length}-{number}") / "run"
+        torch.manual_seed(1)
+        done = (short if length == "short" else run)(ROWS[number], digits, out=folder)
+        return Made(done.distilled, timeless(folder))
+
+    return lambda row, length: answer(ROWS.index(row), length)
+
+
+def timeless(folder: Path) -> list[dict[str, Any]]:
+    """A run's metrics, less what two equal runs differ in."""
+    entries = RunFolder(folder).metrics()
+    return [{key: entry[key] for key in entry if key not in ("seconds", "peak_bytes")} for entry in entries]
 
 
 def problem(row: Row, real: dd.RealData) -> Problem:
@@ -152,72 +192,90 @@ def test_every_method_has_a_row() -> None:
 
 
 @table
-def test_the_loss_falls(row: Row, digits: dd.RealData, tmp_path: Path) -> None:
-    run(row, digits, out=tmp_path / "run")
-    losses = [entry["outer_loss"] for entry in RunFolder(tmp_path / "run").metrics()]
+def test_the_loss_falls(row: Row, made: Callable[[Row, str], Made]) -> None:
+    losses = [entry["outer_loss"] for entry in made(row, "whole").metrics]
     assert losses[-1] < row.falls_to * losses[0]
 
 
 @table
-def test_same_seed_same_bits(row: Row, digits: dd.RealData) -> None:
-    first = run(row, digits, iterations=30).distilled
-    assert same(first, run(row, digits, iterations=30).distilled)
-    assert not same(first, run(row, digits, iterations=30, seed=1).distilled)
-
-
-@table
-def test_the_global_generator_does_not_matter(row: Row, digits: dd.RealData) -> None:
-    torch.manual_seed(1)
-    first = run(row, digits, iterations=10).distilled
+def test_same_seed_same_bits(row: Row, digits: dd.RealData, made: Callable[[Row, str], Made]) -> None:
+    """Whatever was drawn from the global generator."""
     torch.manual_seed(2)
-    assert same(first, run(row, digits, iterations=10).distilled)
+    assert same(made(row, "short").distilled, short(row, digits).distilled)
 
 
 @table
-def test_resumed_is_uninterrupted(row: Row, digits: dd.RealData, tmp_path: Path) -> None:
-    class Kill(Exception):
+def test_another_seed_gives_other_data(row: Row, digits: dd.RealData) -> None:
+    one, other = (run(row, digits, iterations=1, seed=seed).distilled for seed in (0, 1))
+    assert not same(one, other)
+
+
+class Kill(Exception):
+    pass
+
+
+class KillAt:
+    """A reporter that ends a run at some step, before anything of it is kept."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def update(self, status: Any) -> None:
+        if status.step == self.step:
+            raise Kill
+
+    def say(self, text: str) -> None:
         pass
 
-    class KillAt:
-        def __init__(self, step: int) -> None:
-            self.step = step
 
-        def update(self, status: Any) -> None:
-            if status.step == self.step:
-                raise Kill
-
-        def say(self, text: str) -> None:
-            pass
-
-    whole = run(row, digits, iterations=80, out=tmp_path / "whole").distilled
-    for step in (3, 31, 79):
+def resumed(kills: tuple[int, ...], folder: Path, go: Callable[..., dd.Run]) -> Made:
+    for step in kills:
         with pytest.raises(Kill):
-            run(row, digits, iterations=80, out=tmp_path / "cut", resume=True, reporter=KillAt(step))
-    resumed = run(row, digits, iterations=80, out=tmp_path / "cut", resume=True).distilled
-    assert same(whole, resumed)
-    timeless = [
-        [{key: value for key, value in entry.items() if key not in ("seconds", "peak_bytes")} for entry in metrics]
-        for metrics in (RunFolder(tmp_path / "whole").metrics(), RunFolder(tmp_path / "cut").metrics())
-    ]
-    assert timeless[0] == timeless[1]
+            go(out=folder, resume=True, reporter=KillAt(step))
+    return Made(go(out=folder, resume=True).distilled, timeless(folder))
 
 
 @table
-def test_beats_random_real_images_with_tuned_rates(row: Row, digits: dd.RealData) -> None:
+def test_resumed_is_uninterrupted(
+    row: Row, digits: dd.RealData, made: Callable[[Row, str], Made], tmp_path: Path
+) -> None:
+    """Killed before the first checkpoint, right after one, and in the last step."""
+    whole, cut = made(row, "short"), resumed((3, LOOK + 1, SHORT - 1), tmp_path, partial(short, row, digits))
+    assert same(whole.distilled, cut.distilled)
+    assert whole.metrics == cut.metrics
+
+
+@pytest.mark.slow
+@table
+def test_resumed_later_is_uninterrupted(row: Row, digits: dd.RealData, tmp_path: Path) -> None:
+    go = partial(run, row, digits, iterations=80)
+    whole = Made(go(out=tmp_path / "whole").distilled, timeless(tmp_path / "whole"))
+    cut = resumed((3, 31, 79), tmp_path / "cut", go)
+    assert same(whole.distilled, cut.distilled)
+    assert whole.metrics == cut.metrics
+
+
+@table
+@pytest.mark.parametrize("epochs", [EPOCHS, pytest.param(None, marks=pytest.mark.slow)], ids=["", "full"])
+def test_beats_random_real_images_with_tuned_rates(
+    row: Row, digits: dd.RealData, made: Callable[[Row, str], Made], epochs: int | None
+) -> None:
+    options: dict[str, Any] = {"nets": 10 if "pretrained" in row.weights else 5, "pool": pool_for(row)}
     if isinstance(row.method, dd.methods.DD):
         steps, epochs = row.method.steps, row.method.epochs
         chosen = random_real(problem(row, digits), steps, epochs)[0]
     else:  # the protocol sets the rates: what a method starts from are random real images
         chosen = replace(row.method, images="real").start(problem(row, digits), stream(0, "baseline"))
-    baseline = dd.evaluate(chosen, digits, nets=5, pool=pool_for(row))
-    distilled = dd.evaluate(run(row, digits).distilled, digits, nets=5, pool=pool_for(row))
+        options |= {"protocol": "dc", "epochs": epochs}
+    baseline = dd.evaluate(chosen, digits, **options)
+    distilled = dd.evaluate(made(row, "whole").distilled, digits, **options)
     assert distilled.accuracy.ci95[0] > baseline.accuracy.ci95[1]
 
 
 @table
-def test_never_looks_at_the_test_split(row: Row, digits: dd.RealData) -> None:
+def test_never_looks_at_the_test_split(row: Row, digits: dd.RealData, made: Callable[[Row, str], Made]) -> None:
     blind = replace(digits, test=replace(digits.test, images=torch.full_like(digits.test.images, torch.nan)))
-    assert same(run(row, digits, iterations=30).distilled, run(row, blind, iterations=30).distilled)
+    assert same(made(row, "short").distilled, short(row, blind).distilled)
 
 
 @table
@@ -276,7 +334,7 @@ def test_experts_are_for_those_who_learn_from_them(row: Row, digits: dd.RealData
     if row.name == "mtt" or "pretrained" in row.weights:
         pytest.skip("takes experts, or a pool in their place")
     with pytest.raises(RequestError, match=f"method {row.name} learns from no experts"):
-        run(row, digits, trajectories=TRAJECTORIES[0], iterations=1)
+        run(row, digits, trajectories=dd.load_trajectories(trained.EXPERTS), iterations=1)
 
 
 @table

@@ -1,4 +1,4 @@
-"""Hundreds of damaged folders and NPZ files: each ends in one sentence and exit code 1 or 2, and soon."""
+"""Damaged folders and NPZ files: each ends in one sentence and exit code 1 or 2, and soon."""
 
 import io
 import os
@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from fuzz import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,13 +20,13 @@ from PIL import Image
 from datadistill.cli.main import main
 
 hundreds = settings(
-    max_examples=300,
+    max_examples=examples(300),
     deadline=timedelta(seconds=20),
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
     database=None,
 )
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.fuzz
 
 SUFFIXES = (".png", ".jpg", ".gif", ".bmp", ".tif", ".webp", ".ppm")
 

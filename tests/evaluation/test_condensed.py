@@ -306,7 +306,16 @@ def test_compared_with_baselines_and_the_full_dataset(place: str, capsys: pytest
     assert "add --protocol dc" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flags", [["--augment", "crop"], ["--rate", "0.1"], ["--augment", "none", "--epochs", "3"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(["--augment", "crop"], marks=pytest.mark.slow, id="augmented for 1000 epochs"),
+        ["--augment", "crop", "--epochs", "3"],
+        ["--rate", "0.1"],
+        ["--augment", "none", "--epochs", "3"],
+    ],
+    ids=" ".join,
+)
 def test_baselines_are_judged_as_the_sets_are(
     place: str, digits: dd.RealData, flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from fuzz import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -122,8 +123,8 @@ JSONS = st.recursive(
 )
 
 
-@pytest.mark.slow
-@settings(FUZZ, max_examples=200)
+@pytest.mark.fuzz
+@settings(FUZZ, max_examples=examples(200))
 @given(data=st.data())
 def test_a_damaged_set_ends_in_one_sentence(data: st.DataObject, capsys: pytest.CaptureFixture[str]) -> None:
     whole = safetensors.torch.save(sample().tensors(), {"datadistill": sample().header()})
@@ -131,8 +132,8 @@ def test_a_damaged_set_ends_in_one_sentence(data: st.DataObject, capsys: pytest.
     ends_well(["show", "x.safetensors", "--out", "x.png"], capsys)
 
 
-@pytest.mark.slow
-@settings(FUZZ, max_examples=100)
+@pytest.mark.fuzz
+@settings(FUZZ, max_examples=examples(100))
 @given(key=st.sampled_from([*json.loads(sample().header())]), value=JSONS)
 def test_any_json_in_a_set_ends_in_one_sentence(key: str, value: Any, capsys: pytest.CaptureFixture[str]) -> None:
     try:
@@ -143,8 +144,8 @@ def test_any_json_in_a_set_ends_in_one_sentence(key: str, value: Any, capsys: py
     ends_well(["evaluate", "x.safetensors", "--dataset", "digits", "--nets", "1", "--json"], capsys)
 
 
-@pytest.mark.slow
-@settings(FUZZ, max_examples=100)
+@pytest.mark.fuzz
+@settings(FUZZ, max_examples=examples(100))
 @given(data=st.data())
 def test_a_damaged_pool_ends_in_one_sentence(data: st.DataObject, capsys: pytest.CaptureFixture[str]) -> None:
     Path("x.safetensors").write_bytes(damaged(pool_bytes(Path.cwd()), data))
@@ -202,8 +203,8 @@ def written(name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["dc", "2018", "npz"])
-@pytest.mark.slow
-@settings(FUZZ, max_examples=100)
+@pytest.mark.fuzz
+@settings(FUZZ, max_examples=examples(100))
 @given(data=st.data())
 def test_a_damaged_import_ends_in_one_sentence(
     name: str, data: st.DataObject, capsys: pytest.CaptureFixture[str]
@@ -214,8 +215,8 @@ def test_a_damaged_import_ends_in_one_sentence(
     ends_well(["import", str(path), "--dataset", "digits", "--model", "mlp"], capsys)
 
 
-@pytest.mark.slow
-@settings(FUZZ, max_examples=100)
+@pytest.mark.fuzz
+@settings(FUZZ, max_examples=examples(100))
 @given(data=st.data())
 def test_a_damaged_old_pickle_ends_in_one_sentence(data: st.DataObject, capsys: pytest.CaptureFixture[str]) -> None:
     whole = Path("whole-old.pth")
@@ -227,8 +228,8 @@ def test_a_damaged_old_pickle_ends_in_one_sentence(data: st.DataObject, capsys: 
     ends_well(["import", "x.pth", "--dataset", "digits", "--model", "mlp"], capsys)
 
 
-@pytest.mark.slow
-@settings(FUZZ, max_examples=100)
+@pytest.mark.fuzz
+@settings(FUZZ, max_examples=examples(100))
 @given(data=st.data(), part=st.sampled_from(["datadistill.json", "3/00003.png"]))
 def test_damaged_pictures_end_in_one_sentence(
     data: st.DataObject, part: str, capsys: pytest.CaptureFixture[str]
