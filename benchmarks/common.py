@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,22 @@ def use_isa(isa: str | None) -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     if (used := torch.backends.cpu.get_cpu_capability()).lower() != isa:
         raise SystemExit(f"asked for {isa}, but PyTorch uses {used}")
+
+
+SPINNING = {"GOMP_SPINCOUNT": "300000"}
+"""How threads wait in a program that has not imported `datadistill`: what GNU's library does by itself."""
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Variables that a process which is started here inherits."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def use_threads(threads: int) -> None:

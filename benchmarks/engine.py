@@ -401,7 +401,9 @@ def started(case: Case, threads: int, device: str, same: bool) -> dict[str, comm
     found = {}
     for side in SIDES if device == "cpu" else ("reference", "ours"):
         command = [__file__, "--serve", side, "--case", case.name, "--device", device, "--threads", str(threads)]
-        found[side] = common.Side([*command, "--same-allocator"] if same or side != "reference" else command)
+        plain = side == "reference"
+        words = command if plain and not same else [*command, "--same-allocator"]
+        found[side] = common.Side(words, common.SPINNING if plain else None)
     return found
 
 

@@ -182,7 +182,8 @@ def measure(case: Case, nets: int, epochs: int, rounds: int, threads: int) -> di
     for side in SIDES:
         ends[side], there = context.Pipe()
         processes.append(context.Process(target=serve, args=(side, case, threads, there), daemon=True))
-        processes[-1].start()
+        with common.environment(common.SPINNING if side == "plain" else {}):
+            processes[-1].start()
     facts = {side: end.recv() for side, end in ends.items()}["ours"]
     errors = compared(case, nets, ends)
     times: dict[str, list[float]] = {side: [] for side in SIDES}
