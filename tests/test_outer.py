@@ -191,6 +191,15 @@ def test_a_budget_is_kept(digits: dd.RealData) -> None:
     assert result.steps > 10
 
 
+def test_steps_or_the_clock_whichever_is_first(digits: dd.RealData) -> None:
+    heard = Heard()
+    assert run(digits, iterations=20, budget="10m", reporter=heard).steps == 20
+    assert heard.said == []
+    result = run(digits, iterations=10**6, budget="1s", reporter=heard)
+    assert heard.said == [f"the clock ended it after {result.steps:,} of 1,000,000 outer steps."]
+    assert Length(100, 10.0).progress(50, 1.0) == Length(100, 10.0).progress(1, 5.0) == 0.5
+
+
 def test_best_is_by_held_out_accuracy(digits: dd.RealData, tmp_path: Path) -> None:
     result = run(digits, out=tmp_path / "run")
     seen = [entry["held_out_accuracy"] for entry in RunFolder(tmp_path / "run").metrics()]
@@ -240,7 +249,7 @@ def test_no_durations(given: str) -> None:
         parse_duration(given)
 
 
-@pytest.mark.parametrize(("iterations", "budget"), [(None, None), (5, 5.0), (0, None), (None, 0.0), (None, -1.0)])
+@pytest.mark.parametrize(("iterations", "budget"), [(None, None), (0, None), (None, 0.0), (5, 0.0), (None, -1.0)])
 def test_lengths(iterations: int | None, budget: float | None) -> None:
     with pytest.raises(RequestError):
         Length(iterations, budget)

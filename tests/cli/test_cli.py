@@ -234,7 +234,7 @@ WRONG = {
     "a rate that is no number": (["distill", "--learning-rate", "fast"], "'fast' is not a number"),
     "a count that is no number": (["distill", "--iterations", "many"], "whole number"),
     "no budget": (["distill", "--budget", "soon"], "no duration"),
-    "iterations and a budget": (["distill", "--budget", "5m", "--iterations", "5"], "not both"),
+    "a kernel that is none": (["distill", "--kernels", "pooling"], "unknown kernel 'pooling'"),
     "images of the wrong size": (["distill", "--dataset", "digits"], "use --model convnet or mlp"),
     "nothing to evaluate": (["evaluate", "nowhere"], "no distilled data at nowhere"),
     "nothing to show": (["show", "nowhere"], "no distilled data at nowhere"),

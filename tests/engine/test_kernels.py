@@ -2,10 +2,12 @@
 
 import copy
 import itertools
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import datadistill as dd
 from datadistill.errors import RequestError
 from datadistill.inner import SGD, Engine, InnerStep, hypergradient, kernels, make_network
 from datadistill.inner.functional import Weights
@@ -21,6 +24,7 @@ from datadistill.inner.kinks import widened
 from datadistill.models.convnet import ConvNet
 from datadistill.models.lenet import LeNet
 from datadistill.models.schemes import draw_weights
+from datadistill.runs import RunFolder
 from datadistill.runtime import stream
 
 built = pytest.mark.skipif(bool(kernels.build()), reason=f"no operations of ours here: {kernels.build()}")
@@ -391,3 +395,57 @@ def test_every_operation_was_measured_and_is_right() -> None:
     found = kernels.measured()
     assert tuple(found) == OPERATIONS
     assert all(one.ratio > 0 and one.error < 1e-4 for one in found.values())
+
+
+def lenet_run(real: dd.RealData, out: Path, **options: Any) -> dd.Run:
+    method = dd.methods.DD(batch=16, images="mean")
+    outer = dd.Outer(look_every=2)
+    return dd.distill(real, method, model="lenet", iterations=4, outer=outer, device="cpu", out=out, **options)
+
+
+@built
+def test_a_run_goes_on_with_the_operations_that_it_was_started_with(
+    mnist: dd.RealData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = replace(mnist, train=mnist.train.take(torch.arange(400)))
+    whole = lenet_run(few, tmp_path / "whole", engine=Engine(kernels="few-channels")).distilled
+    assert RunFolder(tmp_path / "whole").settings().kernels == ["few-channels"]
+
+    class Stop(Exception):
+        pass
+
+    class StopAt:
+        def update(self, status: Any) -> None:
+            if status.step == 3:
+                raise Stop
+
+        def say(self, text: str) -> None:
+            pass
+
+    # What `auto` takes may change, as when the library is built and measured again.
+    measured = {name: Measured(0.5 if name == "few-channels" else 0.95, 0.0) for name in OPERATIONS}
+    monkeypatch.setattr(kernels, "measured", lambda: measured)
+    with pytest.raises(Stop):
+        lenet_run(few, tmp_path / "cut", reporter=StopAt())
+    monkeypatch.setattr(kernels, "measured", lambda: {name: Measured(0.5, 0.0) for name in OPERATIONS})
+    resumed = lenet_run(few, tmp_path / "cut", resume=True).distilled
+    assert torch.equal(whole.images, resumed.images)
+
+
+@pytest.mark.parametrize(
+    ("isa", "expected"), [("avx2", "avx2 AVX2 1000"), ("", "None None 1000"), ("sse", "can only be avx2")]
+)
+def test_instructions_are_chosen_before_torch_is_loaded(isa: str, expected: str) -> None:
+    code = """
+import os, sys
+try:
+    import datadistill
+    print(*(os.environ.get(n) for n in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "GOMP_SPINCOUNT")))
+except ValueError as error:
+    print(error)
+"""
+    names = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment["DATADISTILL_ISA"] = isa
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert expected in done.stdout
