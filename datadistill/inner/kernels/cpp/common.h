@@ -1,4 +1,4 @@
-// Vectors, tiles, threads and scratch memory for all operations.
+// Vectors, tiles, threads and the shape of a convolution, for all operations.
 //
 // A vector is PyTorch's own (AVX2, AVX-512, NEON, SVE), and tiles follow from how many registers hold one.
 
@@ -7,10 +7,12 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <array>
@@ -18,7 +20,6 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -34,6 +35,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 using MaybeTensor = std::optional<Tensor>;
+using Floats = std::vector<float>;
 using Vec = at::vec::Vectorized<float>;
 
 constexpr int64_t kLanes = Vec::size();
@@ -66,19 +68,7 @@ void shared(int64_t count, int64_t cost, const Work& work) {
   at::parallel_for(0, count, std::max<int64_t>(1, kShare / std::max<int64_t>(1, cost)), work);
 }
 
-// Scratch memory, as it comes from the allocator.
-class Buffer {
- public:
-  explicit Buffer(int64_t count) : memory_(new float[count]), count_(count) {}
-  float* data() { return memory_.get(); }
-  void fill(float value) { std::fill_n(memory_.get(), count_, value); }
-
- private:
-  std::unique_ptr<float[]> memory_;
-  int64_t count_;
-};
-
-// With channels as the innermost dimension. The strides say so even where there is one channel, and both orders are one.
+// With channels as the innermost dimension. The strides say so even with one channel, where both orders are one.
 Tensor channels_last(const Tensor& images) {
   const Tensor x = images.contiguous(at::MemoryFormat::ChannelsLast);
   return x.as_strided(x.sizes(), {x.size(1) * x.size(2) * x.size(3), 1, x.size(3) * x.size(1), x.size(1)});
@@ -94,9 +84,9 @@ Tensor empty_channels_last(at::IntArrayRef sizes, const Tensor& like) {
 // A convolution with stride 1: n images of c planes h x w become o planes. Negative padding crops, which the data
 // gradient of a convolution with more padding than its kernel needs.
 //
-// A plane with its border is read as one long row. Between two rows lie as many zeros as the padding is wide, for the
-// end of one and the beginning of the next (at least): with row length `row`, output (y, x) lies at p = y * row + x and needs
-// inputs p + i * row + j. The row - out_w positions at the end of each row are computed for nothing and dropped.
+// A plane with its border is read as one long row. Between two rows lie (at least) as many zeros as the padding is
+// wide, for the end of one and the beginning of the next: output (y, x) lies at p = y * row + x and needs inputs
+// p + i * row + j. The row - out_w positions at the end of each row are computed for nothing and dropped.
 struct Shape {
   int64_t n, c, h, w, o, kh, kw, ph, pw;
   int64_t row() const { return std::max(w + pw + std::min<int64_t>(pw, 0), out_w()); }

@@ -10,24 +10,22 @@
 
 namespace {
 
-constexpr int64_t kFewChannels = 16;  // on either side, below which `planes.h` beats the library,
-constexpr int64_t kFewPlanes = 16;    // and output planes up to which its weight gradient does
+constexpr int64_t kFewPlanes = 16;  // output planes up to which the weight gradient of `planes.h` beats the library's
 
 enum class How : int64_t { planes, few_inputs, library, library_last };
+
+// Images and weights to their convolution; gradients and weights to the images' gradient; images and gradients to the
+// weights' gradient.
+enum class Kind : int64_t { convolution, of_images, of_weights };
 
 // What all three operations are told, besides two tensors.
 struct Kernel {
   int64_t h, w, ph, pw;
   How how;
   bool last() const { return how == How::few_inputs || how == How::library_last; }
+  bool by_library() const { return how == How::library || how == How::library_last; }
   Tensor laid_out(const Tensor& tensor) const { return last() ? channels_last(tensor) : tensor.contiguous(); }
-  std::vector<int64_t> numbers() const { return {h, w, ph, pw, static_cast<int64_t>(how)}; }
 };
-
-Kernel kernel_of(AutogradContext* ctx) {
-  const auto n = ctx->saved_data["kernel"].toIntVector();
-  return {n[0], n[1], n[2], n[3], static_cast<How>(n[4])};
-}
 
 // One of the two derivatives of PyTorch's convolution.
 Tensor library_gradient(const Tensor& g, const Tensor& x, const Tensor& w, const Kernel& k, bool of_weights) {
@@ -37,16 +35,15 @@ Tensor library_gradient(const Tensor& g, const Tensor& x, const Tensor& w, const
 }
 
 Tensor convolution(const Tensor& images, const Tensor& weights, const MaybeTensor& bias, const Kernel& k) {
-  if (k.how == How::library || k.how == How::library_last)
-    return at::convolution(k.laid_out(images), k.laid_out(weights), bias, {1, 1}, {k.ph, k.pw}, {1, 1}, false, {0, 0}, 1);
-  const Tensor x = images.contiguous(), w = weights.contiguous(), b = bias ? bias->contiguous() : Tensor();
+  if (k.by_library())
+    return at::convolution(k.laid_out(images), k.laid_out(weights), bias, {1, 1}, {k.ph, k.pw}, {1, 1}, false, {0, 0},
+                           1);
+  const Tensor x = images.contiguous(), w = weights.contiguous(), b = plain(bias);
   const Shape s{x.size(0), x.size(1), x.size(2), x.size(3), w.size(0), k.h, k.w, k.ph, k.pw};
   const std::array<int64_t, 4> sizes{s.n, s.o, s.out_h(), s.out_w()};
   Tensor out = k.last() ? empty_channels_last(sizes, x) : at::empty(sizes, x.options());
-  const float *from = x.const_data_ptr<float>(), *taps = w.const_data_ptr<float>();
-  const float* shift = b.defined() ? b.const_data_ptr<float>() : nullptr;
-  if (k.last()) few_inputs(s, from, taps, shift, out.mutable_data_ptr<float>());
-  else convolve(s, from, taps, s.taps(), s.kh * s.kw, false, shift, out.mutable_data_ptr<float>());
+  if (k.last()) few_inputs(s, at(x), at(w), at(b), out.mutable_data_ptr<float>());
+  else convolve(s, at(x), at(w), s.taps(), s.kh * s.kw, false, at(b), out.mutable_data_ptr<float>());
   return out;
 }
 
@@ -55,67 +52,57 @@ Tensor data_gradient(const Tensor& gradients, const Tensor& weights, const Kerne
   const int64_t n = gradients.size(0), o = gradients.size(1), c = weights.size(1), h = gradients.size(2),
                 w = gradients.size(3), images_h = h + k.h - 1 - 2 * k.ph, images_w = w + k.w - 1 - 2 * k.pw;
   Tensor out = at::empty({n, c, images_h, images_w}, gradients.options());
-  if (k.how == How::library || k.how == How::library_last)
-    return library_gradient(gradients, out, weights, k, false);  // reads no image
+  if (k.by_library()) return library_gradient(gradients, out, weights, k, false);  // reads no image
   const Tensor g = k.laid_out(gradients), taps = weights.contiguous();
-  const float *from = g.const_data_ptr<float>(), *factors = taps.const_data_ptr<float>();
-  if (k.last())
-    few_inputs_data_gradient({n, c, images_h, images_w, o, k.h, k.w, k.ph, k.pw}, from, factors,
-                             out.mutable_data_ptr<float>());
-  else
-    convolve({n, o, h, w, c, k.h, k.w, k.h - 1 - k.ph, k.w - 1 - k.pw}, from, factors, k.h * k.w, c * k.h * k.w, true,
-             nullptr, out.mutable_data_ptr<float>());
+  float* to = out.mutable_data_ptr<float>();
+  if (k.last()) few_inputs_data_gradient({n, c, images_h, images_w, o, k.h, k.w, k.ph, k.pw}, at(g), at(taps), to);
+  else convolve({n, o, h, w, c, k.h, k.w, k.h - 1 - k.ph, k.w - 1 - k.pw}, at(g), at(taps), k.h * k.w, c * k.h * k.w,
+                true, nullptr, to);
   return out;
 }
 
 Tensor weight_gradient(const Tensor& images, const Tensor& gradients, const Kernel& k) {
   const Tensor g = k.laid_out(gradients);
   Tensor out = at::empty({g.size(1), images.size(1), k.h, k.w}, g.options());
-  if (k.how == How::library || k.how == How::library_last || (k.how == How::planes && g.size(1) > kFewPlanes))
-    return library_gradient(g, images, out, k, true);
+  if (k.how != How::planes || g.size(1) > kFewPlanes) return library_gradient(g, images, out, k, true);
   const Tensor x = images.contiguous();
   const Shape s{x.size(0), x.size(1), x.size(2), x.size(3), g.size(1), k.h, k.w, k.ph, k.pw};
-  const auto gradient_of = k.last() ? few_inputs_weight_gradient : planes_weight_gradient;
-  gradient_of(s, x.const_data_ptr<float>(), g.const_data_ptr<float>(), out.mutable_data_ptr<float>());
+  planes_weight_gradient(s, at(x), at(g), out.mutable_data_ptr<float>());
   return out;
 }
 
-// F: images and weights to their convolution; D: gradients and weights to the images' gradient; W: images and gradients
-// to the weights' gradient.
-enum class Kind { F, D, W };
-
-template <Kind K>
-struct Bilinear : Function<Bilinear<K>> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& a, const Tensor& b, const MaybeTensor& bias,
+struct Bilinear : Function<Bilinear> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& a, const Tensor& b, const MaybeTensor& bias, Kind kind,
                         const Kernel& k) {
     ctx->save_for_backward({a, b});
-    ctx->saved_data["kernel"] = k.numbers();
-    ctx->saved_data["biased"] = bias.has_value();
-    return K == Kind::F ? convolution(a, b, bias, k) : K == Kind::D ? data_gradient(a, b, k) : weight_gradient(a, b, k);
+    ctx->saved_data["told"] = std::vector<int64_t>{
+        k.h, k.w, k.ph, k.pw, static_cast<int64_t>(k.how), static_cast<int64_t>(kind), bias.has_value()};
+    if (kind == Kind::convolution) return convolution(a, b, bias, k);
+    return kind == Kind::of_images ? data_gradient(a, b, k) : weight_gradient(a, b, k);
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list gradients);
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &a = saved[0], &b = saved[1], &u = gradients[0];
+    const auto told = ctx->saved_data["told"].toIntVector();
+    const Kernel k{told[0], told[1], told[2], told[3], static_cast<How>(told[4])};
+    const Kind kind = static_cast<Kind>(told[5]);
+    const auto derived = [&](Kind other, const Tensor& one, const Tensor& two) {
+      return apply(one, two, std::nullopt, other, k);
+    };
+    variable_list out(5);
+    if (ctx->needs_input_grad(0))
+      out[0] = kind == Kind::convolution ? derived(Kind::of_images, u, b)
+               : kind == Kind::of_images ? derived(Kind::convolution, u, b)
+                                         : derived(Kind::of_images, b, u);
+    if (ctx->needs_input_grad(1))
+      out[1] = kind == Kind::convolution ? derived(Kind::of_weights, a, u)
+               : kind == Kind::of_images ? derived(Kind::of_weights, u, a)
+                                         : derived(Kind::convolution, a, u);
+    if (told[6] != 0 && ctx->needs_input_grad(2)) out[2] = u.sum({0, 2, 3});
+    return out;
+  }
 };
-
-template <Kind K>
-variable_list Bilinear<K>::backward(AutogradContext* ctx, variable_list gradients) {
-  const auto saved = ctx->get_saved_variables();
-  const Kernel k = kernel_of(ctx);
-  const Tensor &a = saved[0], &b = saved[1], &u = gradients[0];
-  variable_list out(4);
-  if (ctx->needs_input_grad(0)) {
-    if constexpr (K == Kind::F) out[0] = Bilinear<Kind::D>::apply(u, b, std::nullopt, k);
-    if constexpr (K == Kind::D) out[0] = Bilinear<Kind::F>::apply(u, b, std::nullopt, k);
-    if constexpr (K == Kind::W) out[0] = Bilinear<Kind::D>::apply(b, u, std::nullopt, k);
-  }
-  if (ctx->needs_input_grad(1)) {
-    if constexpr (K == Kind::F) out[1] = Bilinear<Kind::W>::apply(a, u, std::nullopt, k);
-    if constexpr (K == Kind::D) out[1] = Bilinear<Kind::W>::apply(u, a, std::nullopt, k);
-    if constexpr (K == Kind::W) out[1] = Bilinear<Kind::F>::apply(a, u, std::nullopt, k);
-  }
-  if (ctx->saved_data["biased"].toBool() && ctx->needs_input_grad(2)) out[2] = u.sum({0, 2, 3});
-  return out;
-}
 
 // `how` is one of How, in order.
 Tensor conv2d(const Tensor& images, const Tensor& weights, const MaybeTensor& bias, int64_t ph, int64_t pw,
@@ -124,7 +111,7 @@ Tensor conv2d(const Tensor& images, const Tensor& weights, const MaybeTensor& bi
   TORCH_CHECK(images.size(1) == weights.size(1) && (!bias || bias->numel() == weights.size(0)) &&
                   images.size(2) + 2 * ph >= k.h && images.size(3) + 2 * pw >= k.w,
               "the weights do not fit the images");
-  return Bilinear<Kind::F>::apply(images, weights, bias, k);
+  return Bilinear::apply(images, weights, bias, Kind::convolution, k);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Convolution from few channels into many, and its two derivatives, for layers whose answers have channels as their
-// innermost dimension: the first layer of most networks for images.
+// Convolution from few channels into many, and its data gradient, for layers whose answers have channels as their
+// innermost dimension: the first layer of most networks for images. Of the weight gradient the library loses less.
 //
 // General libraries fill a register with input channels, of which there are one or three. Here it holds neighbouring
 // output channels of one pixel, and the inputs, which are few, are read one number at a time. What is left is about
@@ -11,13 +11,11 @@
 
 namespace {
 
-constexpr int64_t kFewInputs = 4;         // channels up to which these are used
 constexpr int kAcross = kRegisters / 8;   // vectors of channels in a tile
 constexpr int kTilePixels = 5;            // pixels of a row whose sums are in registers together
-constexpr int kTapTile = 6;               // taps whose gradients are
 
-// Output channels in turn: work(V, first channel, lanes) for V whole vectors, then half as many, and at last for one with
-// as many lanes as are left.
+// Output channels in turn: work(V, first channel, lanes) for V whole vectors, then half as many, and at last for one
+// with as many lanes as are left.
 template <int V, typename Work>
 inline void for_channels(int64_t o, int64_t end, const Work& work) {
   for (; o + V * kLanes <= end; o += V * kLanes) work(std::integral_constant<int, V>(), o, kLanes);
@@ -59,19 +57,19 @@ inline void row_tile(const float* in, const std::vector<int64_t>& offsets, const
 }
 
 // Weights as [taps, output channels].
-void by_tap(const Shape& s, const float* weights, float* taps) {
+Floats by_tap(const Shape& s, const float* weights) {
+  Floats taps(s.taps() * s.o);
   for (int64_t o = 0; o < s.o; ++o)
     for (int64_t k = 0; k < s.taps(); ++k) taps[k * s.o + o] = weights[o * s.taps() + k];
+  return taps;
 }
 
 void few_inputs(const Shape& s, const float* images, const float* weights, const float* bias, float* out) {
   const auto offsets = tap_offsets(s);
-  Buffer memory(s.taps() * s.o);
-  const float* taps = memory.data();
-  by_tap(s, weights, memory.data());
+  const Floats by_taps = by_tap(s, weights);
+  const float* taps = by_taps.data();
   shared(s.n, s.o * s.taps() * s.out_h() * s.out_w(), [&](int64_t begin, int64_t end) {
-    Buffer padded(s.c * s.plane());
-    padded.fill(0);
+    Floats padded(s.c * s.plane());
     for (int64_t n = begin; n < end; ++n) {
       pad(images + n * s.c * s.h * s.w, s, padded.data());
       for (int64_t y = 0; y < s.out_h(); ++y) {
@@ -87,60 +85,6 @@ void few_inputs(const Shape& s, const float* images, const float* weights, const
         });
       }
     }
-  });
-}
-
-// The gradients of T taps for V vectors of channels, added up over a row of outputs.
-template <int V, int T>
-void taps_of_row(const float* in, const int64_t* offsets, const float* gradients, int64_t stride, int64_t pixels,
-                 int64_t lanes, float* out) {
-  Vec sums[T][V];
-  UNROLLED for (int t = 0; t < T; ++t)
-    UNROLLED for (int v = 0; v < V; ++v) sums[t][v] = Vec::loadu(out + t * stride + v * kLanes, lanes);
-  for (int64_t x = 0; x < pixels; ++x) {
-    Vec g[V];
-    UNROLLED for (int v = 0; v < V; ++v) g[v] = Vec::loadu(gradients + x * stride + v * kLanes, lanes);
-    UNROLLED for (int t = 0; t < T; ++t) {
-      const Vec factor(in[offsets[t] + x]);
-      UNROLLED for (int v = 0; v < V; ++v) sums[t][v] = fmadd(g[v], factor, sums[t][v]);
-    }
-  }
-  UNROLLED for (int t = 0; t < T; ++t)
-    UNROLLED for (int v = 0; v < V; ++v) sums[t][v].store(out + t * stride + v * kLanes, lanes);
-}
-
-using TapsOfRow = void (*)(const float*, const int64_t*, const float*, int64_t, int64_t, int64_t, float*);
-template <int V>
-constexpr TapsOfRow kTapsOfRow[kTapTile] = {taps_of_row<V, 1>, taps_of_row<V, 2>, taps_of_row<V, 3>,
-                                            taps_of_row<V, 4>, taps_of_row<V, 5>, taps_of_row<V, 6>};
-
-// Images are summed up one by one, and then in double precision. Each core has channels of its own.
-void few_inputs_weight_gradient(const Shape& s, const float* images, const float* gradients, float* out) {
-  constexpr int64_t kBlock = 64;
-  const auto offsets = tap_offsets(s);
-  shared((s.o + kBlock - 1) / kBlock, s.n * s.taps() * kBlock * s.out_h() * s.out_w(), [&](int64_t from, int64_t to) {
-    const int64_t begin = from * kBlock, end = std::min(s.o, to * kBlock);
-    Buffer padded(s.c * s.plane());
-    padded.fill(0);
-    std::vector<float> sums(s.taps() * s.o);
-    std::vector<double> totals(s.taps() * s.o);
-    for (int64_t n = 0; n < s.n; ++n) {
-      pad(images + n * s.c * s.h * s.w, s, padded.data());
-      std::fill(sums.begin(), sums.end(), 0.0f);
-      for (int64_t y = 0; y < s.out_h(); ++y) {
-        const float* in = padded.data() + y * s.row();
-        const float* row = gradients + (n * s.out_h() + y) * s.out_w() * s.o;
-        for_channels<kAcross>(begin, end, [&]<int V>(std::integral_constant<int, V>, int64_t o, int64_t lanes) {
-          in_parts(s.taps(), kTapTile, [&](int64_t k, int64_t count) {
-            kTapsOfRow<V>[count - 1](in, offsets.data() + k, row + o, s.o, s.out_w(), lanes, sums.data() + k * s.o + o);
-          });
-        });
-      }
-      for (int64_t k = 0; k < s.taps(); ++k)
-        for (int64_t o = begin; o < end; ++o) totals[k * s.o + o] += sums[k * s.o + o];
-    }
-    for (int64_t o = begin; o < end; ++o)
-      for (int64_t k = 0; k < s.taps(); ++k) out[o * s.taps() + k] = static_cast<float>(totals[k * s.o + o]);
   });
 }
 
@@ -178,24 +122,21 @@ void rows_of_image(const Shape& s, const float* gradients, int64_t row, const fl
 }
 
 using RowsOfImage = void (*)(const Shape&, const float*, int64_t, const float*, float*);
-constexpr RowsOfImage kRowsOfImage[kFewInputs] = {rows_of_image<1>, rows_of_image<2>, rows_of_image<3>,
-                                                  rows_of_image<4>};
+constexpr RowsOfImage kRowsOfImage[] = {rows_of_image<1>, rows_of_image<2>, rows_of_image<3>, rows_of_image<4>};
 
 // `s` is the shape of the convolution itself. What more padding than the kernel needs gave is cut off.
 void few_inputs_data_gradient(const Shape& s, const float* gradients, const float* weights, float* out) {
   const int64_t above = s.kh - 1 - s.ph, before = s.kw - 1 - s.pw;
   const int64_t cut_h = std::max<int64_t>(0, -above), cut_w = std::max<int64_t>(0, -before);
   const int64_t row = (s.out_w() + 2 * before) * s.o;
-  Buffer memory(s.taps() * s.o);
-  by_tap(s, weights, memory.data());
+  const Floats taps = by_tap(s, weights);
   shared(s.n, s.taps() * s.o * s.h * s.w, [&](int64_t begin, int64_t end) {
-    Buffer padded((s.out_h() + 2 * above) * row);
-    padded.fill(0);
+    Floats padded((s.out_h() + 2 * above) * row);
     for (int64_t n = begin; n < end; ++n) {
       for (int64_t y = cut_h; y < s.out_h() - cut_h; ++y)
         copy_row(padded.data() + (y + above) * row + (before + cut_w) * s.o,
                  gradients + ((n * s.out_h() + y) * s.out_w() + cut_w) * s.o, (s.out_w() - 2 * cut_w) * s.o);
-      kRowsOfImage[s.c - 1](s, padded.data(), row, memory.data(), out + n * s.c * s.h * s.w);
+      kRowsOfImage[s.c - 1](s, padded.data(), row, taps.data(), out + n * s.c * s.h * s.w);
     }
   });
 }

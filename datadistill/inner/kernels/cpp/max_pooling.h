@@ -1,4 +1,4 @@
-// Where the maxima of a max pooling with stride 2 lie: with them pooling is PyTorch's `gather`, which it differentiates.
+// Where the maxima of a max pooling with stride 2 lie: with them it is `gather`, which PyTorch differentiates.
 
 #pragma once
 
@@ -6,7 +6,7 @@
 
 namespace {
 
-// A row of outputs, a vector at a time, from a padded plane. As in PyTorch the first of equal values counts, and NaN wins.
+// A row of outputs, a vector at a time, from a padded plane. As in PyTorch the first of equals counts, and NaN wins.
 void row_of_maxima(const float* padded, int64_t row, int64_t kernel, int64_t top, int64_t padding, int64_t w,
                    int64_t count, int64_t* places) {
   const float first = static_cast<float>(std::max<int64_t>(top, 0) * w);
@@ -39,8 +39,7 @@ Tensor maxima(const Tensor& images, int64_t kernel, int64_t padding) {
   const float* from = x.const_data_ptr<float>();
   int64_t* places = out.mutable_data_ptr<int64_t>();
   shared(planes, out_h * out_w * kernel * kernel, [&](int64_t first, int64_t last) {
-    Buffer padded((h + 2 * padding) * row + kernel + 4 * kLanes);
-    padded.fill(-std::numeric_limits<float>::infinity());
+    Floats padded((h + 2 * padding) * row + kernel + 4 * kLanes, -std::numeric_limits<float>::infinity());
     for (int64_t plane = first; plane < last; ++plane) {
       for (int64_t y = 0; y < h; ++y)
         copy_row(padded.data() + (y + padding) * row + padding, from + (plane * h + y) * w, w);

@@ -1,8 +1,8 @@
 // Convolution with few channels, and its gradient of the weights.
 //
-// General libraries lay channels out in blocks as wide as a vector register, so a layer with 1 or 6 channels leaves most
-// of each register empty. Here a register holds neighbouring positions of one plane instead, filled by one unaligned
-// load for every tap.
+// General libraries lay channels out in blocks as wide as a vector register, so a layer with 1 or 6 channels leaves
+// most of each register empty. Here a register holds neighbouring positions of one plane instead, filled by one
+// unaligned load for every tap.
 
 #pragma once
 
@@ -56,7 +56,7 @@ void in_parts(int64_t total, int64_t most, const Work& work) {
 // weights[o * stride_o + c * stride_c + i * kw + j], with the kernel turned by 180 degrees if `turned`.
 void convolve(const Shape& s, const float* images, const float* weights, int64_t stride_o, int64_t stride_c,
               bool turned, const float* bias, float* out) {
-  Buffer taps(s.o * s.taps());
+  Floats taps(s.o * s.taps());
   float* tap = taps.data();
   in_parts(s.o, kMostPlanes, [&](int64_t first, int64_t count) {
     for (int64_t c = 0; c < s.c; ++c)
@@ -65,8 +65,7 @@ void convolve(const Shape& s, const float* images, const float* weights, int64_t
           *tap++ = weights[o * stride_o + c * stride_c + (turned ? s.kh * s.kw - 1 - k : k)];
   });
   shared(s.n, s.o * s.taps() * s.positions(), [&](int64_t begin, int64_t end) {
-    Buffer padded(s.c * s.plane()), sums(kMostPlanes * s.out_plane());
-    padded.fill(0);
+    Floats padded(s.c * s.plane()), sums(kMostPlanes * s.out_plane());
     for (int64_t n = begin; n < end; ++n) {
       pad(images + n * s.c * s.h * s.w, s, padded.data());
       in_parts(s.o, kMostPlanes, [&](int64_t first, int64_t count) {
@@ -107,10 +106,7 @@ constexpr std::array kWeightTiles = []<int... K>(std::integer_sequence<int, K...
 void weight_rows(const Shape& s, int64_t planes, int64_t begin, const float* images, const float* gradients,
                  float* out) {
   const int64_t plane = rounded_up(s.positions()), most = std::min(kImageBlock, s.n);
-  Buffer padded(most * s.c * s.plane()), spread(most * s.o * plane);
-  // What lies between the rows stays zero from here on.
-  padded.fill(0);
-  spread.fill(0);
+  Floats padded(most * s.c * s.plane()), spread(most * s.o * plane);  // what lies between the rows stays zero
   std::fill_n(out, s.o * s.taps(), 0.0f);
   for (int64_t first = 0; first < s.n; first += kImageBlock) {
     const int64_t count = std::min(kImageBlock, s.n - first);
