@@ -4,7 +4,7 @@ Runs are shared: a whole one shows that the loss falls and that random images ar
 must equal to the bit. Each row's tests therefore belong to one worker (`--dist loadgroup`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -127,6 +127,14 @@ class Made:
 
     distilled: dd.DistilledData
     metrics: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shorter_looks() -> Iterator[None]:
+    """A look at data for protocol dc trains for fewer epochs: what is asked of methods holds however they are seen."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("datadistill.looks.CONDENSED_EPOCHS", 20)
+        yield
 
 
 def pool_for(row: Row) -> dd.Pool | None:
