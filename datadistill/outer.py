@@ -23,7 +23,7 @@ from datadistill.descent import Outer, Variables, improve
 from datadistill.distilled import FILE_NAME, DistilledData
 from datadistill.errors import DatadistillError, Interrupted, RequestError
 from datadistill.evaluation.accuracy import Accuracy
-from datadistill.inner import Engine, kernels, make_network
+from datadistill.inner import Engine, kernels
 from datadistill.length import Length, parse_duration
 from datadistill.looks import held_out, is_finite, is_sound, slower
 from datadistill.methods import DC, DD, DM
@@ -206,12 +206,9 @@ def _with_kernels(problem: Problem, before: Settings | None, reporter: Reporter)
         operations = tuple(name for name in before.kernels if name in kernels.measured())
         if len(operations) < len(before.kernels):
             reporter.say(
-                f"the run was started with operations that cannot be had here ({', '.join(before.kernels)}): "
-                "its last bits will differ."
+                "the run was started with operations of ours that cannot be had here: its last bits will differ."
             )
-    settled = replace(problem.engine, kernels=",".join(operations) or "off")
-    network = make_network(problem.network.module, problem.batch_norm, settled.kernels)
-    return replace(problem, network=network, engine=settled), operations
+    return problem.with_kernels(",".join(operations) or "off"), operations
 
 
 def _check_same(folder: RunFolder, before: Settings, settings: Settings) -> None:

@@ -197,8 +197,6 @@ def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recip
     given_method, given_outer = given_options(arguments, info), given_fields(arguments, Outer, "outer_")
     if arguments.iterations is not None or arguments.budget is not None:
         run |= {"iterations": arguments.iterations, "budget": arguments.budget}
-    elif recipe is not None and recipe.at_most:
-        run["budget"] = parse_duration(recipe.at_most)
     settings = {
         "run": {**run, **given_run},
         "method": {**method, **given_method},
@@ -210,6 +208,8 @@ def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recip
         recipe = None
     if not Engine(**settings["engine"]).is_exact:
         recipe = None
+    if recipe is not None and recipe.at_most and arguments.iterations is None and arguments.budget is None:
+        settings["run"]["budget"] = parse_duration(recipe.at_most)
     return recipe, settings
 
 

@@ -12,7 +12,7 @@ from datadistill.cli.problem import add_problem_flags, problem_of
 from datadistill.descent import Outer, Variables
 from datadistill.distilled import DistilledData
 from datadistill.errors import RequestError
-from datadistill.inner import Network, Prediction, kernels, make_network, predict
+from datadistill.inner import Network, Prediction, kernels, predict
 from datadistill.inner.engine import Storage
 from datadistill.inner.plan import memory_limit
 from datadistill.moments import Best, Moment, pack
@@ -47,8 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     disk = _disk(method.start(problem, stream(problem.seed, "start")))
     if problem.device.type == "cpu" and problem.engine.kernels != "off":
         kernels.prepare(lambda text: print(text, file=sys.stderr))
-        network = make_network(problem.network.module, problem.batch_norm, problem.engine.kernels)
-        problem = replace(problem, network=network)
+        problem = problem.with_kernels(problem.engine.kernels)
     network = problem.on(getattr(method, "matched_on", "same")).network
     demand, image = method.demand(problem), problem.real.train.images[:1]
     chosen = predict(network, image, demand, problem.engine)

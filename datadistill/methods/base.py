@@ -75,6 +75,11 @@ class Problem:
         engine: Engine = self.kept[demand]
         return engine
 
+    def with_kernels(self, kernels: str) -> "Problem":
+        """The same on a network with other operations of ours (`Engine.kernels`), such as those just built."""
+        network = make_network(self.network.module, self.batch_norm, kernels)
+        return replace(self, network=network, engine=replace(self.engine, kernels=kernels))
+
     def seen_through(self, augment: str) -> Network:
         """The network with images changed wherever a seed is given: by one part for a batch (`augment.one_of`)."""
         parts = parse_augmentation(augment)

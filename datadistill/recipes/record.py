@@ -216,8 +216,8 @@ class Recipe:
         sweep: several points instead of one.
         full: changes to `run`, `method`, `outer`, `experts` and `expect` that make this, which is smaller, the
             published experiment.
-        at_most: for how long `distill` follows it, such as `4m`, where no length is given: a machine that is too slow
-            for all outer steps makes fewer. Empty: as long as they take.
+        at_most: for how long `distill` follows it, such as `4m`, where nothing else is asked for: a machine that is too
+            slow for all outer steps makes fewer. Empty: as long as they take.
     """
 
     name: str

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import datadistill as dd
+from datadistill.cli import distill
 from datadistill.cli.main import COMMANDS, main, make_parser
 from datadistill.cli.methods import settings_of
 from datadistill.data import DATASETS
@@ -363,3 +364,20 @@ def test_a_network_that_does_not_fit_is_refused_before_any_is_trained(
         monkeypatch.setattr(f"datadistill.cli.{command}.evaluate", never)
         assert main([command, "run", "--models", "mlp,lenet"]) == 2
         assert "lenet" in capsys.readouterr().err.lower()
+
+
+@pytest.mark.parametrize(
+    ("flags", "seconds"),
+    [
+        ([], 240),
+        (["--seed", "3"], 240),
+        (["--iterations", "50"], None),
+        (["--dataset", "digits", "--model", "mlp"], None),
+        (["--batch", "64"], None),
+    ],
+    ids=["as it is", "another seed", "so many steps", "other data", "another batch"],
+)
+def test_the_clock_ends_the_recipe_and_nothing_else(flags: list[str], seconds: int | None) -> None:
+    parser, _ = make_parser("distill")
+    _, settings = distill._settings(parser.parse_args(["distill", *flags]), None)
+    assert settings["run"]["budget"] == seconds

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import datadistill as dd
 from datadistill.errors import RequestError
 from datadistill.inner import SGD, Engine, InnerStep, hypergradient, kernels, make_network
 from datadistill.inner.functional import Weights
-from datadistill.inner.kernels import OPERATIONS, Measured, chosen, fitted
+from datadistill.inner.kernels import OPERATIONS, Measured, chosen, fitted, library
 from datadistill.inner.kinks import widened
 from datadistill.models.convnet import ConvNet
 from datadistill.models.lenet import LeNet
@@ -449,3 +450,29 @@ except ValueError as error:
     environment["DATADISTILL_ISA"] = isa
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert expected in done.stdout
+
+
+@built
+def test_operations_are_used_as_soon_as_they_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that asked before they were built, as every first run does, must not remember the answer."""
+    with monkeypatch.context() as before:
+        before.setattr(library, "ready", lambda: False)
+        assert make_network(LeNet(), operations="all").operations == ()
+    assert make_network(LeNet(), operations="all").operations == OPERATIONS
+
+
+def test_a_library_that_others_could_have_written_is_not_loaded(tmp_path: Path) -> None:
+    folder = tmp_path / "native"
+    assert not library._is_whole(folder)
+    folder.mkdir(mode=0o700)
+    (folder / "operations.so").write_bytes(b"half of it")
+    assert not library._is_whole(folder)
+    (folder / "measured.json").write_text(json.dumps({"library": library._digest(folder)}))
+    assert library._is_whole(folder)
+    (folder / "operations.so").write_bytes(b"something else")
+    assert not library._is_whole(folder)
+    (tmp_path / "link").symlink_to(folder)
+    folder.chmod(0o777)
+    for place in (folder, tmp_path / "link"):
+        with pytest.raises(library._CannotBeHad, match="others may write to it"):
+            library._is_whole(place)

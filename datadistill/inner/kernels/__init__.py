@@ -1,8 +1,8 @@
 """Operations of our own for a CPU: built, measured against PyTorch's, and used where they are right and faster."""
 
-from datadistill.inner.kernels.build import build, instruction_set, measured, must_build, prepare, ready
 from datadistill.inner.kernels.choice import OPERATIONS, Measured, chosen, parse_kernels
 from datadistill.inner.kernels.layers import fitted
+from datadistill.inner.kernels.library import build, instruction_set, measured, must_build, prepare, ready
 
 __all__ = [
     "OPERATIONS",

@@ -63,12 +63,16 @@ def _pooling(kernel: int, padding: int) -> Callable[[], nn.Module]:
 
 
 _TRIALS: Mapping[str, tuple[tuple[str, ...], tuple[_Trial, ...]]] = {
-    # The first layer of LeNet.
+    # The first layers of LeNet and AlexCifarNet.
     "few-channels": (
         (),
-        (_Trial(_convolution(1, 6, 2), (10, 1, 28, 28)), _Trial(_convolution(1, 6, 2), (64, 1, 28, 28))),
+        (
+            _Trial(_convolution(1, 6, 2), (10, 1, 28, 28)),
+            _Trial(_convolution(1, 6, 2), (64, 1, 28, 28)),
+            _Trial(_convolution(3, 64, 2), (10, 3, 32, 32)),
+        ),
     ),
-    # Its second, on batches of the inner loop.
+    # LeNet's second, on batches of the inner loop.
     "small-batch": ((), (_Trial(_convolution(6, 16, 0), (10, 6, 14, 14)),)),
     # The second of AlexCifarNet.
     "convolution": ((), (_Trial(_convolution(64, 64, 2), (10, 64, 16, 16)),)),

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -24,6 +25,7 @@ from datadistill.inner.kernels.choice import Measured, measure
 
 _FLAGS = ("-O3", "-mtune=native", "-std=c++20", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 _HEADERS = ("-DAT_PER_OPERATOR_HEADERS",)  # only the declarations that are used: saves a tenth of the compiler's time
+_LIBRARY, _FACTS = "operations.so", "measured.json"
 _ISA_FLAGS = {
     "AVX2": ("-mavx2", "-mfma", "-mf16c"),
     "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mavx512cd", "-mfma", "-mf16c"),
@@ -38,11 +40,11 @@ def build() -> str:
         Nothing, or why they cannot be had, in a few words.
     """
     try:
-        compiler, target = _place()
-        if not _is_whole(target):
-            _make(compiler, target)
+        compiler, folder = _place()
+        if _is_whole(folder):
+            _load(folder)
         else:
-            _load(target)
+            _make(compiler, folder)
     except _CannotBeHad as reason:
         return str(reason)
     except subprocess.CalledProcessError as error:
@@ -86,12 +88,14 @@ def instruction_set() -> str:
     return "NEON" if name == "DEFAULT" and platform.machine() in ("aarch64", "arm64") else name
 
 
-@cache
 def measured() -> dict[str, Measured]:
-    """What was measured of each operation when the library was built; nothing where there is none."""
-    if not ready():
-        return {}
-    facts = json.loads(_facts_of(_place()[1]).read_text())
+    """What was measured of each operation when the library was built; nothing while there is none."""
+    return _measured() if ready() else {}
+
+
+@cache
+def _measured() -> dict[str, Measured]:
+    facts = json.loads((_place()[1] / _FACTS).read_text())
     return {name: Measured(**values) for name, values in facts["operations"].items()}
 
 
@@ -101,7 +105,7 @@ class _CannotBeHad(Exception):
 
 @cache
 def _place() -> tuple[str, Path]:
-    """The compiler, and where its library lies: under a name for everything that it depends on."""
+    """The compiler, and the folder of its library: under a name for everything that it depends on."""
     if is_switched_off():
         raise _CannotBeHad("DATADISTILL_NATIVE is 0")
     compilers = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
@@ -115,7 +119,7 @@ def _place() -> tuple[str, Path]:
     facts = [*_sources().values(), *python, version, *(name.encode() for name in names)]
     digest = hashlib.blake2b(b"\0".join(facts), digest_size=8).hexdigest()
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return compiler, Path(root) / "datadistill" / f"native-{digest}.so"
+    return compiler, Path(root) / "datadistill" / f"native-{digest}"
 
 
 @cache
@@ -144,50 +148,51 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
 
 
-def _facts_of(target: Path) -> Path:
-    return target.with_suffix(".json")
+def _is_whole(folder: Path) -> bool:
+    """Whether the library is what the compiler wrote: loading half a library ends the process.
 
-
-def _is_whole(target: Path) -> bool:
-    """Whether the library is what the compiler wrote: loading half a library ends the process."""
-    facts = _facts_of(target)
-    if not (target.exists() and facts.exists()):
-        return False
-    if hasattr(os, "getuid"):
-        for path in (target.parent, target, facts):
-            found = path.lstat()
-            if found.st_uid != os.getuid() or stat.S_ISLNK(found.st_mode) or found.st_mode & 0o022:
-                raise _CannotBeHad(f"{path} belongs to somebody else, or others may write to it")
+    Raises:
+        _CannotBeHad: somebody else could have written it.
+    """
     try:
-        return bool(json.loads(facts.read_text())["library"] == _digest(target))
-    except (ValueError, KeyError, TypeError):
+        found = folder.lstat()
+    except FileNotFoundError:
+        return False
+    if hasattr(os, "getuid") and (
+        not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022
+    ):
+        raise _CannotBeHad(f"{folder} is a link, belongs to somebody else, or others may write to it")
+    try:
+        return bool(json.loads((folder / _FACTS).read_text())["library"] == _digest(folder))
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _digest(library: Path) -> str:
-    return hashlib.blake2b(library.read_bytes()).hexdigest()
+def _digest(folder: Path) -> str:
+    return hashlib.blake2b((folder / _LIBRARY).read_bytes()).hexdigest()
 
 
-def _load(library: Path) -> None:
-    torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+def _load(folder: Path) -> None:
+    torch.ops.load_library(str(folder / _LIBRARY))  # type: ignore[no-untyped-call]
 
 
-def _make(compiler: str, target: Path) -> None:
-    """Compile, load, measure, and keep."""
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        library, facts = Path(folder) / target.name, Path(folder) / "native.json"
-        _compile(compiler, Path(folder), library)
-        _load(library)
-        document: dict[str, Any] = {"library": _digest(library), "instruction_set": instruction_set()}
+def _make(compiler: str, folder: Path) -> None:
+    """Compile, load, measure, and keep: in a folder that nobody else may write to, which takes its place as a whole."""
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as place:
+        made = Path(place)
+        _compile(compiler, made)
+        _load(made)
+        document: dict[str, Any] = {"library": _digest(made), "instruction_set": instruction_set()}
         document["operations"] = {name: found._asdict() for name, found in measure().items()}
-        facts.write_text(json.dumps(document, indent=2))
-        # Whoever builds at the same time may write other bytes; a digest that does not fit is built again, later.
-        os.replace(library, target)
-        os.replace(facts, _facts_of(target))
+        (made / _FACTS).write_text(json.dumps(document, indent=2))
+        if not _is_whole(folder):  # else somebody else was faster: theirs is as good
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                made.rename(folder)
 
 
-def _compile(compiler: str, folder: Path, library: Path) -> None:
+def _compile(compiler: str, folder: Path) -> None:
     from torch.utils.cpp_extension import include_paths, library_paths
 
     for name, content in _sources().items():
@@ -196,4 +201,4 @@ def _compile(compiler: str, folder: Path, library: Path) -> None:
     libraries = [word for path in library_paths() for word in (f"-L{path}", f"-Wl,-rpath,{path}")]
     names = ("-ltorch", "-ltorch_cpu", "-lc10")
     command = [compiler, *_flags(compiler), *headers, str(folder / "operations.cpp"), *libraries, *names]
-    subprocess.run([*command, "-o", str(library)], capture_output=True, text=True, check=True)
+    subprocess.run([*command, "-o", str(folder / _LIBRARY)], capture_output=True, text=True, check=True)
