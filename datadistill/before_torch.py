@@ -1,11 +1,12 @@
 """What must be in the environment before PyTorch is loaded: how it waits for its threads, which instructions it uses.
 
 It is set when this module is imported, the first of the package; a program that has loaded PyTorch already goes on as
-it is.
+it is, with a warning if that is not what `DATADISTILL_ISA` asks for.
 """
 
 import os
 import sys
+import warnings
 
 _AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 """The switches of PyTorch's own operations, of its convolutions and of its matrix products."""
@@ -35,3 +36,5 @@ def _prepare() -> None:
 
 if "torch" not in sys.modules:
     _prepare()
+elif os.environ.get("DATADISTILL_ISA"):
+    warnings.warn("DATADISTILL_ISA came too late: import datadistill before torch", RuntimeWarning, stacklevel=2)

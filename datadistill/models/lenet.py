@@ -35,8 +35,9 @@ class LeNet(nn.Module):
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """Class scores (logits)."""
-        hidden = self.pool(F.relu(self.conv1(images)))
-        hidden = self.pool(F.relu(self.conv2(hidden)))
+        # ReLU and the maximum exchange without a change in value or derivatives; behind it is a quarter of the work.
+        hidden = F.relu(self.pool(self.conv1(images)))
+        hidden = F.relu(self.pool(self.conv2(hidden)))
         hidden = F.relu(self.fc1(hidden.flatten(1)))
         hidden = F.relu(self.fc2(hidden))
         return self.fc3(hidden)  # type: ignore[no-any-return]

@@ -92,45 +92,32 @@ SHAPES = [
 Convolved = tuple[int, int, int, tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
-def check_convolution(shape: Convolved, how: int) -> None:
+def check_convolution(shape: Convolved, last: bool) -> None:
     n, channels, out, kernel, padding, size = shape
     torch.manual_seed(0)
     images = torch.randn(n, channels, *size)
     layer: Any = fitted(nn.Conv2d(channels, out, kernel, padding=padding, bias=n == 1), OPERATIONS)
-    layer.how = lambda images: how
+    layer.is_ours, layer.is_normalised = (lambda images: True), last
     found = derivatives(layer, images)
     plain = nn.Conv2d(channels, out, kernel, padding=padding, bias=n == 1).double()
     plain.load_state_dict(layer.state_dict())
     agree(found, derivatives(plain, images.double()))
-    last = how in (FEW_INPUTS, LIBRARY_LAST)
     assert layer.float()(images).is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-HOWS = {"planes": 0, "few inputs": 1, "library": 2, "library, channels last": 3}
-FEW_INPUTS, LIBRARY_LAST = 1, 3
-
-
-def ways(shapes: Sequence[Convolved]) -> list[Any]:
-    """Each shape in all ways that can do it."""
-    cases = itertools.product(shapes, HOWS.items())
-    return [
-        pytest.param(shape, how, id=f"{shape}, {name}")
-        for shape, (name, how) in cases
-        if how != FEW_INPUTS or shape[1] <= 4
-    ]
-
-
 @built
-@pytest.mark.parametrize(("shape", "how"), ways(SHAPES))
-def test_convolution(shape: Convolved, how: int) -> None:
-    check_convolution(shape, how)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_convolution(shape: Convolved, last: bool) -> None:
+    check_convolution(shape, last)
 
 
 @built
 @pytest.mark.slow
-@pytest.mark.parametrize(("shape", "how"), ways(list(itertools.product(*AXES))))
-def test_convolution_in_all_combinations(shape: Convolved, how: int) -> None:
-    check_convolution(shape, how)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("shape", list(itertools.product(*AXES)), ids=str)
+def test_convolution_in_all_combinations(shape: Convolved, last: bool) -> None:
+    check_convolution(shape, last)
 
 
 def normalised(
@@ -381,11 +368,11 @@ def test_what_is_used_was_measured_to_be_right_and_faster() -> None:
     found = {
         "normalisation": Measured(0.5, 1e-6),
         "max-pooling": Measured(0.95, 0.0),
-        "convolution": Measured(0.5, 0.1),
+        "few-channels": Measured(0.5, 0.1),
     }
     assert chosen("auto", found) == ("normalisation",)
     assert chosen("all", found) == tuple(found)
-    assert chosen("max-pooling,few-channels", found) == ("max-pooling",)
+    assert chosen("max-pooling,small-batch", found) == ("max-pooling",)
     assert chosen("off", found) == chosen("auto", {}) == chosen("all", {}) == ()
     with pytest.raises(RequestError, match="unknown kernel 'pooling'"):
         Engine(kernels="pooling")
@@ -450,6 +437,15 @@ except ValueError as error:
     environment["DATADISTILL_ISA"] = isa
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert expected in done.stdout
+
+
+@pytest.mark.parametrize(("isa", "expected"), [("avx2", "DATADISTILL_ISA came too late"), ("", "")])
+def test_instructions_that_are_chosen_too_late_are_a_warning(isa: str, expected: str) -> None:
+    environment = {**os.environ, "DATADISTILL_ISA": isa}
+    code = [sys.executable, "-c", "import torch, datadistill"]
+    done = subprocess.run(code, env=environment, capture_output=True, text=True, check=True)
+    assert expected in done.stderr
+    assert ("RuntimeWarning" in done.stderr) == bool(expected)
 
 
 @built

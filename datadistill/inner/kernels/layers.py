@@ -8,10 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_PLANES, _FEW_INPUTS, _LIBRARY, _LIBRARY_LAST = range(4)
-"""How a convolution is done: `How` in `cpp/convolution.h`."""
-
-_FEW_CHANNELS, _SOME_CHANNELS, _MOST_INPUTS = 4, 16, 4
+_FEW_CHANNELS, _SOME_CHANNELS = 4, 16
 _SMALL_BATCH = 16
 
 
@@ -43,22 +40,19 @@ class _Conv2d(nn.Conv2d):
     is_normalised = False
     """Whether the answer is to have channels as its innermost dimension in memory, as normalisation reads it."""
 
-    def how(self, images: int) -> int | None:
-        """How so many images are convolved; None: as PyTorch does."""
-        if self.is_normalised:
-            first = "first-layer" in self.operations and self.in_channels <= _MOST_INPUTS
-            return _FEW_INPUTS if first else _LIBRARY_LAST
+    def is_ours(self, images: int) -> bool:
+        """Whether so many images are convolved by our operation."""
         few = min(self.in_channels, self.out_channels)
-        if few <= _FEW_CHANNELS and "few-channels" in self.operations:
-            return _PLANES
-        if few < _SOME_CHANNELS and images <= _SMALL_BATCH and "small-batch" in self.operations:
-            return _PLANES
-        return _LIBRARY if few >= _SOME_CHANNELS and "convolution" in self.operations else None
+        return (
+            self.is_normalised
+            or (few <= _FEW_CHANNELS and "few-channels" in self.operations)
+            or (few < _SOME_CHANNELS and images <= _SMALL_BATCH and "small-batch" in self.operations)
+        )
 
     def forward(self, input: Tensor) -> Tensor:
-        how = self.how(input.shape[0]) if input.dim() == 4 else None
         if (
-            how is None
+            input.dim() != 4
+            or not self.is_ours(input.shape[0])
             or isinstance(self.padding, str)
             or self.padding_mode != "zeros"
             or self.stride != (1, 1)
@@ -72,7 +66,7 @@ class _Conv2d(nn.Conv2d):
         ):
             return super().forward(input)
         return torch.ops.datadistill.conv2d.default(  # type: ignore[no-any-return]
-            input, self.weight, self.bias, *self.padding, how
+            input, self.weight, self.bias, *self.padding, self.is_normalised
         )
 
 

@@ -5,26 +5,22 @@
 
 #pragma once
 
-#include "few_inputs.h"
 #include "planes.h"
 
 namespace {
 
 constexpr int64_t kFewPlanes = 16;  // output planes up to which the weight gradient of `planes.h` beats the library's
 
-enum class How : int64_t { planes, few_inputs, library, library_last };
-
 // Images and weights to their convolution; gradients and weights to the images' gradient; images and gradients to the
 // weights' gradient.
 enum class Kind : int64_t { convolution, of_images, of_weights };
 
-// What all three operations are told, besides two tensors.
+// What all three operations are told, besides two tensors. With channels innermost in memory (`last`) the library does
+// the work.
 struct Kernel {
   int64_t h, w, ph, pw;
-  How how;
-  bool last() const { return how == How::few_inputs || how == How::library_last; }
-  bool by_library() const { return how == How::library || how == How::library_last; }
-  Tensor laid_out(const Tensor& tensor) const { return last() ? channels_last(tensor) : tensor.contiguous(); }
+  bool last;
+  Tensor laid_out(const Tensor& tensor) const { return last ? channels_last(tensor) : tensor.contiguous(); }
 };
 
 // One of the two derivatives of PyTorch's convolution.
@@ -35,15 +31,13 @@ Tensor library_gradient(const Tensor& g, const Tensor& x, const Tensor& w, const
 }
 
 Tensor convolution(const Tensor& images, const Tensor& weights, const MaybeTensor& bias, const Kernel& k) {
-  if (k.by_library())
+  if (k.last)
     return at::convolution(k.laid_out(images), k.laid_out(weights), bias, {1, 1}, {k.ph, k.pw}, {1, 1}, false, {0, 0},
                            1);
   const Tensor x = images.contiguous(), w = weights.contiguous(), b = plain(bias);
   const Shape s{x.size(0), x.size(1), x.size(2), x.size(3), w.size(0), k.h, k.w, k.ph, k.pw};
-  const std::array<int64_t, 4> sizes{s.n, s.o, s.out_h(), s.out_w()};
-  Tensor out = k.last() ? empty_channels_last(sizes, x) : at::empty(sizes, x.options());
-  if (k.last()) few_inputs(s, at(x), at(w), at(b), out.mutable_data_ptr<float>());
-  else convolve(s, at(x), at(w), s.taps(), s.kh * s.kw, false, at(b), out.mutable_data_ptr<float>());
+  Tensor out = at::empty({s.n, s.o, s.out_h(), s.out_w()}, x.options());
+  convolve(s, at(x), at(w), s.taps(), s.kh * s.kw, false, at(b), out.mutable_data_ptr<float>());
   return out;
 }
 
@@ -52,19 +46,17 @@ Tensor data_gradient(const Tensor& gradients, const Tensor& weights, const Kerne
   const int64_t n = gradients.size(0), o = gradients.size(1), c = weights.size(1), h = gradients.size(2),
                 w = gradients.size(3), images_h = h + k.h - 1 - 2 * k.ph, images_w = w + k.w - 1 - 2 * k.pw;
   Tensor out = at::empty({n, c, images_h, images_w}, gradients.options());
-  if (k.by_library()) return library_gradient(gradients, out, weights, k, false);  // reads no image
-  const Tensor g = k.laid_out(gradients), taps = weights.contiguous();
-  float* to = out.mutable_data_ptr<float>();
-  if (k.last()) few_inputs_data_gradient({n, c, images_h, images_w, o, k.h, k.w, k.ph, k.pw}, at(g), at(taps), to);
-  else convolve({n, o, h, w, c, k.h, k.w, k.h - 1 - k.ph, k.w - 1 - k.pw}, at(g), at(taps), k.h * k.w, c * k.h * k.w,
-                true, nullptr, to);
+  if (k.last) return library_gradient(gradients, out, weights, k, false);  // reads no image
+  const Tensor g = gradients.contiguous(), taps = weights.contiguous();
+  convolve({n, o, h, w, c, k.h, k.w, k.h - 1 - k.ph, k.w - 1 - k.pw}, at(g), at(taps), k.h * k.w, c * k.h * k.w, true,
+           nullptr, out.mutable_data_ptr<float>());
   return out;
 }
 
 Tensor weight_gradient(const Tensor& images, const Tensor& gradients, const Kernel& k) {
   const Tensor g = k.laid_out(gradients);
   Tensor out = at::empty({g.size(1), images.size(1), k.h, k.w}, g.options());
-  if (k.how != How::planes || g.size(1) > kFewPlanes) return library_gradient(g, images, out, k, true);
+  if (k.last || g.size(1) > kFewPlanes) return library_gradient(g, images, out, k, true);
   const Tensor x = images.contiguous();
   const Shape s{x.size(0), x.size(1), x.size(2), x.size(3), g.size(1), k.h, k.w, k.ph, k.pw};
   planes_weight_gradient(s, at(x), at(g), out.mutable_data_ptr<float>());
@@ -76,7 +68,7 @@ struct Bilinear : Function<Bilinear> {
                         const Kernel& k) {
     ctx->save_for_backward({a, b});
     ctx->saved_data["told"] = std::vector<int64_t>{
-        k.h, k.w, k.ph, k.pw, static_cast<int64_t>(k.how), static_cast<int64_t>(kind), bias.has_value()};
+        k.h, k.w, k.ph, k.pw, k.last, static_cast<int64_t>(kind), bias.has_value()};
     if (kind == Kind::convolution) return convolution(a, b, bias, k);
     return kind == Kind::of_images ? data_gradient(a, b, k) : weight_gradient(a, b, k);
   }
@@ -85,7 +77,7 @@ struct Bilinear : Function<Bilinear> {
     const auto saved = ctx->get_saved_variables();
     const Tensor &a = saved[0], &b = saved[1], &u = gradients[0];
     const auto told = ctx->saved_data["told"].toIntVector();
-    const Kernel k{told[0], told[1], told[2], told[3], static_cast<How>(told[4])};
+    const Kernel k{told[0], told[1], told[2], told[3], told[4] != 0};
     const Kind kind = static_cast<Kind>(told[5]);
     const auto derived = [&](Kind other, const Tensor& one, const Tensor& two) {
       return apply(one, two, std::nullopt, other, k);
@@ -104,10 +96,9 @@ struct Bilinear : Function<Bilinear> {
   }
 };
 
-// `how` is one of How, in order.
 Tensor conv2d(const Tensor& images, const Tensor& weights, const MaybeTensor& bias, int64_t ph, int64_t pw,
-              int64_t how) {
-  const Kernel k{weights.size(2), weights.size(3), ph, pw, static_cast<How>(how)};
+              bool last) {
+  const Kernel k{weights.size(2), weights.size(3), ph, pw, last};
   TORCH_CHECK(images.size(1) == weights.size(1) && (!bias || bias->numel() == weights.size(0)) &&
                   images.size(2) + 2 * ph >= k.h && images.size(3) + 2 * pw >= k.w,
               "the weights do not fit the images");
