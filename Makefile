@@ -33,7 +33,7 @@ slow: $(VENV)/.developer
 # Every call of the package is checked against the types and array shapes of its signature.
 shapes: $(VENV)/.developer
 	DATADISTILL_SHAPES=1 $(PYTEST) -m "not slow and not fuzz" -k "not loss_falls and not beats_random" \
-		tests/contract tests/data tests/engine tests/evaluation tests/formats tests/methods tests/models
+		tests/contract tests/data tests/engine tests/evaluation tests/formats tests/methods tests/models tests/training
 
 format: $(VENV)/.developer
 	$(PY) -m ruff check --fix .

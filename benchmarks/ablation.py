@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import datadistill as dd
-from datadistill.recipes import recipes
-from datadistill.runs import RunFolder
-from datadistill.runtime import keep_freed_memory
+from datadistill.distillation.run_folder import RunFolder
+from datadistill.experiments.recipes import recipes
+from datadistill.utils.runtime import keep_freed_memory
 
 CHANGES: dict[str, dict[str, Any]] = {
     "the recipe": {},

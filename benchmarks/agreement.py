@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 
 import datadistill as dd
-from datadistill.inner import SGD, Engine, Network, hypergradient, kernels, with_noise
-from datadistill.inner.functional import Weights, batch_gradient
+from datadistill.engine import SGD, Engine, Network, hypergradient, kernels, with_noise
+from datadistill.engine.functional import Weights, batch_gradient
 from datadistill.methods import Problem, make_problem
-from datadistill.runtime import keep_freed_memory, stream
+from datadistill.utils.runtime import keep_freed_memory, stream
 
 ENGINE = Engine(storage="recompute", product="reverse", execution="eager", inner_chunk=0, chunk=0)
 

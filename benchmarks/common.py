@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from datadistill.inner import kernels
+from datadistill.engine import kernels
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

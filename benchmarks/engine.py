@@ -54,16 +54,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from datadistill.inner import SGD, Demand, Engine, InnerStep, kernels, make_network, outer_step, settle, walk
-from datadistill.inner.execution import replayed
-from datadistill.inner.functional import Weights, batch_gradient
-from datadistill.inner.memory import LiveBytes
-from datadistill.inner.parallel import map_on_cores
+from datadistill.engine import SGD, Demand, Engine, InnerStep, kernels, make_network, outer_step, settle, walk
+from datadistill.engine.compiled import replayed
+from datadistill.engine.functional import Weights, batch_gradient
+from datadistill.engine.memory import LiveBytes
+from datadistill.engine.parallel import map_on_cores
 from datadistill.models.alexcifarnet import AlexCifarNet
 from datadistill.models.convnet import ConvNet
+from datadistill.models.init import draw_weights
 from datadistill.models.lenet import LeNet
-from datadistill.models.schemes import draw_weights
-from datadistill.runtime import keep_freed_memory, stream
+from datadistill.utils.runtime import keep_freed_memory, stream
 
 
 class ReferenceAlexCifarNet(AlexCifarNet):

@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 
 import datadistill as dd
-from datadistill.inner import Weights, make_network
+from datadistill.engine import Weights, make_network
 from datadistill.methods import make_problem
 from datadistill.models import create_model, draw_weights
-from datadistill.pools import stacked_in_half
-from datadistill.recording import EXPERT_TRAINING, make_trajectories
-from datadistill.runtime import stream
-from datadistill.training import train
-from datadistill.trajectories import ExpertFile
+from datadistill.pretraining.make_trajectories import EXPERT_TRAINING, make_trajectories
+from datadistill.pretraining.pool import stacked_in_half
+from datadistill.pretraining.trajectories import ExpertFile
+from datadistill.training.train import train
+from datadistill.utils.runtime import stream
 
 EXPERTS, DISTANCE = 3, 2
 

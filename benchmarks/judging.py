@@ -40,13 +40,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datadistill.inner import kernels, make_network
-from datadistill.inner.functional import Weights
-from datadistill.inner.parallel import each_on_one_core
+from datadistill.engine import kernels, make_network
+from datadistill.engine.functional import Weights
+from datadistill.engine.parallel import each_on_one_core
 from datadistill.models.convnet import ConvNet
-from datadistill.models.schemes import draw_weights
-from datadistill.runtime import keep_freed_memory, stream
-from datadistill.training import PIECE, Training, train
+from datadistill.models.init import draw_weights
+from datadistill.training.train import PIECE, Training, train
+from datadistill.utils.runtime import keep_freed_memory, stream
 
 CPU = torch.device("cpu")
 SETTINGS = Training(rate=0.01, batch=256, optimizer="sgd", momentum=0.9, weight_decay=0.0005, falls="constant")

@@ -42,13 +42,13 @@ import common
 import torch
 
 import datadistill as dd
-from datadistill.inner import Demand, Engine, kernels
-from datadistill.inner.functional import make_network
-from datadistill.inner.memory import LiveBytes
+from datadistill.engine import Demand, Engine, kernels
+from datadistill.engine.functional import make_network
+from datadistill.engine.memory import LiveBytes
 from datadistill.methods import METHODS, Method, Problem, make_problem
-from datadistill.recording import EXPERT_TRAINING, make_trajectories
-from datadistill.runtime import keep_freed_memory, stream
-from datadistill.trajectories import Trajectories
+from datadistill.pretraining.make_trajectories import EXPERT_TRAINING, make_trajectories
+from datadistill.pretraining.trajectories import Trajectories
+from datadistill.utils.runtime import keep_freed_memory, stream
 
 NAMES, STEPS = ("dc", "dsa", "dm", "mtt"), 20
 

@@ -40,9 +40,9 @@ import common
 import engine
 import torch
 
-from datadistill.inner import kernels
+from datadistill.engine import kernels
 from datadistill.models.convnet import ConvNet
-from datadistill.runtime import keep_freed_memory
+from datadistill.utils.runtime import keep_freed_memory
 
 CASES = (
     engine.CASES[0],

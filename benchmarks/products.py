@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from datadistill.inner import Engine, kernels, make_network
-from datadistill.inner.execution import product_function
-from datadistill.inner.functional import Weights, batch_gradient
+from datadistill.engine import Engine, kernels, make_network
+from datadistill.engine.compiled import product_function
+from datadistill.engine.functional import Weights, batch_gradient
 from datadistill.models import draw_weights
 from datadistill.models.convnet import ConvNet
 from datadistill.models.lenet import LeNet
-from datadistill.runtime import keep_freed_memory, stream
+from datadistill.utils.runtime import keep_freed_memory, stream
 
 CASES: dict[str, tuple[Callable[[], torch.nn.Module], int]] = {
     "LeNet, 10 images": (LeNet, 10),

@@ -11,21 +11,24 @@ run.distilled.save("ten-images.safetensors")
 __version__ = "0.1.0"
 
 # The first of these sets what PyTorch reads when it is loaded, which the others do.
-from datadistill import before_torch, methods  # noqa: F401
+from datadistill.utils import before_torch  # noqa: F401
+
+# isort: split
+from datadistill import methods
 from datadistill.data import RealData, from_arrays, from_datasets, load
-from datadistill.descent import Outer
+from datadistill.distillation.loop import Run, distill
+from datadistill.distillation.optimizer import Outer
 from datadistill.distilled import DistilledData, load_distilled
-from datadistill.errors import DamagedFileError, DatadistillError, Interrupted, RequestError
+from datadistill.engine import Engine
 from datadistill.evaluation import Score, evaluate
-from datadistill.experts import make_pool
 from datadistill.formats import Usage, export_to, import_from
-from datadistill.inner import Engine
-from datadistill.outer import Run, distill
-from datadistill.pools import Pool, load_pool
-from datadistill.progress import Progress
-from datadistill.recording import make_trajectories
-from datadistill.training import Training
-from datadistill.trajectories import Trajectories, load_trajectories
+from datadistill.pretraining.make_pool import make_pool
+from datadistill.pretraining.make_trajectories import make_trajectories
+from datadistill.pretraining.pool import Pool, load_pool
+from datadistill.pretraining.trajectories import Trajectories, load_trajectories
+from datadistill.training.train import Training
+from datadistill.utils.errors import DamagedFileError, DatadistillError, Interrupted, RequestError
+from datadistill.utils.progress import Progress
 
 __all__ = [
     "DamagedFileError",

@@ -12,13 +12,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from datadistill.data.compatibility import check_classes, check_normalization, check_shape, check_whitening
 from datadistill.data.real import RealData
 from datadistill.data.transforms import Normalization, Whitening
-from datadistill.errors import DamagedFileError, RequestError
-from datadistill.files import read_tensors, write_tensors
-from datadistill.inner.functional import Labels, Weights
-from datadistill.inner.unroll import InnerStep
-from datadistill.matching import check_classes, check_normalization, check_shape, check_whitening
+from datadistill.engine.functional import Labels, Weights
+from datadistill.engine.unroll import InnerStep
+from datadistill.utils.errors import DamagedFileError, RequestError
+from datadistill.utils.files import read_tensors, write_tensors
 
 FORMAT = 1
 FILE_NAME = "distilled.safetensors"
@@ -26,7 +26,7 @@ _WEIGHT_PREFIX = "initial_weights."
 _ZCA = ("transform.zca_mean", "transform.zca_matrix")
 
 CONDENSATION = "dc"
-"""The protocol of data without rates for each step, as `inner` names it: see `condensation`."""
+"""The protocol of data without rates for each step, as `inner` names it: see `training.dc_recipe`."""
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from torch import Tensor
 import datadistill as dd
 from datadistill.data.transforms import Normalization, Whitening
 from datadistill.distilled import Provenance
-from datadistill.errors import DamagedFileError, DatadistillError, RequestError
-from datadistill.files import write_atomically
-from datadistill.runtime import stream
+from datadistill.utils.errors import DamagedFileError, DatadistillError, RequestError
+from datadistill.utils.files import write_atomically
+from datadistill.utils.runtime import stream
 
 
 def sample(**changes: Any) -> dd.DistilledData:

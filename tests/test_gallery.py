@@ -15,15 +15,15 @@ from conftest import ROOT
 
 import datadistill as dd
 from datadistill.cli.main import main
-from datadistill.condensation import condensation_for
+from datadistill.engine import make_network
 from datadistill.evaluation import Score, Summary, percent
-from datadistill.evaluation.accuracy import accuracy_along, accuracy_of
-from datadistill.inner import make_network
+from datadistill.experiments.recipes import recipes
 from datadistill.models import create_model, draw_weights
-from datadistill.pools import Pool, PoolFacts
-from datadistill.recipes import recipes
+from datadistill.pretraining.pool import Pool, PoolFacts
 from datadistill.report.card import make_card
-from datadistill.runtime import stream
+from datadistill.training.accuracy import accuracy_along, accuracy_of
+from datadistill.training.dc_recipe import condensation_for
+from datadistill.utils.runtime import stream
 
 SETS = sorted((ROOT / "gallery").iterdir())
 

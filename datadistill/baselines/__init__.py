@@ -10,11 +10,11 @@ from datadistill.baselines.kcenter import kcenter
 from datadistill.baselines.kmeans import kmeans
 from datadistill.baselines.optimized import SETS, optimized
 from datadistill.baselines.random_real import random_real
-from datadistill.condensation import Condensation
 from datadistill.distilled import DistilledData
 from datadistill.methods import Problem
-from datadistill.progress import Bar
-from datadistill.registry import Registry
+from datadistill.training.dc_recipe import Condensation
+from datadistill.utils.progress import Bar
+from datadistill.utils.registry import Registry
 
 __all__ = [
     "BASELINES",

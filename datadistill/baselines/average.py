@@ -9,11 +9,11 @@ from dataclasses import replace
 import torch
 
 from datadistill.baselines.base import assemble, by_class, finished
-from datadistill.condensation import Condensation
 from datadistill.distilled import DistilledData
-from datadistill.errors import RequestError
 from datadistill.methods import Problem
-from datadistill.progress import Bar, quiet
+from datadistill.training.dc_recipe import Condensation
+from datadistill.utils.errors import RequestError
+from datadistill.utils.progress import Bar, quiet
 
 
 def average(

@@ -9,16 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datadistill.condensation import Condensation
 from datadistill.distilled import DistilledData
-from datadistill.errors import DatadistillError
-from datadistill.evaluation.accuracy import Accuracy, accuracy_along
-from datadistill.inner import Weights, with_noise
-from datadistill.inner.parallel import map_on_cores
+from datadistill.engine import Weights, with_noise
+from datadistill.engine.parallel import map_on_cores
 from datadistill.methods import DD, Problem
 from datadistill.methods.dd import SCHEDULES
-from datadistill.progress import Bar, quiet
-from datadistill.runtime import stream
+from datadistill.training.accuracy import Accuracy, accuracy_along
+from datadistill.training.dc_recipe import Condensation
+from datadistill.utils.errors import DatadistillError
+from datadistill.utils.progress import Bar, quiet
+from datadistill.utils.runtime import stream
 
 COARSE = tuple(float(f"{10 ** (k / 2):.5g}") for k in range(-6, 3))
 """First rates tried on a few networks, two to a decade: 0.001 to 10."""

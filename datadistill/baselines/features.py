@@ -11,17 +11,17 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from datadistill.baselines.base import assemble, by_class, finished
-from datadistill.condensation import Condensation
 from datadistill.data.real import Split
 from datadistill.distilled import DistilledData
-from datadistill.errors import RequestError
-from datadistill.evaluation.accuracy import accuracy_of
-from datadistill.inner.functional import Network, Weights
+from datadistill.engine.functional import Network, Weights
 from datadistill.methods import Problem
 from datadistill.models import draw_weights
-from datadistill.progress import Bar
-from datadistill.runtime import stream
-from datadistill.training import Training, train
+from datadistill.training.accuracy import accuracy_of
+from datadistill.training.dc_recipe import Condensation
+from datadistill.training.train import Training, train
+from datadistill.utils.errors import RequestError
+from datadistill.utils.progress import Bar
+from datadistill.utils.runtime import stream
 
 Select: TypeAlias = Callable[[Float[Tensor, "n d"], int], Int64[Tensor, "m"]]
 """From the features of a class, indices of so many of its images."""

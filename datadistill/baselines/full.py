@@ -2,9 +2,9 @@
 
 import torch
 
-from datadistill.condensation import Condensation
 from datadistill.distilled import DistilledData
 from datadistill.methods import Problem
+from datadistill.training.dc_recipe import Condensation
 
 
 def full_dataset(problem: Problem, settings: Condensation) -> DistilledData:

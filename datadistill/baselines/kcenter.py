@@ -10,10 +10,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from datadistill.baselines.features import chosen_by_features
-from datadistill.condensation import Condensation
 from datadistill.distilled import DistilledData
 from datadistill.methods import Problem
-from datadistill.progress import Bar, quiet
+from datadistill.training.dc_recipe import Condensation
+from datadistill.utils.progress import Bar, quiet
 
 
 def kcenter(

@@ -6,12 +6,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from datadistill.baselines.base import assemble, by_class, finished
-from datadistill.condensation import Condensation
-from datadistill.data.clusters import STARTS, cluster_centres
+from datadistill.data.kmeans import STARTS, cluster_centres
 from datadistill.distilled import DistilledData
 from datadistill.methods import Problem
-from datadistill.progress import Bar, quiet
-from datadistill.runtime import stream
+from datadistill.training.dc_recipe import Condensation
+from datadistill.utils.progress import Bar, quiet
+from datadistill.utils.runtime import stream
 
 
 def kmeans(

@@ -9,11 +9,11 @@ from typing import Any
 
 from datadistill.baselines.base import Rates, held_out_accuracy, held_out_score, tune, tuning_networks
 from datadistill.baselines.random_real import draw
-from datadistill.condensation import Condensation
 from datadistill.distilled import DistilledData
-from datadistill.errors import RequestError
 from datadistill.methods import Problem
-from datadistill.progress import Bar, quiet
+from datadistill.training.dc_recipe import Condensation
+from datadistill.utils.errors import RequestError
+from datadistill.utils.progress import Bar, quiet
 
 SETS, KEPT = 50, 0.2
 

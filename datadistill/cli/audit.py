@@ -4,7 +4,6 @@ import argparse
 import json
 from typing import Any
 
-from datadistill.audit import APART, SHARE, Audit, audit
 from datadistill.cli.common import (
     add_batch_norm_flag,
     add_data_flags,
@@ -16,13 +15,14 @@ from datadistill.cli.common import (
 from datadistill.cli.parsing import Parser, number, positive_int
 from datadistill.data import RealData
 from datadistill.distilled import DistilledData, load_distilled
-from datadistill.errors import DatadistillError
-from datadistill.inner import Network, Weights, make_network
-from datadistill.inner.parallel import map_on_cores
+from datadistill.engine import Network, Weights, make_network
+from datadistill.engine.parallel import map_on_cores
+from datadistill.evaluation.audit import APART, SHARE, Audit, audit
 from datadistill.models import chosen_model, create_model, draw_weights
-from datadistill.progress import counting
-from datadistill.runtime import resolve_device, stream, versions
-from datadistill.training import Training, train
+from datadistill.training.train import Training, train
+from datadistill.utils.errors import DatadistillError
+from datadistill.utils.progress import counting
+from datadistill.utils.runtime import resolve_device, stream, versions
 
 USAGE = "PATH"
 DESCRIPTION = f"""\

@@ -24,17 +24,17 @@ from datadistill.cli.common import (
     score_document,
 )
 from datadistill.cli.parsing import Parser, command_line, number, one_of, positive_int
-from datadistill.condensation import Condensation, changed
+from datadistill.distillation.run_folder import RunFolder
 from datadistill.distilled import FILE_NAME, DistilledData
-from datadistill.errors import RequestError
 from datadistill.evaluation import NETS, Score, evaluate_sets, nets_per_set, percent, work_of
 from datadistill.methods import make_problem
-from datadistill.pools import Pool
-from datadistill.progress import counting
+from datadistill.pretraining.initial_weights import KINDS
+from datadistill.pretraining.pool import Pool
 from datadistill.report.card import judging
-from datadistill.runs import RunFolder
-from datadistill.runtime import resolve_device, versions
-from datadistill.weights import KINDS
+from datadistill.training.dc_recipe import Condensation, changed
+from datadistill.utils.errors import RequestError
+from datadistill.utils.progress import counting
+from datadistill.utils.runtime import resolve_device, versions
 
 USAGE = ""
 DESCRIPTION = """\

@@ -5,14 +5,14 @@ import json
 import math
 from typing import Any
 
-from datadistill.checking import STEPS, TOLERANCE, Check, Row, check_hypergradient, rows_of
 from datadistill.cli.common import print_table
 from datadistill.cli.parsing import Parser, positive_int
 from datadistill.cli.problem import add_problem_flags, problem_of
-from datadistill.errors import DatadistillError
 from datadistill.methods import Problem
-from datadistill.progress import counting
-from datadistill.runtime import stream, versions
+from datadistill.methods.gradcheck import STEPS, TOLERANCE, Check, Row, check_hypergradient, rows_of
+from datadistill.utils.errors import DatadistillError
+from datadistill.utils.progress import counting
+from datadistill.utils.runtime import stream, versions
 
 USAGE = ""
 DESCRIPTION = """\

@@ -13,14 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from datadistill.cli.parsing import images_per_class, number, one_of, positive_int
-from datadistill.condensation import EPOCHS, EPOCHS_AUGMENTED
 from datadistill.data import DATASETS, Options, RealData, Source, is_named, load
-from datadistill.data.huggingface import PREFIX
+from datadistill.data.readers.huggingface import PREFIX
 from datadistill.distilled import DistilledData
-from datadistill.errors import RequestError, plain
 from datadistill.evaluation import NETS, PROTOCOLS, Score
-from datadistill.pools import Pool, load_pool
-from datadistill.runtime import versions
+from datadistill.pretraining.pool import Pool, load_pool
+from datadistill.training.dc_recipe import EPOCHS, EPOCHS_AUGMENTED
+from datadistill.utils.errors import RequestError, plain
+from datadistill.utils.runtime import versions
 
 
 def add_data_flags(parser: argparse._ActionsContainer, dataset: str) -> None:

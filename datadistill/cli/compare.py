@@ -10,17 +10,17 @@ from datadistill.baselines import BASELINES, full_dataset
 from datadistill.cli import evaluate as evaluate_command
 from datadistill.cli.common import chosen_dataset, given_changes, given_pool, load_data, print_table, protocol_title
 from datadistill.cli.parsing import Parser, one_of
-from datadistill.condensation import Condensation, condensation_for
 from datadistill.data import RealData
 from datadistill.distilled import DistilledData, load_distilled
-from datadistill.errors import RequestError
 from datadistill.evaluation import NETS, Score, evaluate, evaluate_sets, nets_per_set, percent, work_of
 from datadistill.methods import Problem, make_problem
 from datadistill.models import chosen_model, create_model, model_name, same_model
-from datadistill.pools import Pool
-from datadistill.progress import counting
-from datadistill.runtime import resolve_device, versions
-from datadistill.weights import Fixed
+from datadistill.pretraining.initial_weights import Fixed
+from datadistill.pretraining.pool import Pool
+from datadistill.training.dc_recipe import Condensation, condensation_for
+from datadistill.utils.errors import RequestError
+from datadistill.utils.progress import counting
+from datadistill.utils.runtime import resolve_device, versions
 
 USAGE = "PATH..."
 DESCRIPTION = """\

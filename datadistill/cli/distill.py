@@ -28,23 +28,23 @@ from datadistill.cli.parsing import (
     one_of,
     positive_int,
 )
-from datadistill.descent import Outer
-from datadistill.errors import Interrupted, RequestError
+from datadistill.distillation.budget import parse_duration
+from datadistill.distillation.loop import Run
+from datadistill.distillation.optimizer import Outer
+from datadistill.distillation.run_folder import RunFolder
+from datadistill.engine import Engine
 from datadistill.evaluation import Score, percent
-from datadistill.inner import Engine
-from datadistill.jobs import check_nets, make_job
-from datadistill.length import parse_duration
+from datadistill.experiments.job import check_nets, make_job
+from datadistill.experiments.recipes import RUN_DEFAULTS, Recipe, recipes
 from datadistill.methods import METHODS
 from datadistill.models import chosen_model
-from datadistill.outer import Run
-from datadistill.pools import Pool, load_pool
-from datadistill.progress import Progress
-from datadistill.recipes import RUN_DEFAULTS, Recipe, recipes
+from datadistill.pretraining.initial_weights import KINDS
+from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.report.card import conclude, judging
 from datadistill.report.sheet import SHEET_NAME
-from datadistill.runs import RunFolder
-from datadistill.runtime import resolve_device
-from datadistill.weights import KINDS
+from datadistill.utils.errors import Interrupted, RequestError
+from datadistill.utils.progress import Progress
+from datadistill.utils.runtime import resolve_device
 
 USAGE = ""
 DESCRIPTION = """\

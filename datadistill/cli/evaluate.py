@@ -24,8 +24,8 @@ from datadistill.data import RealData
 from datadistill.distilled import load_distilled
 from datadistill.evaluation import Score, evaluate, percent, work_of
 from datadistill.models import chosen_model, create_model
-from datadistill.progress import counting
-from datadistill.runtime import resolve_device
+from datadistill.utils.progress import counting
+from datadistill.utils.runtime import resolve_device
 
 USAGE = "PATH..."
 DESCRIPTION = """\

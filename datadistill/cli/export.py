@@ -9,8 +9,8 @@ from datadistill.distilled import DistilledData, load_distilled
 from datadistill.evaluation import evaluate, percent, work_of
 from datadistill.formats import FORMATS, export_to
 from datadistill.formats.png import cost, rounded
-from datadistill.progress import counting
-from datadistill.runtime import resolve_device
+from datadistill.utils.progress import counting
+from datadistill.utils.runtime import resolve_device
 
 USAGE = "PATH --to FORMAT"
 DESCRIPTION = """\

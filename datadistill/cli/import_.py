@@ -8,9 +8,9 @@ from pathlib import Path
 from datadistill.cli.common import add_data_flags, add_model_flag, load_data
 from datadistill.cli.parsing import Parser, command_line, number, one_of, positive_int
 from datadistill.data import Normalization
-from datadistill.errors import RequestError
 from datadistill.formats import FORMATS, Usage, guess_format, import_from
 from datadistill.models import is_code, model_name
+from datadistill.utils.errors import RequestError
 
 USAGE = "PATH"
 DESCRIPTION = """\

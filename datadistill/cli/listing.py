@@ -7,12 +7,12 @@ from datadistill.baselines import BASELINES
 from datadistill.cli.parsing import Parser, one_of
 from datadistill.data import DATASETS
 from datadistill.evaluation import PROTOCOLS
+from datadistill.experiments.recipes import recipes
 from datadistill.formats import FORMATS
 from datadistill.methods import METHODS
 from datadistill.models import MODELS, NORMS, SCHEMES
-from datadistill.recipes import recipes
-from datadistill.registry import Info
-from datadistill.weights import KINDS
+from datadistill.pretraining.initial_weights import KINDS
+from datadistill.utils.registry import Info
 
 USAGE = "WHAT"
 DESCRIPTION = """\

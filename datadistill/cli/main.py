@@ -23,9 +23,9 @@ from datadistill.cli import (
     show,
 )
 from datadistill.cli.parsing import Parser, command_line
-from datadistill.errors import DatadistillError, Interrupted, explain_os_error, plain, unknown_name
 from datadistill.models import is_code
-from datadistill.runtime import keep_freed_memory
+from datadistill.utils.errors import DatadistillError, Interrupted, explain_os_error, plain, unknown_name
+from datadistill.utils.runtime import keep_freed_memory
 
 COMMANDS = {
     "distill": distill,

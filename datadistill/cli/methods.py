@@ -8,9 +8,9 @@ from typing import Any
 
 from datadistill.cli.parsing import Parser, add_fields, given_fields, in_cases
 from datadistill.data.ipc import PROPORTIONAL
-from datadistill.errors import RequestError
+from datadistill.experiments.recipes import RUN_DEFAULTS, Recipe, recipes
 from datadistill.methods import METHODS, MethodInfo
-from datadistill.recipes import RUN_DEFAULTS, Recipe, recipes
+from datadistill.utils.errors import RequestError
 
 RECIPE_FOR = {
     "fixed-init": "mnist-fixed-10",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from datadistill.errors import RequestError, suggestion, unknown_name
+from datadistill.utils.errors import RequestError, suggestion, unknown_name
 
 
 class Parser(argparse.ArgumentParser):

@@ -9,14 +9,14 @@ from typing import Any
 from datadistill.cli.common import print_table
 from datadistill.cli.parsing import Parser, positive_int
 from datadistill.cli.problem import add_problem_flags, problem_of
-from datadistill.descent import Outer, Variables
+from datadistill.distillation.optimizer import Outer, Variables
+from datadistill.distillation.state import Best, Moment, pack
 from datadistill.distilled import DistilledData
-from datadistill.errors import RequestError
-from datadistill.inner import Network, Prediction, kernels, predict
-from datadistill.inner.engine import Storage
-from datadistill.inner.plan import memory_limit
-from datadistill.moments import Best, Moment, pack
-from datadistill.runtime import stream, versions
+from datadistill.engine import Network, Prediction, kernels, predict
+from datadistill.engine.config import Storage
+from datadistill.engine.planner import memory_limit
+from datadistill.utils.errors import RequestError
+from datadistill.utils.runtime import stream, versions
 
 USAGE = ""
 DESCRIPTION = """\

@@ -18,14 +18,14 @@ from datadistill.cli.common import (
 )
 from datadistill.cli.parsing import Parser, add_fields, command_line, given_fields, number, positive_int
 from datadistill.data import RealData
-from datadistill.errors import RequestError
-from datadistill.experts import MAX_GB, NETS, RESERVED, make_pool
-from datadistill.pools import Pool, load_pool
-from datadistill.progress import counting, say
-from datadistill.recording import EXPERT_TRAINING, EXPERTS, make_trajectories
-from datadistill.recording import MAX_GB as MOST_OF_TRAJECTORIES
-from datadistill.training import Training
-from datadistill.trajectories import Trajectories
+from datadistill.pretraining.make_pool import MAX_GB, NETS, RESERVED, make_pool
+from datadistill.pretraining.make_trajectories import EXPERT_TRAINING, EXPERTS, make_trajectories
+from datadistill.pretraining.make_trajectories import MAX_GB as MOST_OF_TRAJECTORIES
+from datadistill.pretraining.pool import Pool, load_pool
+from datadistill.pretraining.trajectories import Trajectories
+from datadistill.training.train import Training
+from datadistill.utils.errors import RequestError
+from datadistill.utils.progress import counting, say
 
 USAGE = ""
 DESCRIPTION = """\

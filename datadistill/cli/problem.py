@@ -16,11 +16,11 @@ from datadistill.cli.common import (
 )
 from datadistill.cli.methods import add_method_flags, chosen_recipe, given_options, settings_of
 from datadistill.cli.parsing import Parser, add_fields, given_fields, one_of
-from datadistill.inner import Engine
+from datadistill.engine import Engine
 from datadistill.methods import METHODS, Method, Problem, make_problem
-from datadistill.runtime import resolve_device
-from datadistill.trajectories import load_trajectories
-from datadistill.weights import KINDS
+from datadistill.pretraining.initial_weights import KINDS
+from datadistill.pretraining.trajectories import load_trajectories
+from datadistill.utils.runtime import resolve_device
 
 
 def add_problem_flags(parser: Parser, changes: Mapping[str, Any]) -> None:

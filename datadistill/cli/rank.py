@@ -5,14 +5,12 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from datadistill.augment import NONE
 from datadistill.baselines import full_dataset, random_real
 from datadistill.cli.common import add_batch_norm_flag, add_data_flags, chosen_dataset, load_data, print_table
 from datadistill.cli.parsing import Parser, positive_int
-from datadistill.condensation import Condensation, condensation_for
 from datadistill.data import RealData
+from datadistill.data.augment import NONE
 from datadistill.distilled import DistilledData, load_distilled
-from datadistill.errors import RequestError
 from datadistill.evaluation import (
     AugmentationRobustScore,
     LabelRobustScore,
@@ -28,9 +26,11 @@ from datadistill.evaluation import (
 from datadistill.methods import Problem, make_problem
 from datadistill.methods.dc import DSA_STRATEGY
 from datadistill.models import chosen_model, create_model, model_name, same_model
-from datadistill.progress import counting
-from datadistill.runtime import resolve_device, versions
-from datadistill.weights import Fixed
+from datadistill.pretraining.initial_weights import Fixed
+from datadistill.training.dc_recipe import Condensation, condensation_for
+from datadistill.utils.errors import RequestError
+from datadistill.utils.progress import counting
+from datadistill.utils.runtime import resolve_device, versions
 
 USAGE = "PATH"
 DESCRIPTION = """\

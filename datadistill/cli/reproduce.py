@@ -7,15 +7,15 @@ from typing import Any
 
 from datadistill.cli.common import add_data_root_flag, print_table
 from datadistill.cli.parsing import Parser, positive_int
-from datadistill.errors import DatadistillError, RequestError
 from datadistill.evaluation import Summary, percent
-from datadistill.progress import Progress, clock, counting, say
-from datadistill.recipes import Recipe, recipes
-from datadistill.recipes.measured import Measured, load_measured, record_measured
-from datadistill.recipes.record import range_text
+from datadistill.experiments.recipes import Recipe, recipes
+from datadistill.experiments.recipes.measured import Measured, load_measured, record_measured
+from datadistill.experiments.recipes.record import range_text
+from datadistill.experiments.reproduce import reproduce
+from datadistill.experiments.verdict import Line, Verdict, check, parse_line
 from datadistill.report.card import CURVE_NAME
-from datadistill.reproduce import reproduce
-from datadistill.verdict import Line, Verdict, check, parse_line
+from datadistill.utils.errors import DatadistillError, RequestError
+from datadistill.utils.progress import Progress, clock, counting, say
 
 USAGE = "[ID]"
 DESCRIPTION = """\

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datadistill.data.bundled import digits, mnist, mnist_rgb
-from datadistill.data.external import Datasets, as_real, from_arrays, from_datasets, is_external, load_external
-from datadistill.data.named import cifar_10, cifar_100, fashion_mnist, svhn, usps, usps_16
+from datadistill.data.catalogue import cifar_10, cifar_100, fashion_mnist, svhn, usps, usps_16
 from datadistill.data.options import Options
+from datadistill.data.own import Datasets, as_real, from_arrays, from_datasets, is_external, load_external
+from datadistill.data.readers.solar import solar_cells
 from datadistill.data.real import RealData, Source, Split
-from datadistill.data.solar import solar_cells
 from datadistill.data.transforms import Normalization, Whitening
-from datadistill.errors import RequestError
-from datadistill.progress import Bar, counting, say
-from datadistill.registry import Registry
+from datadistill.utils.errors import RequestError
+from datadistill.utils.progress import Bar, counting, say
+from datadistill.utils.registry import Registry
 
 __all__ = [
     "DATASETS",

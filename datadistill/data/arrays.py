@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datadistill.data.decode import common_size, to_pixels, upright
 from datadistill.data.labelled import Labelled
 from datadistill.data.options import Options, check_room
+from datadistill.data.readers.image_files import common_size, to_pixels, upright
 from datadistill.data.splits import Splits, class_order, clean_classes
-from datadistill.errors import RequestError
+from datadistill.utils.errors import RequestError
 
 _PIECE = 1024
 """Images that are converted at a time."""

@@ -9,8 +9,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from datadistill.data.classes import DIGITS
-from datadistill.data.idx import read_idx
 from datadistill.data.labelled import Labelled
+from datadistill.data.readers.idx import read_idx
 from datadistill.data.real import RealData, from_pixels, stratified
 
 _MNIST_FILES = {

@@ -9,7 +9,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from datadistill.data.real import RealData
-from datadistill.errors import RequestError
+from datadistill.utils.errors import RequestError
 
 Ipc: TypeAlias = int | float | tuple[int, ...]
 """One number for all classes, or one for each."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from datadistill.errors import DamagedFileError, explain_os_error
+from datadistill.utils.errors import DamagedFileError, explain_os_error
 
 Counts = tuple[int, ...]
 """Images of each class."""

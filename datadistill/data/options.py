@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datadistill.errors import RequestError
+from datadistill.utils.errors import RequestError
 
 MOST_EDGE = 4096
 _BYTES_PER_PIXEL = 6

@@ -10,9 +10,9 @@ from torch import Tensor
 from datadistill.data.labelled import Labelled
 from datadistill.data.options import Options, check_room_to_whiten
 from datadistill.data.transforms import Normalization, Whitening
-from datadistill.errors import RequestError
-from datadistill.progress import Bar, quiet
-from datadistill.runtime import stream
+from datadistill.utils.errors import RequestError
+from datadistill.utils.progress import Bar, quiet
+from datadistill.utils.runtime import stream
 
 HELD_OUT_FRACTION = 0.1
 HELD_OUT_MOST = 5000

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from datadistill.data.decode import shown
 from datadistill.data.labelled import Labelled
+from datadistill.data.readers.image_files import shown
 from datadistill.data.real import RealData, Source, from_pixels, stratified
-from datadistill.errors import RequestError
+from datadistill.utils.errors import RequestError
 
 TEST_SHARE = 5
 """Where there is neither a test nor a validation split, one in so many images of the training split makes it."""

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from datadistill.errors import DatadistillError
-from datadistill.progress import Bar, quiet
+from datadistill.utils.errors import DatadistillError
+from datadistill.utils.progress import Bar, quiet
 
 _PIECE = 1000
 """Images that are whitened at a time."""

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from datadistill.errors import RequestError
+from datadistill.evaluation.config import Trial
 from datadistill.evaluation.scores import Score, summarize
-from datadistill.evaluation.trial import Trial
+from datadistill.utils.errors import RequestError
 
 _BATCH = 500
 

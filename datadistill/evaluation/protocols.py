@@ -4,18 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from datadistill.condensation import condensation_for
 from datadistill.data import Datasets, RealData, as_real
 from datadistill.distilled import CONDENSATION, DistilledData
-from datadistill.errors import RequestError, unknown_name
-from datadistill.evaluation.condensed import judge_condensed
+from datadistill.evaluation.config import NETS, Trial
+from datadistill.evaluation.dc import judge_condensed
 from datadistill.evaluation.nearest import judge_nearest
+from datadistill.evaluation.own_steps import judge_steps
 from datadistill.evaluation.scores import Score
-from datadistill.evaluation.steps import judge_steps
-from datadistill.evaluation.trial import NETS, Trial
 from datadistill.models import ModelFactory
-from datadistill.pools import Pool
-from datadistill.registry import Registry
+from datadistill.pretraining.pool import Pool
+from datadistill.training.dc_recipe import condensation_for
+from datadistill.utils.errors import RequestError, unknown_name
+from datadistill.utils.registry import Registry
 
 
 @dataclass(frozen=True)

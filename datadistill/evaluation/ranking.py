@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from datadistill.errors import RequestError
+from datadistill.utils.errors import RequestError
 
 
 @dataclass(frozen=True)

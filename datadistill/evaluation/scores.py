@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from datadistill.condensation import read_inner
+from datadistill.training.dc_recipe import read_inner
 
 
 @dataclass(frozen=True)

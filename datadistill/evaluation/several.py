@@ -10,11 +10,11 @@ from scipy.special import stdtrit
 
 from datadistill.data.real import RealData
 from datadistill.distilled import DistilledData
+from datadistill.evaluation.config import NETS
 from datadistill.evaluation.protocols import evaluate
 from datadistill.evaluation.scores import Score, Summary
-from datadistill.evaluation.trial import NETS
 from datadistill.models import ModelFactory
-from datadistill.pools import Pool
+from datadistill.pretraining.pool import Pool
 
 
 def nets_per_set(nets: int, sets: int) -> int:

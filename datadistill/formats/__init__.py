@@ -6,7 +6,6 @@ from pathlib import Path
 from datadistill.data.real import RealData
 from datadistill.data.transforms import Normalization
 from datadistill.distilled import DistilledData
-from datadistill.errors import DamagedFileError, RequestError
 from datadistill.formats.base import FormatInfo, Usage, assemble
 from datadistill.formats.dc import read_dc, write_dc
 from datadistill.formats.dd2018 import read_2018, write_2018
@@ -15,7 +14,8 @@ from datadistill.formats.hf import read_hf, write_hf
 from datadistill.formats.npz import read_npz, write_npz
 from datadistill.formats.png import read_png, write_png
 from datadistill.formats.sidecar import NAME
-from datadistill.registry import Registry
+from datadistill.utils.errors import DamagedFileError, RequestError
+from datadistill.utils.registry import Registry
 
 __all__ = ["FORMATS", "FormatInfo", "Usage", "export_to", "guess_format", "import_from"]
 

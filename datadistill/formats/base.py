@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from datadistill.data.compatibility import check_classes, check_normalization, check_shape
 from datadistill.data.real import RealData
 from datadistill.data.transforms import Normalization
 from datadistill.distilled import DistilledData, Provenance, parse_distilled
-from datadistill.errors import DamagedFileError, RequestError, explain_os_error
-from datadistill.matching import check_classes, check_normalization, check_shape
+from datadistill.utils.errors import DamagedFileError, RequestError, explain_os_error
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from datadistill.distilled import DistilledData, parse_distilled
-from datadistill.errors import DamagedFileError, explain_os_error
-from datadistill.files import write_atomically
 from datadistill.formats.base import Foreign, require, take_images, take_labels
+from datadistill.utils.errors import DamagedFileError, explain_os_error
+from datadistill.utils.files import write_atomically
 
 _KEY = "datadistill"
 _SMALL, _EXPANDS = 1 << 26, 100

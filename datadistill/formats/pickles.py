@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from datadistill.errors import DamagedFileError, explain_os_error
-from datadistill.files import write_atomically
 from datadistill.formats.base import require
+from datadistill.utils.errors import DamagedFileError, explain_os_error
+from datadistill.utils.files import write_atomically
 
 _WHOLE_NUMBERS = {"BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4"}
 _LEGACY_HEAD = 3

@@ -9,9 +9,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from datadistill.distilled import DistilledData, parse_distilled
-from datadistill.errors import DamagedFileError
-from datadistill.files import read_json, write_json
 from datadistill.formats.base import require
+from datadistill.utils.errors import DamagedFileError
+from datadistill.utils.files import read_json, write_json
 
 NAME = "datadistill.json"
 _MOST_BYTES = 1 << 28

@@ -9,7 +9,7 @@ from datadistill.methods.dc import DC, DSA_STRATEGY, loops_for
 from datadistill.methods.dd import DD
 from datadistill.methods.dm import DM
 from datadistill.methods.mtt import MTT, settings_for
-from datadistill.registry import Registry
+from datadistill.utils.registry import Registry
 
 __all__ = [
     "DC",

@@ -9,21 +9,21 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from datadistill.augment import one_of, parse_augmentation
+from datadistill.data.augment import one_of, parse_augmentation
 from datadistill.data.ipc import Ipc, labels_in_order, resolve_ipc
 from datadistill.data.real import RealData, Split
 from datadistill.distilled import DistilledData, Provenance
-from datadistill.errors import RequestError, unknown_name
-from datadistill.inner.engine import Engine
-from datadistill.inner.execution import forget
-from datadistill.inner.features import headless
-from datadistill.inner.functional import Network, Noise, make_network
-from datadistill.inner.plan import Demand, cheaper, settle
+from datadistill.engine.compiled import forget
+from datadistill.engine.config import Engine
+from datadistill.engine.features import headless
+from datadistill.engine.functional import Network, Noise, make_network
+from datadistill.engine.planner import Demand, cheaper, settle
 from datadistill.models import SCHEMES, ModelFactory, create_model, has_own_weights, model_name
-from datadistill.pools import Pool
-from datadistill.runtime import is_out_of_memory, stream
-from datadistill.trajectories import Trajectories
-from datadistill.weights import KINDS, InitialWeights, origin
+from datadistill.pretraining.initial_weights import KINDS, InitialWeights, origin
+from datadistill.pretraining.pool import Pool
+from datadistill.pretraining.trajectories import Trajectories
+from datadistill.utils.errors import RequestError, unknown_name
+from datadistill.utils.runtime import is_out_of_memory, stream
 
 MethodState: TypeAlias = dict[str, Tensor]
 Answer = TypeVar("Answer")

@@ -24,19 +24,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datadistill.augment import Transform, parse_augmentation, siamese
+from datadistill.data.augment import Transform, parse_augmentation, siamese
 from datadistill.data.real import Split
 from datadistill.distilled import DistilledData
-from datadistill.errors import RequestError
-from datadistill.inner.engine import Engine
-from datadistill.inner.functional import Network, Weights, as_leaves, batch_gradient
-from datadistill.inner.optimizers import SGD
-from datadistill.inner.parallel import map_on_cores
-from datadistill.inner.plan import Demand
+from datadistill.engine.config import Engine
+from datadistill.engine.functional import Network, Weights, as_leaves, batch_gradient
+from datadistill.engine.optimizers import SGD
+from datadistill.engine.parallel import map_on_cores
+from datadistill.engine.planner import Demand
 from datadistill.methods.base import Gradients, MethodState, Outcome, Problem, options_of, within_memory
-from datadistill.methods.images import some_of_class
-from datadistill.methods.protocol import judged_by_protocol
-from datadistill.training import Training, train
+from datadistill.methods.initial_images import some_of_class
+from datadistill.methods.judging import judged_by_protocol
+from datadistill.training.train import Training, train
+from datadistill.utils.errors import RequestError
 
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 """By images per class: how often one network is matched, and epochs of training in between (the authors' code)."""

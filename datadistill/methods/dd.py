@@ -23,19 +23,19 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from datadistill.augment import augmented, parse_augmentation
+from datadistill.data.augment import augmented, parse_augmentation
 from datadistill.distilled import DistilledData
-from datadistill.errors import RequestError
-from datadistill.inner.captured import outer_step
-from datadistill.inner.engine import Engine
-from datadistill.inner.functional import Weights, batch_gradient
-from datadistill.inner.hypergradient import Hypergradient, window_of
-from datadistill.inner.optimizers import SGD
-from datadistill.inner.parallel import map_on_cores
-from datadistill.inner.plan import Demand
-from datadistill.inner.unroll import InnerStep, with_noise
+from datadistill.engine.config import Engine
+from datadistill.engine.cuda_graph import outer_step
+from datadistill.engine.functional import Weights, batch_gradient
+from datadistill.engine.hypergradient import Hypergradient, window_of
+from datadistill.engine.optimizers import SGD
+from datadistill.engine.parallel import map_on_cores
+from datadistill.engine.planner import Demand
+from datadistill.engine.unroll import InnerStep, with_noise
 from datadistill.methods.base import Gradients, MethodState, Outcome, Problem, options_of, within_memory
-from datadistill.methods.images import first_images
+from datadistill.methods.initial_images import first_images
+from datadistill.utils.errors import RequestError
 
 MOST_STEPS = 100_000
 _NORM, _NORM_MEMORY, _NORM_LEAP = "dd.norm", 0.99, 5.0

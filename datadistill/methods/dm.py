@@ -11,18 +11,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from datadistill.augment import Transform, parse_augmentation, siamese
+from datadistill.data.augment import Transform, parse_augmentation, siamese
 from datadistill.distilled import DistilledData
-from datadistill.errors import RequestError
-from datadistill.inner.engine import Engine
-from datadistill.inner.functional import Network, Weights, pieces_of
-from datadistill.inner.optimizers import SGD
-from datadistill.inner.parallel import map_on_cores
-from datadistill.inner.plan import Demand
+from datadistill.engine.config import Engine
+from datadistill.engine.functional import Network, Weights, pieces_of
+from datadistill.engine.optimizers import SGD
+from datadistill.engine.parallel import map_on_cores
+from datadistill.engine.planner import Demand
 from datadistill.methods.base import Gradients, MethodState, Outcome, Problem, options_of, within_memory
 from datadistill.methods.dc import DSA_STRATEGY
-from datadistill.methods.images import some_of_class
-from datadistill.methods.protocol import judged_by_protocol
+from datadistill.methods.initial_images import some_of_class
+from datadistill.methods.judging import judged_by_protocol
+from datadistill.utils.errors import RequestError
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Matching training trajectories: images on which a few steps lead where many steps on real images lead.
 
 Cazenavette, Wang, Torralba, Efros and Zhu, "Dataset Distillation by Matching Training Trajectories" (CVPR 2022),
-section 3.2, equation 2 and algorithm 1. Experts are trained beforehand (`recording`); an outer step puts a student at
-an expert's weights of a random epoch, trains it on the distilled images, and asks how far it ends from the expert's
-weights some epochs later.
+section 3.2, equation 2 and algorithm 1. Experts are trained beforehand (`make_trajectories`); an outer step puts a
+student at an expert's weights of a random epoch, trains it on the distilled images, and asks how far it ends from the
+expert's weights some epochs later.
 
 `derivative="tesla"` is the approximation of Cui, Wang, Si and Hsieh, "Scaling Up Dataset Distillation to ImageNet-1K
 with Constant Memory" (ICML 2023), section 3: every step's gradient is differentiated at the weights it was taken at, as
@@ -28,21 +28,21 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from datadistill.augment import parse_augmentation
-from datadistill.condensation import TAKES_LEARNED
+from datadistill.data.augment import parse_augmentation
 from datadistill.distilled import DistilledData
-from datadistill.errors import RequestError
-from datadistill.inner.captured import OuterOf, outer_step
-from datadistill.inner.engine import Engine
-from datadistill.inner.functional import Network, Weights
-from datadistill.inner.hypergradient import Hypergradient, hypergradient
-from datadistill.inner.optimizers import SGD
-from datadistill.inner.plan import Demand
-from datadistill.inner.unroll import InnerStep, walk, with_noise
+from datadistill.engine.config import Engine
+from datadistill.engine.cuda_graph import OuterOf, outer_step
+from datadistill.engine.functional import Network, Weights
+from datadistill.engine.hypergradient import Hypergradient, hypergradient
+from datadistill.engine.optimizers import SGD
+from datadistill.engine.planner import Demand
+from datadistill.engine.unroll import InnerStep, walk, with_noise
 from datadistill.methods.base import Gradients, MethodState, Outcome, Problem, options_of, within_memory
 from datadistill.methods.dc import DSA_STRATEGY
-from datadistill.methods.protocol import judged_by_protocol
-from datadistill.trajectories import Trajectories
+from datadistill.methods.judging import judged_by_protocol
+from datadistill.pretraining.trajectories import Trajectories
+from datadistill.training.dc_recipe import TAKES_LEARNED
+from datadistill.utils.errors import RequestError
 
 
 class Setting(NamedTuple):

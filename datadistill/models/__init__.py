@@ -8,10 +8,11 @@ from typing import Any
 from torch import nn
 
 from datadistill.data.real import RealData
-from datadistill.errors import RequestError, unknown_name
 from datadistill.models.alexcifarnet import AlexCifarNet
 from datadistill.models.alexnet import AlexNet
-from datadistill.models.code import (
+from datadistill.models.convnet import ConvNet
+from datadistill.models.efficientnet import EfficientNetLite0
+from datadistill.models.external import (
     ModelFactory,
     brief,
     canonical,
@@ -20,17 +21,16 @@ from datadistill.models.code import (
     load_factory,
     same_model,
 )
-from datadistill.models.convnet import ConvNet
-from datadistill.models.efficientnet import EfficientNetLite0
-from datadistill.models.fits import check_fits
+from datadistill.models.init import SCHEMES, draw_weights
 from datadistill.models.lenet import LeNet
 from datadistill.models.mlp import MLP
+from datadistill.models.names import spelled
 from datadistill.models.norms import NORMS
 from datadistill.models.resnet import ResNet18
-from datadistill.models.schemes import SCHEMES, draw_weights
-from datadistill.models.spelling import spelled
+from datadistill.models.validate import check_fits
 from datadistill.models.vgg import VGG11
-from datadistill.registry import Registry
+from datadistill.utils.errors import RequestError, unknown_name
+from datadistill.utils.registry import Registry
 
 __all__ = [
     "MODELS",

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from datadistill.errors import RequestError
+from datadistill.utils.errors import RequestError
 
 
 class LocalResponseNorm(nn.Module):

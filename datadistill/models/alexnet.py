@@ -3,8 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from datadistill.errors import RequestError
 from datadistill.models.norms import NORMS
+from datadistill.utils.errors import RequestError
 
 # Channels, width of the kernel, and whether 2x2 max pooling follows.
 _LAYERS = ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True))

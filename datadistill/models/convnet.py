@@ -3,8 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from datadistill.errors import RequestError
 from datadistill.models.norms import NORMS
+from datadistill.utils.errors import RequestError
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from datadistill.errors import RequestError, how_to_install
+from datadistill.utils.errors import RequestError, how_to_install
 
 _SCALE = 0.55
 """From images of deviation 1, as datasets are normalised here, to (pixel - 127) / 128, as this network was trained."""

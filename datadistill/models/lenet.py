@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from datadistill.errors import RequestError
+from datadistill.utils.errors import RequestError
 
 
 class LeNet(nn.Module):

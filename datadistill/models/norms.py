@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from datadistill.registry import Registry
+from datadistill.utils.registry import Registry
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from datadistill.errors import RequestError
 from datadistill.models.norms import NORMS
+from datadistill.utils.errors import RequestError
 
 
 class Block(nn.Module):

@@ -3,8 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from datadistill.errors import RequestError
 from datadistill.models.norms import NORMS
+from datadistill.utils.errors import RequestError
 
 # Channels of the convolutions of each block; 2x2 max pooling ends a block.
 _BLOCKS = ((64,), (128,), (256, 256), (512, 512), (512, 512))

@@ -10,17 +10,17 @@ from pathlib import Path
 import jinja2
 
 from datadistill.data.real import RealData
+from datadistill.distillation.loop import Run
+from datadistill.distillation.run_folder import RunFolder
 from datadistill.distilled import FILE_NAME, DistilledData
-from datadistill.errors import DatadistillError, plain
 from datadistill.evaluation import Score, evaluate, percent, work_of
-from datadistill.files import write_atomically
 from datadistill.models import ModelFactory, is_code
-from datadistill.outer import Run
-from datadistill.pools import Pool
-from datadistill.progress import counting
+from datadistill.pretraining.pool import Pool
 from datadistill.report.curve import save_curve
 from datadistill.report.sheet import SHEET_NAME, save_sheet
-from datadistill.runs import RunFolder
+from datadistill.utils.errors import DatadistillError, plain
+from datadistill.utils.files import write_atomically
+from datadistill.utils.progress import counting
 
 CARD_NAME, CURVE_NAME = "README.md", "curve.png"
 

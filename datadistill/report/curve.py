@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datadistill.evaluation import Summary
-from datadistill.files import write_atomically
+from datadistill.utils.files import write_atomically
 
 
 def save_curve(metrics: list[dict[str, Any]], path: Path) -> None:

@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from datadistill.distilled import DistilledData
-from datadistill.errors import plain
-from datadistill.files import write_atomically
+from datadistill.utils.errors import plain
+from datadistill.utils.files import write_atomically
 
 SHEET_NAME = "sheet.png"
 _CELL, _GAP, _CAPTION, _MARGIN = 112, 8, 22, 16

@@ -10,7 +10,7 @@ import datadistill as dd
 from datadistill.baselines import base, random_real
 from datadistill.baselines.base import COARSE, SCHEDULES, Rates, held_out_accuracy, tune, tuning_networks
 from datadistill.methods import DD, Problem, make_problem
-from datadistill.runtime import stream
+from datadistill.utils.runtime import stream
 
 
 def problem(real: dd.RealData, weights: str = "random-init") -> Problem:

@@ -10,11 +10,11 @@ import datadistill as dd
 from datadistill.baselines.features import features_of, make_features
 from datadistill.baselines.herding import herd
 from datadistill.baselines.kcenter import spread
-from datadistill.inner import make_network
+from datadistill.engine import make_network
 from datadistill.methods import make_problem
 from datadistill.models import create_model, draw_weights
-from datadistill.progress import quiet
-from datadistill.runtime import stream
+from datadistill.utils.progress import quiet
+from datadistill.utils.runtime import stream
 
 
 @pytest.fixture(scope="module")

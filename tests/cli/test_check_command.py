@@ -12,7 +12,7 @@ from datadistill.cli.main import main
 from datadistill.data import RealData
 from datadistill.methods import DD, METHODS, Outcome
 from datadistill.models import ModelFactory
-from datadistill.registry import Registry
+from datadistill.utils.registry import Registry
 
 QUICK = ["check", "--dataset", "digits", "--model", "ConvNetD1W4", "--directions", "2", "--batch", "16"]
 

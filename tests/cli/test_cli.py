@@ -17,12 +17,12 @@ from datadistill.cli import distill
 from datadistill.cli.main import COMMANDS, main, make_parser
 from datadistill.cli.methods import settings_of
 from datadistill.data import DATASETS
+from datadistill.distillation.run_folder import RunFolder
+from datadistill.experiments.recipes import recipes
 from datadistill.formats import FORMATS
 from datadistill.methods import METHODS
 from datadistill.models import MODELS
-from datadistill.recipes import recipes
-from datadistill.runs import RunFolder
-from datadistill.weights import KINDS
+from datadistill.pretraining.initial_weights import KINDS
 
 QUICK = ["--dataset", "digits", "--model", "mlp", "--iterations", "40", "--outer-look-every", "20", "--batch", "64"]
 
@@ -343,8 +343,8 @@ def test_a_full_disk_loses_nothing(capsys: pytest.CaptureFixture[str], monkeypat
 
 
 def test_ctrl_c_exits_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from datadistill.progress import Progress, Status
-    from datadistill.signals import StopRequest
+    from datadistill.utils.interrupts import StopRequest
+    from datadistill.utils.progress import Progress, Status
 
     monkeypatch.setattr(StopRequest, "requested", True, raising=False)
     monkeypatch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", None))

@@ -91,7 +91,7 @@ def test_code_is_never_loaded_because_a_file_names_it(capsys: pytest.CaptureFixt
 def test_the_way_to_go_on_names_the_network(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from datadistill.signals import StopRequest
+    from datadistill.utils.interrupts import StopRequest
 
     monkeypatch.setattr(StopRequest, "requested", True, raising=False)
     monkeypatch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", None))

@@ -69,10 +69,10 @@ def test_further_training_and_its_recorded_command(capsys: pytest.CaptureFixture
 
 
 def test_resume(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from datadistill import experts
+    from datadistill.pretraining import make_pool
 
     assert main(["pretrain", *SMALL, "--out", "whole"]) == 0
-    train, calls = experts.train, []
+    train, calls = make_pool.train, []
 
     def interrupted(*arguments: object) -> object:
         calls.append(None)
@@ -81,7 +81,7 @@ def test_resume(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
         return train(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr(experts, "train", interrupted)
+        patched.setattr(make_pool, "train", interrupted)
         assert main(["pretrain", *SMALL, "--out", "cut"]) == 130
     capsys.readouterr()
     assert main(["pretrain", *SMALL, "--out", "cut"]) == 2
@@ -92,7 +92,7 @@ def test_resume(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
 
 
 def test_ctrl_c_says_how_to_go_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from datadistill.signals import StopRequest
+    from datadistill.utils.interrupts import StopRequest
 
     monkeypatch.setattr(StopRequest, "__enter__", lambda self: setattr(self, "requested", True) or self)
     monkeypatch.setattr(StopRequest, "_before", None, raising=False)

@@ -11,9 +11,9 @@ import torch
 import datadistill as dd
 from datadistill.baselines import random_real
 from datadistill.cli.main import main
-from datadistill.condensation import TAKES_LEARNED, Condensation
 from datadistill.methods import make_problem
-from datadistill.progress import quiet
+from datadistill.training.dc_recipe import TAKES_LEARNED, Condensation
+from datadistill.utils.progress import quiet
 
 QUICK = ["--nets", "2", "--sets", "2", "--epochs", "4", "--augment", "crop", "--full-epochs", "2"]
 

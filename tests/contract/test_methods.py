@@ -16,11 +16,11 @@ import trained
 
 import datadistill as dd
 from datadistill.baselines import random_real
-from datadistill.errors import RequestError
-from datadistill.inner import Network
+from datadistill.distillation.run_folder import RunFolder
+from datadistill.engine import Network
 from datadistill.methods import METHODS, Method, Problem, make_problem
-from datadistill.runs import RunFolder
-from datadistill.runtime import stream
+from datadistill.utils.errors import RequestError
+from datadistill.utils.runtime import stream
 
 OUTER = dd.Outer(rate=0.03, betas=(0.5, 0.99), schedule="cosine", clip=1.0, average=0.9, look_every=25)
 
@@ -133,7 +133,7 @@ class Made:
 def _shorter_looks() -> Iterator[None]:
     """A look at data for protocol dc trains for fewer epochs: what is asked of methods holds however they are seen."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("datadistill.looks.CONDENSED_EPOCHS", 20)
+        patched.setattr("datadistill.distillation.validation.CONDENSED_EPOCHS", 20)
         yield
 
 

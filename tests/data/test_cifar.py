@@ -12,9 +12,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datadistill.data.cifar import PIXELS, Binary
-from datadistill.data.cifar_python import Python, parse_batch
-from datadistill.errors import DamagedFileError
+from datadistill.data.readers.cifar import PIXELS, Binary
+from datadistill.data.readers.cifar_python import Python, parse_batch
+from datadistill.utils.errors import DamagedFileError
 
 COUNTS = ((2, 1, 1), (1, 1, 0))
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 3, 32, 32), dtype=np.uint8)

@@ -12,9 +12,9 @@ from own import digit_arrays, write_folder
 from PIL import Image, ImageCms
 
 import datadistill as dd
-from datadistill.data import cache
-from datadistill.data.decode import to_pixels
-from datadistill.data.official import cache_folder
+from datadistill.data.download import cache_folder
+from datadistill.data.readers import cache
+from datadistill.data.readers.image_files import to_pixels
 
 
 class Heard(list[str]):

@@ -9,9 +9,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datadistill.data.idx import read_idx_pairs
 from datadistill.data.labelled import Labelled
-from datadistill.errors import DamagedFileError, DatadistillError
+from datadistill.data.readers.idx import read_idx_pairs
+from datadistill.utils.errors import DamagedFileError, DatadistillError
 
 COUNTS = ((2, 3), (1, 1))
 SIZE = 4

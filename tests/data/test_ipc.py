@@ -78,7 +78,7 @@ def test_baselines(name: str, real: dd.RealData) -> None:
 
 
 def quiet_bar() -> object:
-    from datadistill.progress import quiet
+    from datadistill.utils.progress import quiet
 
     return quiet("", 0)
 

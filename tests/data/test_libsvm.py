@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datadistill.data.labelled import Labelled
-from datadistill.data.libsvm import read_libsvm
-from datadistill.errors import DamagedFileError
+from datadistill.data.readers.libsvm import read_libsvm
+from datadistill.utils.errors import DamagedFileError
 
 COUNTS = ((1, 2), (1, 1))
 TRAIN = "2 1:-1 2:1 3:0 4:-0.998\n1 1:-1.000 2:-1.000 3:1.000 4:-1.000 \n2 1:0.5 2:0.5 3:0.5 4:0.5\n"

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.io import savemat
 
 from datadistill.data.labelled import Labelled
-from datadistill.data.matlab import read_matlab
-from datadistill.errors import DamagedFileError
+from datadistill.data.readers.matlab import read_matlab
+from datadistill.utils.errors import DamagedFileError
 
 COUNTS = ((1, 2) + (0,) * 8, (1,) + (0,) * 9)
 SIZE = 4

@@ -152,7 +152,7 @@ def test_claimed_shapes(shape: tuple[int, ...], kind: str, sentence: str, tmp_pa
 
 
 def test_a_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datadistill.data.npz._SMALL", 2**16)
+    monkeypatch.setattr("datadistill.data.readers.npz._SMALL", 2**16)
     path = archive(tmp_path, npy((100, 256, 256), "|u1", bytes(100 * 2**16)))
     with pytest.raises(dd.DamagedFileError, match=r"claims to become 6,5.* refused"):
         dd.load(path, say=quiet)

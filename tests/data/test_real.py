@@ -9,8 +9,8 @@ import torch
 import datadistill as dd
 from datadistill.data.real import stratified
 from datadistill.data.transforms import Normalization
-from datadistill.errors import DamagedFileError, RequestError
-from datadistill.runtime import stream
+from datadistill.utils.errors import DamagedFileError, RequestError
+from datadistill.utils.runtime import stream
 
 MNIST = Path(str(resources.files("datadistill") / "data" / "mnist"))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import datadistill as dd
-from datadistill.errors import RequestError
+from datadistill.utils.errors import RequestError
 
 
 def test_without_its_package_the_sentence_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,12 @@ import torch
 
 import datadistill as dd
 from datadistill.data import Split, Whitening
-from datadistill.errors import RequestError
+from datadistill.engine import make_network
 from datadistill.formats import export_to, import_from
-from datadistill.inner import make_network
 from datadistill.models import create_model
-from datadistill.pools import PoolFacts
-from datadistill.trajectories import TrajectoryFacts
+from datadistill.pretraining.pool import PoolFacts
+from datadistill.pretraining.trajectories import TrajectoryFacts
+from datadistill.utils.errors import RequestError
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import datadistill as dd
-from datadistill.inner import (
+from datadistill.engine import (
     SGD,
     Adam,
     Engine,
@@ -19,12 +19,12 @@ from datadistill.inner import (
     walk,
     with_noise,
 )
-from datadistill.inner.functional import Noise, Weights, batch_gradient
+from datadistill.engine.functional import Noise, Weights, batch_gradient
 from datadistill.models import NORMS, draw_weights
 from datadistill.models.convnet import ConvNet
 from datadistill.models.lenet import LeNet
 from datadistill.models.mlp import MLP
-from datadistill.runtime import stream
+from datadistill.utils.runtime import stream
 
 OPTIMIZERS = [SGD(), SGD(momentum=0.9), Adam()]
 

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 
 import datadistill as dd
-from datadistill.errors import RequestError
-from datadistill.inner import SGD, Engine, InnerStep, hypergradient, kernels, make_network
-from datadistill.inner.functional import Weights
-from datadistill.inner.kernels import OPERATIONS, Measured, chosen, fitted, library
-from datadistill.inner.kinks import widened
+from datadistill.distillation.run_folder import RunFolder
+from datadistill.engine import SGD, Engine, InnerStep, hypergradient, kernels, make_network
+from datadistill.engine.functional import Weights
+from datadistill.engine.kernels import OPERATIONS, Measured, chosen, fitted, library
+from datadistill.engine.surrogate import widened
 from datadistill.models.convnet import ConvNet
+from datadistill.models.init import draw_weights
 from datadistill.models.lenet import LeNet
-from datadistill.models.schemes import draw_weights
-from datadistill.runs import RunFolder
-from datadistill.runtime import stream
+from datadistill.utils.errors import RequestError
+from datadistill.utils.runtime import stream
 
 built = pytest.mark.skipif(bool(kernels.build()), reason=f"no operations of ours here: {kernels.build()}")
 
@@ -358,7 +358,7 @@ def test_several_threads_at_once() -> None:
     ids=["off", "no compiler", "a compiler that fails"],
 )
 def test_without_them(settings: dict[str, str], reason: str, tmp_path: Path) -> None:
-    code = "from datadistill.inner import kernels; print(kernels.build())"
+    code = "from datadistill.engine import kernels; print(kernels.build())"
     environment = {"PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1", **settings}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert reason in done.stdout

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from datadistill.inner import SGD, Adam, Optimizer
-from datadistill.runtime import stream
+from datadistill.engine import SGD, Adam, Optimizer
+from datadistill.utils.runtime import stream
 
 
 @pytest.mark.parametrize(

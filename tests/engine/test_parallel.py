@@ -2,7 +2,7 @@ import threading
 
 import torch
 
-from datadistill.inner.parallel import map_on_cores
+from datadistill.engine.parallel import map_on_cores
 
 CPU = torch.device("cpu")
 

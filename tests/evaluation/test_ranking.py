@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from datadistill.errors import RequestError
 from datadistill.evaluation import (
     AugmentationRobustScore,
     LabelRobustScore,
@@ -12,6 +11,7 @@ from datadistill.evaluation import (
     average_over_transfer,
     best_over_augmentations,
 )
+from datadistill.utils.errors import RequestError
 
 AT_ZERO = 0.268941421
 """(1 - 1/e) / (e - 1/e) = 1 / (e + 1)."""

@@ -15,10 +15,10 @@ import datadistill as dd
 from datadistill.cli.main import main
 from datadistill.data.transforms import Normalization
 from datadistill.distilled import Provenance
-from datadistill.errors import DamagedFileError, RequestError
 from datadistill.formats import FORMATS, Usage, export_to, guess_format, import_from
 from datadistill.formats.png import cost, folder_names, rounded
-from datadistill.runtime import stream
+from datadistill.utils.errors import DamagedFileError, RequestError
+from datadistill.utils.runtime import stream
 
 HALF = 0.5 / 255
 

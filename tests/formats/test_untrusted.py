@@ -24,9 +24,9 @@ import datadistill as dd
 from datadistill.cli.main import main
 from datadistill.data.transforms import Normalization
 from datadistill.distilled import Provenance
-from datadistill.errors import DatadistillError
 from datadistill.formats import FORMATS, export_to, import_from
 from datadistill.formats.pickles import read_pickle
+from datadistill.utils.errors import DatadistillError
 
 FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NAMES = ("plain", "../../up", "a\nb", "<b>x</b>", "[/red]", "| x |", "\x1b[31m", "`code`", "![x](y)", "end")
@@ -53,7 +53,7 @@ def sample() -> dd.DistilledData:
 
 
 def pool_bytes(folder: Path) -> bytes:
-    from datadistill.pools import PoolFacts, stacked_in_half
+    from datadistill.pretraining.pool import PoolFacts, stacked_in_half
 
     facts = PoolFacts(
         dataset="digits",

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 import datadistill as dd
-from datadistill.augment import parse_augmentation, siamese
-from datadistill.errors import RequestError
+from datadistill.data.augment import parse_augmentation, siamese
 from datadistill.methods import METHODS, Problem, make_problem
 from datadistill.methods.dc import LOOPS, distance, loops_for
-from datadistill.runtime import stream
+from datadistill.utils.errors import RequestError
+from datadistill.utils.runtime import stream
 
 
 def problem(real: dd.RealData, ipc: int = 1, **changes: object) -> Problem:

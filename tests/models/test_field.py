@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datadistill.errors import RequestError
-from datadistill.inner import make_network
-from datadistill.inner.check import require_differentiable
+from datadistill.engine import make_network
+from datadistill.engine.differentiability import require_differentiable
 from datadistill.models import MODELS, NORMS, draw_weights
 from datadistill.models.alexcifarnet import AlexCifarNet
 from datadistill.models.alexnet import AlexNet
@@ -15,7 +14,8 @@ from datadistill.models.lenet import LeNet
 from datadistill.models.mlp import MLP
 from datadistill.models.resnet import ResNet18
 from datadistill.models.vgg import VGG11
-from datadistill.runtime import stream
+from datadistill.utils.errors import RequestError
+from datadistill.utils.runtime import stream
 
 FIELD = {"convnet": 8, "alexnet": 8, "vgg11": 28, "resnet18": 9}
 """Each family with a norm, and the smallest images it takes that normalise over more than one pixel."""

@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 import datadistill as dd
-from datadistill.errors import RequestError
 from datadistill.models import MODELS, NORMS, SCHEMES, create_model, draw_weights, has_own_weights, model_name
 from datadistill.models.convnet import ConvNet
 from datadistill.models.lenet import LeNet
 from datadistill.models.mlp import MLP
-from datadistill.models.spelling import spelled
-from datadistill.runtime import stream
+from datadistill.models.names import spelled
+from datadistill.utils.errors import RequestError
+from datadistill.utils.runtime import stream
 
 
 @pytest.mark.parametrize("size", [28, 32])

@@ -6,7 +6,7 @@ from PIL import ImageChops
 
 import datadistill as dd
 from datadistill.report.sheet import draw_sheet, viewable
-from datadistill.runtime import stream
+from datadistill.utils.runtime import stream
 
 
 def test_viewable_spreads_every_image() -> None:

@@ -1,0 +1,452 @@
+"""THE outer loop, behind `datadistill.distill()`. Read this first.
+
+A run is a chain of moments. Each outer step draws a real batch, asks the method for the gradient of the outer loss with
+respect to the distilled data, and takes one Adam step. Every so often a *look* measures the data on the held-out slice
+of the training split, remembers the best, and saves a checkpoint. The test split is not touched.
+
+Every random draw comes from a generator made from the seed and the step's number, and a moment is immutable, so a run
+that was killed and resumed goes through the same moments, to the bit, as one left alone (on a CPU, with the same number
+of threads, and with `iterations`; a `budget` follows the clock and cannot).
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from datadistill.data import Datasets, RealData, as_real
+from datadistill.distillation.budget import Length, parse_duration
+from datadistill.distillation.config import Settings
+from datadistill.distillation.optimizer import Outer, Variables, improve
+from datadistill.distillation.run_folder import RunFolder
+from datadistill.distillation.state import Best, Moment, pack, unpack
+from datadistill.distillation.validation import held_out, is_finite, is_sound, slower
+from datadistill.distilled import FILE_NAME, DistilledData
+from datadistill.engine import Engine, kernels
+from datadistill.methods import DC, DD, DM
+from datadistill.methods.base import Method, Outcome, Problem, make_problem, options_of
+from datadistill.models import ModelFactory
+from datadistill.pretraining.pool import Pool, load_pool
+from datadistill.pretraining.trajectories import Trajectories, load_trajectories
+from datadistill.training.accuracy import Accuracy
+from datadistill.utils.errors import DatadistillError, Interrupted, RequestError
+from datadistill.utils.interrupts import StopRequest
+from datadistill.utils.progress import Reporter, Silent, Status
+from datadistill.utils.runtime import peak_memory, resolve_device, stream, versions
+
+ROLLBACKS = 3
+DIVERGED = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run.
+
+    Attributes:
+        distilled: the best data by held-out accuracy.
+        held_out: its accuracy and loss there.
+        steps: outer steps taken.
+        seconds: spent on them.
+        folder: where the run lies, if it was given a folder.
+        remarks: sentences on what went wrong on the way.
+    """
+
+    distilled: DistilledData
+    held_out: Accuracy
+    steps: int
+    seconds: float
+    folder: Path | None
+    remarks: tuple[str, ...]
+
+
+def distill(
+    real: RealData | Datasets,
+    method: Method | None = None,
+    *,
+    model: str | ModelFactory = "lenet",
+    weights: str = "fixed-init",
+    scheme: str = "xavier",
+    pool: Pool | str | Path | None = None,
+    trajectories: Trajectories | str | Path | None = None,
+    ipc: int | float | str | Sequence[int] | None = None,
+    outer: Outer | None = None,
+    engine: Engine | None = None,
+    batch_norm: str = "refused",
+    attack: tuple[str, str] | None = None,
+    iterations: int | None = None,
+    budget: float | str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    out: str | Path | None = None,
+    resume: bool = False,
+    command: str = "",
+    reporter: Reporter | None = None,
+) -> Run:
+    """Distil a dataset.
+
+    Args:
+        real: the dataset; or a training and a test `Dataset` of pairs (image, label), as for `from_datasets`.
+        method: hyper-parameters of a method; `DD()` without one.
+        model: the network, by name or as a function that returns a `torch.nn.Module`.
+        weights: the kind of initial weights, one of `weights.KINDS`.
+        scheme: how initial weights are drawn, one of `models.SCHEMES`.
+        pool: trained networks, or their file, for the pretrained kinds of initial weights.
+        trajectories: of experts, or their folder, for method `mtt`.
+        ipc: images per class, or one number for each class, or text such as `proportional:100`, which shares that many
+            out as the classes have training images; one for each of the method's steps without it. With soft labels
+            classes can share images: 0.5 makes one for two classes.
+        outer: hyper-parameters of the outer loop.
+        engine: how hypergradients are computed; whatever it leaves open is chosen by prediction.
+        batch_norm: what layers with running statistics do: `refused`, `batch` or `frozen` (see `engine.make_network`).
+        attack: make malicious data, which teaches to take the first class for the second (names), and all others for
+            what they are. For auditing what data from strangers could do.
+        iterations: outer steps.
+        budget: wall clock instead of iterations, in seconds or as text such as `5m`; with both, whichever ends first.
+        seed: of all randomness.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        out: a folder for the run; without one nothing is written.
+        resume: go on from the last checkpoint in `out`, which must hold a run with these settings.
+        command: what to record as the command that made the result.
+        reporter: is told how the run is doing; `with Progress() as bar: distill(..., reporter=bar)` shows a bar.
+
+    Raises:
+        RequestError: the request was wrong.
+        Interrupted: Ctrl-C; the run is saved in `out`.
+        DatadistillError: it could not go on.
+    """
+    method, outer, reporter = method or DD(), outer or Outer(), reporter or Silent()
+    length = Length(iterations, parse_duration(budget))
+    real, on = as_real(real), resolve_device(device)
+    pool = load_pool(pool) if isinstance(pool, str | Path) else pool
+    trajectories = load_trajectories(trajectories) if isinstance(trajectories, str | Path) else trajectories
+    problem = make_problem(
+        real,
+        model=model,
+        weights=weights,
+        scheme=scheme,
+        ipc=ipc if ipc is not None else int(getattr(method, "steps", 1)),
+        seed=seed,
+        device=on,
+        engine=engine,
+        batch_norm=batch_norm,
+        attack=attack,
+        pool=pool,
+        trajectories=trajectories,
+    )
+    _check_asked(method, problem)
+    template = method.start(problem, stream(seed, "start"))
+    settings = Settings(
+        dataset=real.name if real.source is None else real.source.place or real.name,
+        source=real.source,
+        zca=real.is_whitened,
+        model=problem.model,
+        weights=problem.kind,
+        scheme=problem.scheme,
+        ipc=list(problem.ipc) if isinstance(problem.ipc, tuple) else problem.ipc,
+        seed=seed,
+        method={"name": method.name, **options_of(method)},
+        outer=asdict(outer),
+        engine=asdict(problem.engine),
+        batch_norm=batch_norm,
+        attack=None if attack is None else list(attack),
+        pool=None if pool is None or pool.path is None else str(pool.path),
+        pool_digest=None if pool is None else pool.digest,
+        trajectories=None if trajectories is None else str(trajectories.folder),
+        trajectories_digest=None if trajectories is None else trajectories.digest,
+        iterations=length.iterations,
+        budget=length.budget,
+        device=problem.device.type,
+        versions=versions(),
+        threads=torch.get_num_threads(),
+        recipe=command,
+    )
+    folder = None if out is None else RunFolder(Path(out))
+    before = folder.settings() if folder is not None and resume and folder.exists() else None
+    if before is not None and folder is not None:
+        _check_same(folder, before, settings)
+        command = before.recipe
+    template = replace(template, provenance=replace(template.provenance, recipe=command, versions=versions()))
+    with StopRequest() as stop, folder.locked() if folder else nullcontext():
+        # Nothing is known to be wrong with the request: now it is worth the wait for a compiler.
+        problem, operations = _with_kernels(problem, before, reporter)
+        loop = _Loop(problem, method, outer, length, template, reporter, folder)
+        settings = replace(settings, kernels=list(operations))
+        moment = loop.first() if folder is None else _open(folder, before, settings, loop, resume)
+        return loop.finish(loop.run(moment, stop))
+
+
+def _check_asked(method: Method, problem: Problem) -> None:
+    """Refuse a pool that has fewer networks than a step of method dd takes, and experts that nobody would look at.
+
+    A method from elsewhere may learn from experts.
+    """
+    if problem.trajectories is not None and isinstance(method, DC | DD | DM):
+        raise RequestError(f"method {method.name} learns from no experts: leave the trajectories out")
+    wanted = 1 if problem.starts.fixed is not None else getattr(method, "networks", 1)
+    pool = problem.pool
+    if pool is not None and wanted > len(pool.for_distilling):
+        raise RequestError(
+            f"an outer step takes {wanted} networks, but the pool has {len(pool.for_distilling)} for distilling and "
+            f"{pool.facts.reserved} for judging: lower --networks, or make a larger pool"
+        )
+
+
+def _with_kernels(problem: Problem, before: Settings | None, reporter: Reporter) -> tuple[Problem, tuple[str, ...]]:
+    """The problem on a network with our operations, and which: those that the run was started with, if it was."""
+    asked = problem.engine.kernels
+    if problem.device.type != "cpu" or asked == "off":
+        return problem, ()
+    kernels.prepare(reporter.say)
+    operations = kernels.chosen(asked, kernels.measured())
+    if before is not None and before.kernels is not None and set(before.kernels) != set(operations):
+        operations = tuple(name for name in before.kernels if name in kernels.measured())
+        if len(operations) < len(before.kernels):
+            reporter.say(
+                "the run was started with operations of ours that cannot be had here: its last bits will differ."
+            )
+    return problem.with_kernels(",".join(operations) or "off"), operations
+
+
+def _check_same(folder: RunFolder, before: Settings, settings: Settings) -> None:
+    difference = before.difference(settings)
+    if difference:
+        raise RequestError(f"the run in {folder.path} has other settings: {difference}")
+
+
+def _open(folder: RunFolder, before: Settings | None, settings: Settings, loop: "_Loop", resume: bool) -> Moment:
+    """The moment to go on from."""
+    if before is None:
+        folder.begin(settings)
+        if resume:
+            loop.reporter.say(f"{folder.path} holds no run yet: starting from the beginning.")
+        return loop.first()
+    if (before.threads, before.versions.get("torch")) != (settings.threads, settings.versions.get("torch")):
+        loop.reporter.say(
+            f"the run was started with {before.threads} threads and torch {before.versions.get('torch')}, which "
+            f"differ from {settings.threads} and {settings.versions.get('torch')}: its last bits will differ too."
+        )
+    checkpoint, complaints = folder.latest()
+    for complaint in complaints:
+        loop.reporter.say(complaint)
+    moment = loop.first() if checkpoint is None else unpack(checkpoint, loop.problem.device)
+    folder.rewind(moment.step)
+    loop.reporter.say(f"resuming {folder.path} at step {moment.step}.")
+    return moment
+
+
+@dataclass(frozen=True, eq=False)
+class _Loop:
+    """What stays the same during a run."""
+
+    problem: Problem
+    method: Method
+    outer: Outer
+    length: Length
+    template: DistilledData
+    reporter: Reporter
+    folder: RunFolder | None
+
+    def first(self) -> Moment:
+        """The moment before the first outer step."""
+        return Moment(Variables.of(self.template, self.outer))
+
+    def run(self, moment: Moment, stop: StopRequest) -> Moment:
+        """The outer loop."""
+        good = moment.good or moment
+        moment = replace(moment, good=None)
+        began = time.perf_counter() - moment.seconds
+        while not moment.finished:
+            progress = self.length.progress(moment.step, moment.seconds)
+            outcome = self._ask(moment, progress)
+            if not is_finite(outcome):
+                moment = good = self._roll_back(good, moment, "the outer loss or its gradient is not finite")
+                continue
+            for remark in outcome.remarks:
+                self._say(remark)
+            moment = self._improve(moment, outcome, progress, time.perf_counter() - began)
+            loss = moment.loss
+            if moment.step % self.outer.look_every == 0 or self._is_over(moment):
+                if self._has_diverged(moment):
+                    moment = good = self._roll_back(good, moment, f"the outer loss rose to {moment.loss:.3g}")
+                    continue
+                looked = self._look(moment)
+                if looked is None:
+                    moment = good = self._roll_back(good, moment, "the held-out loss is not finite")
+                    continue
+                moment = good = looked
+            self._report(moment, progress, loss)
+            if stop.requested and not moment.finished:
+                self._interrupt(moment, good)
+        return moment
+
+    def finish(self, moment: Moment) -> Run:
+        """The best data of a finished run, with what it cost."""
+        if self.length.iterations and self.length.budget and moment.step < self.length.iterations:
+            self._say(f"the clock ended it after {moment.step:,} of {self.length.iterations:,} outer steps.")
+        best = moment.best
+        assert best is not None, "a finished run has looked at least once"
+        # With protocol dc there are no rates of steps to choose, and that many networks would take hours.
+        settle = self.outer.settle and not self.template.is_condensed
+        if settle:
+            best = self._settled(moment, best)
+        distilled = self._result(moment, best)
+        if settle and self.folder is not None:
+            distilled.save(self.folder.path / FILE_NAME)
+        return Run(
+            distilled=distilled,
+            held_out=Accuracy(best.correct, best.loss),
+            steps=moment.step,
+            seconds=moment.seconds,
+            folder=self.folder.path if self.folder else None,
+            remarks=moment.remarks,
+        )
+
+    def _settled(self, moment: Moment, best: Best) -> Best:
+        """The best look or the last, with learning rates as they are or lower, by many more networks than a look."""
+        last = replace(best, step=moment.step, values=moment.variables.average)
+        candidates = slower(best) + (slower(last) if moment.step != best.step else [])
+        self.reporter.say(f"choosing between {len(candidates)} results with {self.outer.settle} networks each.")
+        measured = []
+        for candidate in candidates:
+            distilled = replace(moment.variables, average=candidate.values).put_average(self.template)
+            if is_sound(distilled):
+                seen = held_out(self.problem, distilled, self.outer.settle, "settle")
+                measured.append(replace(candidate, correct=seen.correct, loss=seen.loss))
+        return max(measured, key=lambda one: (one.correct, -one.loss))
+
+    def _ask(self, moment: Moment, progress: float) -> Outcome:
+        distilled = moment.variables.put(self.template)
+        generator = stream(self.problem.seed, "step", moment.step, moment.rollbacks)
+        return self.method.gradient(distilled, self.problem, moment.method_state, generator, progress)
+
+    def _improve(self, moment: Moment, outcome: Outcome, progress: float, seconds: float) -> Moment:
+        rate = self._rate(moment, progress)
+        loss = float(outcome.loss)
+        return replace(
+            moment,
+            variables=improve(moment.variables, outcome.gradients, self.outer, rate),
+            step=moment.step + 1,
+            seconds=seconds,
+            method_state=outcome.state,
+            remarks=(*moment.remarks, *outcome.remarks),
+            loss_sum=moment.loss_sum + loss,
+            loss_count=moment.loss_count + 1,
+            first_loss=loss if moment.first_loss is None else moment.first_loss,
+        )
+
+    def _report(self, moment: Moment, progress: float, loss: float) -> None:
+        done = self.length.progress(moment.step, moment.seconds)
+        memory = peak_memory(self.problem.device)
+        self.reporter.update(
+            Status(
+                step=moment.step,
+                fraction=done,
+                seconds=moment.seconds,
+                loss=loss,
+                accuracy=moment.accuracy,
+                rate=self._rate(moment, progress),
+                memory=memory,
+            )
+        )
+
+    def _look(self, moment: Moment) -> Moment | None:
+        """Measure the data on the held-out slice, remember the best, and save; None where it gives no finite loss."""
+        distilled = moment.variables.put_average(self.template)
+        if not (moment.variables.are_sound() and is_sound(distilled)):
+            return None
+        seen = held_out(self.problem, distilled)
+        if not math.isfinite(seen.loss):
+            return None
+        best = moment.best
+        better = best is None or (seen.correct, -seen.loss) > (best.correct, -best.loss)
+        if best is None or better:
+            best = Best(seen.correct, seen.loss, moment.step, moment.variables.average)
+        looked = replace(
+            moment,
+            best=best,
+            accuracy=seen.correct,
+            loss_sum=0.0,
+            loss_count=0,
+            finished=self._is_over(moment),
+        )
+        if self.folder is not None:
+            self.folder.record(self._metrics(moment, seen, distilled))
+            if better:
+                self._result(looked, best).save(self.folder.path / FILE_NAME)
+            self.folder.save(moment.step, pack(looked))
+        return looked
+
+    def _metrics(self, moment: Moment, seen: Accuracy, distilled: DistilledData) -> dict[str, object]:
+        rates = distilled.learning_rates
+        return {
+            "step": moment.step,
+            "seconds": round(moment.seconds, 3),
+            "outer_loss": moment.loss,
+            "held_out_accuracy": seen.correct,
+            "held_out_loss": seen.loss,
+            "rate": self._rate(moment, self.length.progress(moment.step, moment.seconds)),
+            "learning_rates": None if rates is None else [float(f"{rate:.6g}") for rate in rates.tolist()],
+            "peak_bytes": peak_memory(self.problem.device),
+        }
+
+    def _rate(self, moment: Moment, progress: float) -> float:
+        return self.outer.rate_at(progress) * 0.5**moment.rollbacks
+
+    def _is_over(self, moment: Moment) -> bool:
+        return self.length.progress(moment.step, moment.seconds) >= 1
+
+    def _has_diverged(self, moment: Moment) -> bool:
+        chance = math.log(self.problem.real.num_classes)
+        return moment.loss > DIVERGED * max(chance, moment.first_loss or 0.0)
+
+    def _roll_back(self, good: Moment, moment: Moment, trouble: str) -> Moment:
+        """The last good moment with half the outer rate; after three times, the end."""
+        if good.rollbacks == ROLLBACKS:
+            remark = f"step {moment.step}: {trouble}, for the {ROLLBACKS + 1}th time; stopped with the best so far."
+            looked = good if good.best is not None else self._look(good)
+            if looked is None:
+                raise DatadistillError("the loss is not finite even at the start: give a lower --learning-rate")
+            ended = replace(looked, finished=True)
+        else:
+            rate = self.outer.rate * 0.5 ** (good.rollbacks + 1)
+            remark = f"step {moment.step}: {trouble}; back to step {good.step}, outer rate halved to {rate:g}."
+            ended = replace(good, rollbacks=good.rollbacks + 1)
+        self._say(remark)
+        ended = replace(ended, remarks=(*good.remarks, remark), seconds=moment.seconds)
+        if ended.finished and self.folder is not None:
+            self.folder.save(ended.step, pack(ended))
+        return ended
+
+    def _interrupt(self, moment: Moment, good: Moment) -> None:
+        """Save between two looks and leave.
+
+        Raises:
+            Interrupted: always.
+        """
+        if self.folder is None:
+            raise KeyboardInterrupt
+        self.folder.save(moment.step, pack(moment if good is moment else replace(moment, good=good)))
+        raise Interrupted(f"interrupted at step {moment.step} and saved", self.folder.path)
+
+    def _say(self, text: str) -> None:
+        self.reporter.say(text)
+        if self.folder is not None:
+            self.folder.log(text)
+
+    def _result(self, moment: Moment, best: Best) -> DistilledData:
+        values = replace(moment.variables, average=best.values)
+        distilled = values.put_average(self.template)
+        cost = {
+            "seconds": round(moment.seconds, 3),
+            "outer_steps": moment.step,
+            "peak_bytes": peak_memory(self.problem.device),
+            "device": str(self.problem.device),
+            "threads": torch.get_num_threads(),
+        }
+        held_out = {"split": "held_out", "accuracy": best.correct, "outer_step": best.step}
+        provenance = replace(distilled.provenance, cost=cost, scores=[held_out])
+        return replace(distilled, provenance=provenance)

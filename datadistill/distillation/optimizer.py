@@ -1,0 +1,164 @@
+"""One step of the outer loop: from gradients of the distilled data to better distilled data."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from datadistill.distilled import DistilledData
+from datadistill.engine.functional import Weights
+from datadistill.engine.optimizers import SGD, Adam, Optimizer, State
+from datadistill.methods.base import Gradients
+from datadistill.utils.errors import RequestError
+
+_NORM_MEMORY = 0.99
+_NORM_LEAP = 5.0
+_WARM_AVERAGE = 10
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Hyper-parameters of the outer loop; the defaults are those of Wang et al. 2018 and their code.
+
+    Attributes:
+        rate: learning rate for the images.
+        rate_of_rates: learning rate for the logarithms of the learning rates; 0 takes `rate`.
+        rate_of_labels: learning rate for soft labels; 0 takes `rate`.
+        betas: of Adam.
+        optimizer: `adam`, or `sgd` as the methods after 2018 have it.
+        momentum: of SGD.
+        schedule: how the rate falls: `halving` (in ten equal parts, each at half the rate of the one before, as
+            the authors do), `cosine`, `linear` or `quadratic` (to zero), or `constant`.
+        warmup: share of the run over which the rate first rises linearly from zero.
+        clip: longest image gradient allowed, in multiples of its running mean length; a longer one is shrunk, and
+            that of the rates with it. 0 allows any.
+        average: the result is an exponential average of the images and rates with this decay; 0 takes the last.
+        look_every: outer steps between looks at held-out data, each with a checkpoint.
+        settle: networks with which, at the end, the best look and the last are compared on held-out data, with all
+            learning rates as learned and lower: those that are learned lie where training is about to become chaotic,
+            which the gradient cannot see (`docs/mnist-random-100.md`). 0 keeps the best look as it is.
+    """
+
+    rate: float = 0.01
+    rate_of_rates: float = 0.0
+    rate_of_labels: float = 0.0
+    betas: tuple[float, float] = (0.5, 0.999)
+    optimizer: Literal["adam", "sgd"] = "adam"
+    momentum: float = 0.0
+    schedule: Literal["halving", "cosine", "linear", "quadratic", "constant"] = "halving"
+    warmup: float = 0.0
+    clip: float = 0.0
+    average: float = 0.0
+    look_every: int = 100
+    settle: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < math.inf:
+            raise RequestError(f"the outer rate is {self.rate}, but must be positive and finite")
+        shares = {"first beta": self.betas[0], "second beta": self.betas[1]}
+        shares |= {name: getattr(self, name) for name in ("warmup", "average", "momentum")}
+        for name, value in shares.items():
+            if not 0 <= value < 1:
+                raise RequestError(f"{name} is {value}, but must be at least 0 and less than 1")
+        for name in ("rate_of_rates", "rate_of_labels", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise RequestError(f"{name} is {getattr(self, name)}, but must be finite and not negative")
+        if self.settle < 0:
+            raise RequestError(f"settle is {self.settle}, but must not be negative")
+        if self.look_every < 1:
+            raise RequestError(f"look_every is {self.look_every}, but must be at least 1")
+
+    def make_optimizer(self) -> Optimizer:
+        """What makes the outer steps."""
+        return Adam(self.betas) if self.optimizer == "adam" else SGD(self.momentum)
+
+    def rate_at(self, progress: float) -> float:
+        """The learning rate when this share of the run, 0 to 1, is done."""
+        warm = min(1.0, progress / self.warmup) if self.warmup else 1.0
+        fall = {
+            "halving": 0.5 ** math.floor(10 * min(progress, 0.999)),
+            "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+            "linear": 1 - progress,
+            "quadratic": (1 - progress) ** 2,
+            "constant": 1.0,
+        }[self.schedule]
+        return self.rate * warm * fall
+
+
+@dataclass(frozen=True, eq=False)
+class Variables:
+    """What is learned, and what the optimiser remembers. Immutable: a step makes a new one.
+
+    Attributes:
+        values: `images`, and `log_rates` and `soft_labels` where they are learned.
+        moments: the optimiser's.
+        average: of the values.
+        norm: running mean length of the image gradient.
+        steps: how many steps were taken.
+    """
+
+    values: Weights
+    moments: State
+    average: Weights
+    norm: float = 0.0
+    steps: int = 0
+
+    @classmethod
+    def of(cls, distilled: DistilledData, outer: Outer) -> "Variables":
+        """The variables of distilled data before the first step."""
+        values = {"images": distilled.images}
+        if distilled.learning_rates is not None:
+            values["log_rates"] = distilled.learning_rates.log()
+        if distilled.soft_labels is not None:
+            values["soft_labels"] = distilled.soft_labels
+        return cls(values, outer.make_optimizer().init(values), values)
+
+    def are_sound(self) -> bool:
+        """Whether all values are finite."""
+        return all(bool(value.isfinite().all()) for value in self.values.values())
+
+    def put(self, template: DistilledData) -> DistilledData:
+        """The present values as distilled data."""
+        return _filled(template, self.values)
+
+    def put_average(self, template: DistilledData) -> DistilledData:
+        """The averaged values as distilled data."""
+        return _filled(template, self.average)
+
+
+def _filled(template: DistilledData, values: Weights) -> DistilledData:
+    rates = values["log_rates"].exp() if "log_rates" in values else None
+    soft = values.get("soft_labels")
+    labels = template.labels if soft is None else soft.argmax(1)
+    return replace(template, images=values["images"], learning_rates=rates, soft_labels=soft, labels=labels)
+
+
+def improve(variables: Variables, gradients: Gradients, outer: Outer, rate: float) -> Variables:
+    """One step on the images, the logarithms of the learning rates and the soft labels."""
+    slopes: dict[str, Tensor] = {"images": gradients.images}
+    if gradients.learning_rates is not None:
+        # d/d log(r) = r * d/dr
+        slopes["log_rates"] = gradients.learning_rates * variables.values["log_rates"].exp()
+    if gradients.soft_labels is not None:
+        slopes["soft_labels"] = gradients.soft_labels
+    norm = float(gradients.images.norm())
+    usual = variables.norm or norm
+    if outer.clip and norm > outer.clip * usual:
+        slopes = {name: slope * (outer.clip * usual / norm) for name, slope in slopes.items()}
+    optimizer, values, moments = outer.make_optimizer(), dict[str, Tensor](), dict[str, Tensor]()
+    rates = {"images": outer.rate, "log_rates": outer.rate_of_rates, "soft_labels": outer.rate_of_labels}
+    pace = {name: rate * (own or outer.rate) / outer.rate for name, own in rates.items()}
+    for name, value in variables.values.items():
+        mine = {key: state for key, state in variables.moments.items() if key.endswith(f"/{name}")}
+        moved, moment = optimizer.update({name: value}, slopes, mine, pace[name], variables.steps)
+        values |= moved
+        moments |= moment
+    steps = variables.steps + 1
+    # A young average forgets faster, so that the start does not linger in it.
+    decay = outer.average * min(1.0, steps / (steps + _WARM_AVERAGE))
+    average = {name: torch.lerp(value, variables.average[name], decay) for name, value in values.items()}
+    # The mean follows long gradients, so that it can grow again, but no single one throws it far.
+    usual = _NORM_MEMORY * usual + (1 - _NORM_MEMORY) * min(norm, _NORM_LEAP * usual)
+    return Variables(values, moments, average, usual, steps)

@@ -1,0 +1,201 @@
+"""Run folders: settings, metrics, checkpoints. Everything written can be read at any moment."""
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from datadistill.distillation.config import Settings, parse_settings
+from datadistill.utils.errors import DamagedFileError, RequestError, explain_os_error
+from datadistill.utils.files import digest_of, read_json, read_tensors, write_atomically, write_json, write_tensors
+
+if sys.platform != "win32":
+    import fcntl
+
+KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A moment of a run: tensors by name, and JSON."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+    def digest(self) -> str:
+        """SHA-256 of all of it."""
+        return digest_of(self.tensors, json.dumps(self.facts))
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder with one run in it.
+
+    `config.json`, `metrics.jsonl` (one line per look), `checkpoint/` (the last two), `distilled.safetensors` (best on
+    held-out data), `log.txt`; the command line adds `sheet.png`, `curve.png` and `README.md`.
+    """
+
+    path: Path
+
+    @property
+    def _config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def _metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.path / "checkpoint"
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self._config.is_file()
+
+    def check_free(self) -> None:
+        """Refuse a folder that holds something: nothing of a user's is ever overwritten.
+
+        Raises:
+            RequestError: it holds a run or other files.
+        """
+        if self.exists():
+            raise RequestError(f"{self.path} holds a run already: add --resume to go on with it, or give another --out")
+        if self.path.is_dir() and any(not _is_leftover(entry.name) for entry in self.path.iterdir()):
+            raise RequestError(f"{self.path} is not empty: give a new folder with --out")
+
+    def begin(self, settings: Settings) -> None:
+        """Start a run in a new or empty folder.
+
+        Raises:
+            RequestError: the folder is not empty.
+            DatadistillError: the folder cannot be written.
+        """
+        self.check_free()
+        write_json(self._config, settings.as_json())
+
+    def settings(self) -> Settings:
+        """The settings the run was started with.
+
+        Raises:
+            RequestError: there is no run.
+            DamagedFileError: `config.json` is damaged.
+        """
+        if not self.exists():
+            raise RequestError(f"there is no run to resume in {self.path}")
+        try:
+            return parse_settings(read_json(self._config))
+        except DamagedFileError as error:
+            raise DamagedFileError(f"{self._config} is damaged: {error}") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder, so that no second process writes the same run; freed when the process ends.
+
+        Raises:
+            RequestError: another process holds it, or it holds something else than a run.
+            DatadistillError: it cannot be written.
+        """
+        if not self.exists():
+            self.check_free()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise explain_os_error(error, f"write to {self.path}") from error
+        try:
+            if not _lock(handle):
+                raise RequestError(f"another process is running in {self.path}: wait for it, or give another --out")
+            for left in self.path.rglob(".*.part"):
+                left.unlink(missing_ok=True)
+            yield
+        finally:
+            os.close(handle)
+
+    def save(self, step: int, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, then delete all but the last two."""
+        metadata = {"checkpoint": json.dumps(checkpoint.facts), "sha256": checkpoint.digest()}
+        write_tensors(self._checkpoints / f"step-{step:09d}.safetensors", checkpoint.tensors, metadata)
+        for old in self._saved()[:-KEPT_CHECKPOINTS]:
+            old.unlink(missing_ok=True)
+
+    def latest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that is whole, and a sentence for each newer one that is not."""
+        complaints: list[str] = []
+        for path in reversed(self._saved()):
+            try:
+                tensors, metadata = read_tensors(path)
+                checkpoint = Checkpoint(tensors, json.loads(metadata.get("checkpoint", "null")))
+                if checkpoint.digest() != metadata.get("sha256"):
+                    raise DamagedFileError("its checksum differs")
+                return checkpoint, complaints
+            except (DamagedFileError, ValueError) as error:
+                complaints.append(f"{path.name} is damaged and passed over: {error}")
+        return None, complaints
+
+    def _saved(self) -> list[Path]:
+        return sorted(self._checkpoints.glob("step-*.safetensors"))
+
+    def record(self, metrics: Mapping[str, Any]) -> None:
+        """Append one line to `metrics.jsonl`."""
+        self._append(self._metrics, json.dumps(metrics, allow_nan=False) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of `metrics.jsonl` that can be read; nothing but the curve depends on them."""
+        if not self._metrics.is_file():
+            return []
+        entries = []
+        for line in self._metrics.read_text(errors="replace").splitlines():
+            with suppress(ValueError):
+                entry = json.loads(line)
+                if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+                    entries.append(entry)
+        return entries
+
+    def rewind(self, step: int) -> None:
+        """Forget metrics after a step, which a resumed run is about to make again."""
+        lines = [json.dumps(entry) + "\n" for entry in self.metrics() if entry["step"] <= step]
+        write_atomically(self._metrics, "".join(lines).encode())
+
+    def log(self, text: str) -> None:
+        """Append one line to `log.txt`."""
+        self._append(self.path / "log.txt", text + "\n")
+
+    def _append(self, path: Path, text: str) -> None:
+        # One write call for the whole line: a kill comes before it or after it. A full disk may take a part of it,
+        # which is taken back.
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            try:
+                size, line = os.fstat(handle).st_size, text.encode()
+                if os.write(handle, line) != len(line):
+                    os.ftruncate(handle, size)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise explain_os_error(error, f"write {path}") from error
+
+
+def _lock(handle: int) -> bool:
+    """Whether the file could be locked, or its file system knows no locks."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+    return True
+
+
+def _is_leftover(name: str) -> bool:
+    """Whether a file is one that a run killed before its first word leaves behind."""
+    return name == ".lock" or (name.startswith(".") and name.endswith(".part"))

@@ -1,0 +1,142 @@
+"""Moments of a run: everything the next outer step depends on, and how it is written down."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datadistill.distillation.optimizer import Variables
+from datadistill.distillation.run_folder import Checkpoint
+from datadistill.engine.functional import Weights
+from datadistill.methods.base import MethodState
+from datadistill.utils.errors import DamagedFileError
+
+_VARIABLES, _STATE, _BEST, _GOOD = "variables", "state", "best", "good"
+
+
+@dataclass(frozen=True, eq=False)
+class Best:
+    """The best data so far.
+
+    Attributes:
+        correct: its accuracy on held-out images.
+        loss: its loss there.
+        step: when it was.
+        values: what it was, as `Variables.average`.
+    """
+
+    correct: float
+    loss: float
+    step: int
+    values: Weights
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """A run between two outer steps. Immutable; the losses are those since the last look.
+
+    Attributes:
+        variables: what is learned.
+        step: outer steps done.
+        seconds: spent, earlier parts of a resumed run included.
+        method_state: the method's own.
+        rollbacks: how often the run went back and halved its rate.
+        loss_sum: of the outer loss since the last look.
+        loss_count: outer steps since the last look.
+        first_loss: of the first outer step, against which divergence is told.
+        accuracy: on held-out images at the last look.
+        best: the best look so far.
+        finished: nothing is left to do.
+        remarks: sentences on what went wrong on the way.
+        good: the moment to roll back to, when that is not this one.
+    """
+
+    variables: Variables
+    step: int = 0
+    seconds: float = 0.0
+    method_state: MethodState = field(default_factory=dict)
+    rollbacks: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    first_loss: float | None = None
+    accuracy: float | None = None
+    best: Best | None = None
+    finished: bool = False
+    remarks: tuple[str, ...] = ()
+    good: "Moment | None" = None
+
+    @property
+    def loss(self) -> float:
+        """Mean outer loss since the last look."""
+        return self.loss_sum / max(1, self.loss_count)
+
+
+_FACTS = (
+    "step",
+    "seconds",
+    "rollbacks",
+    "loss_sum",
+    "loss_count",
+    "first_loss",
+    "accuracy",
+    "finished",
+    "remarks",
+)
+
+
+def pack(moment: Moment) -> Checkpoint:
+    """A moment as a checkpoint."""
+    variables = moment.variables
+    groups: dict[str, dict[str, Tensor]] = {
+        f"{_VARIABLES}.values": variables.values,
+        f"{_VARIABLES}.moments": variables.moments,
+        f"{_VARIABLES}.average": variables.average,
+        _STATE: moment.method_state,
+    }
+    facts: dict[str, Any] = {name: getattr(moment, name) for name in _FACTS}
+    facts |= {"norm": variables.norm, "steps": variables.steps}
+    if moment.best is not None:
+        groups[_BEST] = moment.best.values
+        facts["best"] = [moment.best.correct, moment.best.loss, moment.best.step]
+    tensors = {f"{group}:{name}": t.clone() for group, named in groups.items() for name, t in named.items()}
+    if moment.good is not None:
+        inner = pack(moment.good)
+        facts["good"] = inner.facts
+        tensors |= {f"{_GOOD}:{name}": tensor for name, tensor in inner.tensors.items()}
+    return Checkpoint(tensors, facts)
+
+
+def unpack(checkpoint: Checkpoint, device: torch.device) -> Moment:
+    """The moment of a checkpoint.
+
+    Raises:
+        DamagedFileError: it is not a checkpoint of this version.
+    """
+    facts = checkpoint.facts
+
+    def group(prefix: str) -> dict[str, Tensor]:
+        start = f"{prefix}:"
+        named = {n.removeprefix(start): t for n, t in checkpoint.tensors.items() if n.startswith(start)}
+        return {name: tensor.to(device) for name, tensor in named.items()}
+
+    try:
+        variables = Variables(
+            values=group(f"{_VARIABLES}.values"),
+            moments=group(f"{_VARIABLES}.moments"),
+            average=group(f"{_VARIABLES}.average"),
+            norm=facts["norm"],
+            steps=facts["steps"],
+        )
+        plain = {name: facts[name] for name in _FACTS} | {"remarks": tuple(facts["remarks"])}
+        moment = Moment(variables, method_state=group(_STATE), **plain)
+        if "best" in facts:
+            correct, loss, step = facts["best"]
+            moment = replace(moment, best=Best(correct, loss, step, group(_BEST)))
+        if "good" in facts:
+            start = f"{_GOOD}:"
+            tensors = {n.removeprefix(start): t for n, t in checkpoint.tensors.items() if n.startswith(start)}
+            moment = replace(moment, good=unpack(Checkpoint(tensors, facts["good"]), device))
+    except (KeyError, TypeError) as error:
+        raise DamagedFileError(f"the checkpoint lacks {error}") from error
+    return moment

@@ -1,0 +1,30 @@
+"""The engine: training on distilled data, and its exact derivative. Knows no method."""
+
+from datadistill.engine.config import Engine
+from datadistill.engine.cuda_graph import outer_step
+from datadistill.engine.functional import Network, Weights, make_network
+from datadistill.engine.hypergradient import Hypergradient, hypergradient
+from datadistill.engine.optimizers import SGD, Adam, Optimizer, State
+from datadistill.engine.planner import Demand, Prediction, predict, settle
+from datadistill.engine.unroll import InnerStep, walk, with_noise
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "Demand",
+    "Engine",
+    "Hypergradient",
+    "InnerStep",
+    "Network",
+    "Optimizer",
+    "Prediction",
+    "State",
+    "Weights",
+    "hypergradient",
+    "make_network",
+    "outer_step",
+    "predict",
+    "settle",
+    "walk",
+    "with_noise",
+]

@@ -1,0 +1,86 @@
+"""How a hypergradient is computed: choices that trade time for memory, and not the result unless they say so."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from datadistill.engine.kernels import parse_kernels
+from datadistill.utils.errors import RequestError, unknown_name
+
+Storage: TypeAlias = Literal["auto", "full", "recompute", "checkpoint", "offload", "window"]
+Product: TypeAlias = Literal["auto", "reverse", "forward", "difference"]
+Precision: TypeAlias = Literal["float32", "bfloat16"]
+Execution: TypeAlias = Literal["auto", "eager", "compiled", "graph"]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How hypergradients are computed; whatever is `auto` or 0 is chosen from a prediction of time and memory.
+
+    Attributes:
+        storage: what is kept between the walk forward and the walk back. `full`: every step's graph; `recompute`: every
+            step's weights; `checkpoint`: those of every k-th step; `offload`: every step's, in host memory; `window`:
+            a random stretch of steps is differentiated and the rest ignored, an approximation.
+        product: how a gradient is differentiated again. `reverse`: backwards twice; `forward`: forwards over backwards;
+            `difference`: two gradients a small step apart, an approximation.
+        execution: `eager`; with second derivatives `compiled` by PyTorch's compiler; or the outer step of each network
+            replayed as a captured `graph` (CUDA).
+        every: with storage checkpoint, steps from one kept position to the next; 0 takes the root of their number.
+        window: with storage window, steps that are differentiated; 0 takes a tenth, but at least 10.
+        inner_chunk: distilled images that are differentiated at a time.
+        chunk: real images that are differentiated at a time.
+        memory: gigabytes that may be used; 0 takes half of what the device has.
+        real_precision: of the real batch's gradient; `bfloat16` is an approximation, faster where the device has it.
+        kernels: which of our operations for a CPU take the place of PyTorch's: `auto` (those that were measured here
+            to be right and faster), `off`, `all`, or names such as `normalisation,max-pooling`.
+    """
+
+    storage: Storage = "auto"
+    product: Product = "auto"
+    execution: Execution = "auto"
+    every: int = 0
+    window: int = 0
+    inner_chunk: int = 0
+    chunk: int = 0
+    memory: float = 0.0
+    real_precision: Precision = "float32"
+    kernels: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("every", "window", "inner_chunk", "chunk", "memory"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise RequestError(f"{name} is {getattr(self, name)}, but must be finite and not negative")
+        parse_kernels(self.kernels)
+        for name, known in (
+            ("storage", Storage),
+            ("product", Product),
+            ("execution", Execution),
+            ("real_precision", Precision),
+        ):
+            if getattr(self, name) not in get_args(known):
+                raise unknown_name(name, getattr(self, name), get_args(known))
+        if self.storage == "full" and self.product in ("forward", "difference"):
+            raise RequestError(
+                f"storage full keeps the graphs of product reverse, but the product is {self.product}: "
+                "choose storage recompute or checkpoint"
+            )
+
+        if self.storage == "full" and self.execution == "compiled":
+            raise RequestError(
+                "storage full keeps graphs of its own, but the execution is compiled: "
+                "choose storage recompute or checkpoint"
+            )
+        if self.execution == "graph" and (self.storage in ("offload", "window") or self.product == "difference"):
+            what = f"product {self.product}" if self.product == "difference" else f"storage {self.storage}"
+            raise RequestError(
+                f"execution graph repeats what the device does alone, and {what} needs the host: choose execution eager"
+            )
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left to be chosen."""
+        return "auto" not in (self.storage, self.product, self.execution)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the derivative is exact up to rounding."""
+        return self.storage != "window" and self.product != "difference" and self.real_precision == "float32"

@@ -1,0 +1,328 @@
+"""The exact derivative of an outer loss through training (Wang et al. 2018, algorithm 1).
+
+Training is a chain of positions z_0, z_1, ..., z_T, where a position is the weights and whatever the optimiser
+remembers, and z_{t+1} = step(z_t, images_t, rate_t). The outer loss depends on the last weights. Walking the chain
+backwards with v = dOuter/dz, one vector-Jacobian product of each step gives
+
+    dOuter/dimages_t, dOuter/drate_t  and the next  v <- v * dz_{t+1}/dz_t .
+
+A step is a gradient g_t and an update. Pulling v back through the update is cheap and gives, among others, the
+direction u = v * dz_{t+1}/dg_t; pulling u back through the gradient is a second derivative (see `hvp`). For plain
+gradient descent u = -rate_t v, and all of it is the paper's: d rate_t = -<v, g_t>,
+d images_t = -rate_t d<g_t, v>/d images_t, v <- v - rate_t d<g_t, v>/d weights. Soft labels (Sucholutsky and Schonlau
+2019) are differentiated as images are. A step needs nothing from the others but its position, so what is stored is a
+free choice that does not change the result:
+
+    full        every step's graph is kept from the forward walk: fastest, memory grows with T graphs.
+    recompute   only positions are kept and each graph is built again: one more gradient per step.
+    checkpoint  only every k-th position is kept, and each stretch between two of them walked again, keeping its graphs
+                if the batch is not cut into pieces: one more gradient per step, memory grows with T/k positions and k
+                graphs.
+    offload     as recompute, with the positions in host memory.
+    window      the first steps are walked and not differentiated, which drops their part of the derivative. Where it
+                begins and ends is the method's to draw.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from datadistill.engine.compiled import product_function
+from datadistill.engine.config import Engine
+from datadistill.engine.functional import Network, Weights, add_to, as_leaves, noise_of, pieces_of
+from datadistill.engine.hvp import Product, data_leaves, differentiate_again
+from datadistill.engine.optimizers import Optimizer, UpdatePulledBack
+from datadistill.engine.parallel import map_on_cores, shared_out
+from datadistill.engine.surrogate import widened
+from datadistill.engine.unroll import InnerStep, Position, advance
+
+OuterGradient = Callable[[Weights], tuple[Float[Tensor, ""], Weights]]
+
+
+@dataclass(frozen=True, eq=False)
+class Hypergradient:
+    """The outer loss and its derivatives.
+
+    Attributes:
+        loss: the outer loss.
+        images: with respect to the images of each batch, by number, all its steps together.
+        labels: with respect to the soft labels of each batch, likewise; empty where labels are class indices.
+        rates: with respect to each step's learning rate, shape [T].
+    """
+
+    loss: Float[Tensor, ""]
+    images: dict[int, Float[Tensor, "b c h w"]]
+    labels: dict[int, Float[Tensor, "b k"]]
+    rates: Float[Tensor, "t"]
+
+
+def hypergradient(
+    network: Network,
+    optimizer: Optimizer,
+    weights: Weights,
+    steps: Sequence[InnerStep],
+    outer: OuterGradient,
+    engine: Engine,
+    kink_width: float = 0.0,
+) -> Hypergradient:
+    """Train on the steps, take the outer loss at the end, and differentiate it through all of it.
+
+    Args:
+        network: what is trained.
+        optimizer: how.
+        weights: initial weights.
+        steps: at least one step.
+        outer: called with the final weights; returns the outer loss and its gradient with respect to them.
+        engine: how, with nothing left to be chosen. With storage `window` only the last steps are differentiated, and
+            the others get zeros.
+        kink_width: 0 for the exact derivative, which exists almost everywhere; more to count the jumps of ReLU's
+            derivative too, spread over this width (see `surrogate`). The outer loss itself does not depend on it.
+
+    Source: Wang et al. 2018, section 3.1 and algorithm 1; their code keeps all graphs, as `full` does. Checkpoints:
+    Griewank and Walther 2000. Window: Feng et al. 2023, "Embarrassingly simple dataset distillation", section 3.
+    """
+    if not engine.is_settled:
+        raise ValueError(f"something is still to be chosen: {engine}")
+    forward = partial(_advance, network, optimizer, steps, engine.inner_chunk)
+    first = max(0, len(steps) - window_of(engine, len(steps))) if engine.storage == "window" else 0
+    position = Position(weights, optimizer.init(weights))
+    for index in range(first):
+        position = forward(position, index)
+    store = _STORES.get(engine.storage, _All)(network, optimizer, steps, engine, kink_width)
+    for index in range(first, len(steps)):
+        position = store.pass_by(position, index)
+    loss, v_weights = outer(position.weights)
+    v = Position(v_weights, {name: torch.zeros_like(tensor) for name, tensor in position.state.items()})
+    del position
+
+    images, labels = dict[int, Tensor](), dict[int, Tensor]()
+    rates = torch.zeros_like(torch.stack([step.rate.detach() for step in steps]))
+    for index in reversed(range(first, len(steps))):
+        v, d_images, d_labels, rates[index] = store.pull_back(v, index)
+        batch = steps[index].batch
+        images[batch] = images[batch].add_(d_images) if batch in images else d_images
+        if d_labels is not None:
+            labels[batch] = labels[batch].add_(d_labels) if batch in labels else d_labels
+    for step in steps[:first]:
+        images.setdefault(step.batch, torch.zeros_like(step.images))
+    return Hypergradient(loss.detach(), images, labels, rates)
+
+
+def window_of(engine: Engine, count: int) -> int:
+    """How many of `count` steps storage `window` differentiates."""
+    return min(count, engine.window or max(10, count // 10))
+
+
+def spacing_of(engine: Engine, count: int) -> int:
+    """How many steps lie from one kept position of storage `checkpoint` to the next."""
+    return engine.every or max(1, math.isqrt(count))
+
+
+def _advance(
+    network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], chunk: int, position: Position, index: int
+) -> Position:
+    return advance(network, optimizer, position, steps[index], index, chunk)
+
+
+class _Pulled(NamedTuple):
+    """Derivatives at the start of a step, and with respect to what it used."""
+
+    v: Position
+    images: Tensor
+    labels: Tensor | None
+    rate: Tensor
+
+
+class _Store(Protocol):
+    """Remembers the walk forward for the walk back."""
+
+    def __init__(
+        self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, kink_width: float
+    ) -> None: ...
+
+    def pass_by(self, position: Position, index: int) -> Position:
+        """Take step `index` from here."""
+        ...
+
+    def pull_back(self, v: Position, index: int) -> _Pulled:
+        """V at the end of step `index` becomes v at its start, with the step's own derivatives."""
+        ...
+
+
+class _All:
+    """Every position is kept."""
+
+    def __init__(
+        self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, kink_width: float
+    ) -> None:
+        self.network, self.optimizer, self.steps, self.engine = network, optimizer, steps, engine
+        self.kink_width = kink_width
+        self.kept: dict[int, Position] = {}
+
+    def pass_by(self, position: Position, index: int) -> Position:
+        self.keep(position, index)
+        return self.advance(position, index)
+
+    def pull_back(self, v: Position, index: int) -> _Pulled:
+        position, step = self.recall(index), self.steps[index]
+        rate = step.rate.detach()
+        along = self.optimizer.along(v.weights, v.state, rate)
+        if along is None:
+            # The direction depends on the gradient, which has to be known first.
+            nothing = {name: torch.zeros_like(weight) for name, weight in position.weights.items()}
+            gradient = self._product(position, step, nothing).gradient
+            update = self._through_update(v, position, gradient, index)
+            product = self._product(position, step, update.gradients)
+        else:
+            product = self._product(position, step, along)
+            update = self._through_update(v, position, product.gradient, index, along)
+        return _joined(update, product)
+
+    def keep(self, position: Position, index: int) -> None:
+        self.kept[index] = position
+
+    def recall(self, index: int) -> Position:
+        return self.kept.pop(index)
+
+    def advance(self, position: Position, index: int) -> Position:
+        return _advance(self.network, self.optimizer, self.steps, self.engine.inner_chunk, position, index)
+
+    def _through_update(
+        self, v: Position, position: Position, gradient: Weights, index: int, along: Weights | None = None
+    ) -> UpdatePulledBack:
+        rate = self.steps[index].rate.detach()
+        return self.optimizer.pull_back(
+            v.weights, v.state, position.weights, gradient, position.state, rate, index, along
+        )
+
+    def _product(self, position: Position, step: InnerStep, along: Weights) -> Product:
+        """The product for the whole batch, in chunks: every part of it is a mean over images."""
+        function = product_function(self.engine)
+        count = len(step.labels)
+
+        def part(pieces: list[slice]) -> tuple[Weights, Weights, list[tuple[Tensor, ...]]]:
+            gradient, weights, data = Weights(), Weights(), list[tuple[Tensor, ...]]()
+            for piece in pieces:
+                share = (piece.stop - piece.start) / count
+                found = function(
+                    self.network,
+                    position.weights,
+                    step.images[piece],
+                    step.labels[piece],
+                    noise_of(step.noise, piece, count),
+                    along,
+                    self.kink_width,
+                )
+                add_to(gradient, found.gradient, share)
+                add_to(weights, found.weights, share)
+                of_data = (found.images,) if found.labels is None else (found.images, found.labels)
+                data.append(of_data if share == 1 else tuple(tensor * share for tensor in of_data))
+            return gradient, weights, data
+
+        pieces = shared_out(pieces_of(self.network, count, self.engine.inner_chunk), step.images.device)
+        parts = map_on_cores(part, pieces, step.images.device)
+        for gradient, weights, _ in parts[1:]:
+            add_to(parts[0][0], gradient, 1.0)
+            add_to(parts[0][1], weights, 1.0)
+        by_piece = [of_data for _, _, data in parts for of_data in data]
+        images, *labels = (t[0] if len(t) == 1 else torch.cat(t) for t in zip(*by_piece, strict=True))
+        return Product(parts[0][0], parts[0][1], images, labels[0] if labels else None)
+
+
+class _InHostMemory(_All):
+    """Every position is kept in the memory of the host."""
+
+    def keep(self, position: Position, index: int) -> None:
+        self.kept[index] = _moved(position, torch.device("cpu"))
+
+    def recall(self, index: int) -> Position:
+        return _moved(self.kept.pop(index), self.steps[index].images.device)
+
+
+class _Graph(NamedTuple):
+    """A step's gradient with its graph, and the leaves that it starts from."""
+
+    position: Position
+    data: tuple[Tensor, Tensor]
+    gradient: Weights
+
+
+class _Graphs:
+    """Every step's graph is kept."""
+
+    def __init__(
+        self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, kink_width: float
+    ) -> None:
+        self.network, self.optimizer, self.steps, self.kink_width = network, optimizer, steps, kink_width
+        self.kept: list[_Graph] = []
+
+    def pass_by(self, position: Position, index: int) -> Position:
+        step = self.steps[index]
+        leaves, data = as_leaves(position.weights), data_leaves(step.images, step.labels)
+        noise = noise_of(step.noise, slice(0, len(step.labels)), len(step.labels))
+        with widened(self.kink_width), torch.enable_grad():
+            _, gradient = self.network.gradient(leaves, *data, create_graph=True, noise=noise)
+        self.kept.append(_Graph(Position(leaves, position.state), data, gradient))
+        found = {name: g.detach() for name, g in gradient.items()}
+        return Position(*self.optimizer.update(position.weights, found, position.state, step.rate.detach(), index))
+
+    def pull_back(self, v: Position, index: int) -> _Pulled:
+        position, data, gradient = self.kept.pop()
+        found = {name: g.detach() for name, g in gradient.items()}
+        start = {name: weight.detach() for name, weight in position.weights.items()}
+        rate = self.steps[index].rate.detach()
+        update = self.optimizer.pull_back(v.weights, v.state, start, found, position.state, rate, index)
+        return _joined(update, differentiate_again(position.weights, data, gradient, update.gradients))
+
+
+class _Some:
+    """Every k-th position is kept; a stretch between two of them is walked again, with a store of its own."""
+
+    def __init__(
+        self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, kink_width: float
+    ) -> None:
+        self.engine, self.count = engine, len(steps)
+        largest = max(len(step.labels) for step in steps)
+        whole = engine.inner_chunk == 0 or engine.inner_chunk >= largest
+        whole = whole and engine.product == "reverse" and engine.execution != "compiled"
+        self.stretch: _Store = (_Graphs if whole else _All)(network, optimizer, steps, engine, kink_width)
+        self.walk = partial(_advance, network, optimizer, steps, engine.inner_chunk)
+        self.kept: dict[int, Position] = {}
+        self.first = len(steps)
+
+    def pass_by(self, position: Position, index: int) -> Position:
+        if index % spacing_of(self.engine, self.count) == 0:
+            self.kept[index] = position
+        return self.walk(position, index)
+
+    def pull_back(self, v: Position, index: int) -> _Pulled:
+        if index < self.first:
+            self.first, position = self.kept.popitem()
+            for t in range(self.first, index + 1):
+                position = self.stretch.pass_by(position, t)
+        return self.stretch.pull_back(v, index)
+
+
+_STORES: dict[str, type[_Store]] = {"full": _Graphs, "checkpoint": _Some, "offload": _InHostMemory}
+
+
+def _joined(update: UpdatePulledBack, product: Product) -> _Pulled:
+    """What reaches the start of a step through its update and through its gradient."""
+    weights = {name: direct + product.weights[name] for name, direct in update.weights.items()}
+    return _Pulled(Position(weights, update.state), product.images, product.labels, update.rate)
+
+
+def _moved(position: Position, device: torch.device) -> Position:
+    def moved(tensor: Tensor) -> Tensor:
+        if tensor.is_cuda and device.type == "cpu":  # into pinned memory, which the device reaches without waiting
+            return torch.empty_like(tensor, device=device, pin_memory=True).copy_(tensor, non_blocking=True)
+        return tensor.to(device, non_blocking=tensor.is_pinned())
+
+    weights, state = ({name: moved(tensor) for name, tensor in part.items()} for part in position)
+    return Position(weights, state)

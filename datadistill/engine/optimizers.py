@@ -1,0 +1,201 @@
+"""Optimisers as pure functions of (weights, gradients, state, rate), with their derivatives. Nothing is hidden."""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from datadistill.engine.functional import Weights, as_leaves
+
+State: TypeAlias = dict[str, Tensor]
+
+
+class UpdatePulledBack(NamedTuple):
+    """Derivatives with respect to what an update starts from.
+
+    Attributes:
+        weights: before the update, with the gradients held fixed.
+        state: before the update.
+        gradients: of the inner loss.
+        rate: the learning rate.
+    """
+
+    weights: Weights
+    state: State
+    gradients: Weights
+    rate: Float[Tensor, ""]
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """What the engine asks of an optimiser. State tensors are named `KIND/WEIGHT`."""
+
+    def init(self, weights: Weights) -> State:
+        """The state before the first step."""
+        ...
+
+    def update(
+        self, weights: Weights, gradients: Weights, state: State, rate: Tensor | float, step: int
+    ) -> tuple[Weights, State]:
+        """New weights and new state; `step` counts from 0. Nothing is changed in place."""
+        ...
+
+    def along(self, v_weights: Weights, v_state: State, rate: Tensor) -> Weights | None:
+        """`pull_back(...).gradients` where it does not depend on the gradients; None where it does."""
+        ...
+
+    def pull_back(
+        self,
+        v_weights: Weights,
+        v_state: State,
+        weights: Weights,
+        gradients: Weights,
+        state: State,
+        rate: Tensor,
+        step: int,
+        along: Weights | None = None,
+    ) -> UpdatePulledBack:
+        """The vector-Jacobian product of `update`: derivatives at its end become derivatives at its start.
+
+        What `along` returned may be handed on, where it is known already.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Gradient descent, with classical momentum and weight decay where they are not 0.
+
+    Attributes:
+        momentum: share of the last update direction that is kept.
+        weight_decay: this share of the weights is added to their gradient.
+    """
+
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def init(self, weights: Weights) -> State:
+        if self.momentum == 0:
+            return {}
+        return {f"momentum/{name}": torch.zeros_like(weight) for name, weight in weights.items()}
+
+    def update(
+        self, weights: Weights, gradients: Weights, state: State, rate: Tensor | float, step: int
+    ) -> tuple[Weights, State]:
+        gradients = _decayed(weights, gradients, self.weight_decay)
+        if self.momentum == 0:
+            return {name: _minus(weight, rate, gradients[name]) for name, weight in weights.items()}, state
+        moved = {f"momentum/{name}": self.momentum * state[f"momentum/{name}"] + gradients[name] for name in weights}
+        return {name: _minus(weight, rate, moved[f"momentum/{name}"]) for name, weight in weights.items()}, moved
+
+    def along(self, v_weights: Weights, v_state: State, rate: Tensor) -> Weights:
+        back = -rate
+        if self.momentum == 0:
+            return {name: back * v for name, v in v_weights.items()}
+        return {name: v_state[f"momentum/{name}"] + back * v for name, v in v_weights.items()}
+
+    def pull_back(
+        self,
+        v_weights: Weights,
+        v_state: State,
+        weights: Weights,
+        gradients: Weights,
+        state: State,
+        rate: Tensor,
+        step: int,
+        along: Weights | None = None,
+    ) -> UpdatePulledBack:
+        moved = _decayed(weights, gradients, self.weight_decay)
+        if self.momentum != 0:
+            moved = {name: self.momentum * state[f"momentum/{name}"] + g for name, g in moved.items()}
+        along = along or self.along(v_weights, v_state, rate)
+        return UpdatePulledBack(
+            weights=_decayed(along, v_weights, self.weight_decay),
+            state={key: self.momentum * along[key.removeprefix("momentum/")] for key in v_state},
+            gradients=along,
+            rate=-torch.stack([torch.dot(v.flatten(), moved[name].flatten()) for name, v in v_weights.items()]).sum(),
+        )
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma and Ba 2015, algorithm 1).
+
+    Attributes:
+        betas: decay of the first and second moment.
+        eps: added to the square root of the second moment.
+        weight_decay: this share of the weights is added to their gradient.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def init(self, weights: Weights) -> State:
+        kinds = ("first", "second")
+        return {f"{kind}/{name}": torch.zeros_like(w) for kind in kinds for name, w in weights.items()}
+
+    def update(
+        self, weights: Weights, gradients: Weights, state: State, rate: Tensor | float, step: int
+    ) -> tuple[Weights, State]:
+        b1, b2 = self.betas
+        gradients = _decayed(weights, gradients, self.weight_decay)
+        new_weights: Weights = {}
+        new_state: State = {}
+        for name, weight in weights.items():
+            gradient = gradients[name]
+            first = b1 * state[f"first/{name}"] + (1 - b1) * gradient
+            second = b2 * state[f"second/{name}"] + (1 - b2) * gradient**2
+            direction = first / (1 - b1 ** (step + 1))
+            scale = _root(second / (1 - b2 ** (step + 1))) + self.eps
+            new_weights[name] = weight - rate * direction / scale
+            new_state |= {f"first/{name}": first, f"second/{name}": second}
+        return new_weights, new_state
+
+    def along(self, v_weights: Weights, v_state: State, rate: Tensor) -> None:
+        return None
+
+    def pull_back(
+        self,
+        v_weights: Weights,
+        v_state: State,
+        weights: Weights,
+        gradients: Weights,
+        state: State,
+        rate: Tensor,
+        step: int,
+        along: Weights | None = None,
+    ) -> UpdatePulledBack:
+        starts = [as_leaves(part) for part in (weights, state, gradients)]
+        leaf = rate.detach().requires_grad_()
+        with torch.enable_grad():
+            ends = self.update(starts[0], starts[2], starts[1], leaf, step)
+        leaves = [tensor for part in starts for tensor in part.values()]
+        tensors = [tensor for part in ends for tensor in part.values()]
+        vectors = [*(v_weights[name] for name in ends[0]), *(v_state[name] for name in ends[1])]
+        *found, d_rate = torch.autograd.grad(tensors, [*leaves, leaf], vectors)
+        values = iter(found)
+        pulled = [{name: next(values) for name in part} for part in starts]
+        return UpdatePulledBack(weights=pulled[0], state=pulled[1], gradients=pulled[2], rate=d_rate)
+
+
+def _decayed(weights: Weights, gradients: Weights, decay: float) -> Weights:
+    """`gradients + decay * weights`."""
+    if decay == 0:
+        return gradients
+    return {name: torch.add(gradient, weights[name], alpha=decay) for name, gradient in gradients.items()}
+
+
+def _minus(weight: Tensor, rate: Tensor | float, direction: Tensor) -> Tensor:
+    """`weight - rate * direction` in one pass: large layers take as long as their memory does."""
+    if isinstance(rate, Tensor):
+        return torch.addcmul(weight, direction, -rate)
+    return torch.add(weight, direction, alpha=-rate)
+
+
+def _root(values: Tensor) -> Tensor:
+    """The square root, with derivative zero at zero: weights that never get a gradient stay there, not at NaN."""
+    positive = values > 0
+    return torch.where(positive, torch.where(positive, values, 1.0).sqrt(), 0.0)

@@ -1,0 +1,51 @@
+"""Several networks on several cores: each whole on one core, which beats each on all of them in turn."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from datadistill.engine.memory import counted
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+def map_on_cores(function: Callable[[Item], Answer], items: Sequence[Item], device: torch.device) -> list[Answer]:
+    """`[function(item) for item in items]`, with one core for each item where there are enough of them.
+
+    On a CPU with n threads and at least n items, n Python threads each run their items on a single core: PyTorch
+    gives up the interpreter lock inside its operations, and small tensors gain little from being shared out among
+    cores. Each item is computed alone, so the answers do not depend on the order in which they are ready. The
+    function must not use one module in two calls (see `Network.twin`).
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1 or len(items) < threads:
+        return [function(item) for item in items]
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(counted(function), items))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def each_on_one_core(function: Callable[[Item], Answer], items: Sequence[Item], device: torch.device) -> list[Answer]:
+    """`map_on_cores`, with a single core for each item even where there are fewer items than cores.
+
+    So an answer does not depend, in its last bits, on how many others are asked for.
+    """
+    spare = max(0, torch.get_num_threads() - len(items)) if device.type == "cpu" else 0
+
+    def answer(place: int) -> list[Answer]:
+        return [function(items[place])] if place < len(items) else []
+
+    return [one for answers in map_on_cores(answer, range(len(items) + spare), device) for one in answers]
+
+
+def shared_out(items: Sequence[Item], device: torch.device) -> list[list[Item]]:
+    """The items in order, in as many nearly equal groups as `map_on_cores` can work on at once."""
+    count = max(1, min(len(items), torch.get_num_threads() if device.type == "cpu" else 1))
+    edges = [round(len(items) * i / count) for i in range(count + 1)]
+    return [list(items[first:last]) for first, last in itertools.pairwise(edges)]

@@ -1,0 +1,164 @@
+"""What a distilled set from elsewhere does to networks, class by class.
+
+Distilled images can be made to teach a wrong answer: after one gradient step on them a good network takes one class
+for another and is otherwise as before (Wang et al. 2018, section 3.5). Such a set looks like any other, so it is tried:
+good networks take the set's own steps, and fresh ones are trained on it. What gives an attack away is not that accuracy
+falls, as data made for untrained networks may ruin a trained one, but that one class goes over to one other class while
+the rest stand.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from datadistill.data.real import RealData, Split
+from datadistill.distilled import DistilledData
+from datadistill.engine.functional import Network, Weights
+from datadistill.engine.optimizers import SGD
+from datadistill.engine.unroll import walk, with_noise
+from datadistill.training.accuracy import confusion_of
+from datadistill.utils.runtime import stream
+
+SHARE = 0.2
+"""The least share of a class, more than before, that must be taken for one other class."""
+
+APART = 3.0
+"""How many times what the median class loses that share must be."""
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """What a set does to one class; shares are means over networks.
+
+    Attributes:
+        name: of the class.
+        before: share of its images that networks name rightly before.
+        after: and after the set's steps.
+        taken_for: the other class that gains most of its images.
+        share_before: share of its images taken for that class before.
+        share_after: and after.
+    """
+
+    name: str
+    before: float
+    after: float
+    taken_for: str
+    share_before: float
+    share_after: float
+
+    @property
+    def gain(self) -> float:
+        """How much more of this class is taken for the other one."""
+        return self.share_after - self.share_before
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What a set does to one kind of networks.
+
+    Attributes:
+        networks: what they were: `trained`, or `fresh` ones, which the set alone trains.
+        nets: how many.
+        classes: by index.
+        suspects: classes that look attacked, the worst first.
+        overall_before: mean over classes of `before`.
+        overall_after: mean over classes of `after`.
+    """
+
+    networks: str
+    nets: int
+    classes: tuple[ClassChange, ...]
+    suspects: tuple[ClassChange, ...]
+    overall_before: float
+    overall_after: float
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-ready; accuracies are fractions."""
+        return asdict(self)
+
+
+def audit(
+    distilled: DistilledData,
+    real: RealData,
+    network: Network,
+    starts: Sequence[Weights],
+    *,
+    trained: bool,
+    seed: int = 0,
+    count: Callable[[], None] = lambda: None,
+) -> Audit:
+    """Try a distilled set on networks, with its own steps and learning rates.
+
+    Args:
+        distilled: the set.
+        real: the dataset whose test images tell.
+        network: the architecture.
+        starts: weights of good networks, or initial weights.
+        trained: which of the two. What a fresh network answers before means nothing, so that an even spread stands
+            there, and a class's loss is what it lacks to being always right.
+        seed: for dropout.
+        count: called after each network.
+
+    Raises:
+        RequestError: the set does not fit the dataset, or has no learning rates of its own.
+    """
+    distilled.check_matches(real)
+    steps = distilled.to(real.test.images.device).inner_steps()
+    tables = []
+    for number, start in enumerate(starts):
+        noisy = with_noise(network, steps, stream(seed, "audit-noise", number))
+        *_, last = walk(network, SGD(), start, noisy)
+        tables.append(torch.stack([_table(network, weights, real.test) for weights in (start, last)]))
+        count()
+    before, after = torch.stack(tables).mean(0)
+    if not trained:
+        before = torch.full_like(before, 1 / len(before))  # what a network answers that knows nothing
+    classes = _changes(before, after, real.classes)
+    reached = before if trained else torch.eye(len(before), dtype=before.dtype)
+    losses = (reached - after).diagonal().clamp(min=0)
+    return Audit(
+        networks="trained" if trained else "fresh",
+        nets=len(starts),
+        classes=classes,
+        suspects=_suspects(classes, float(losses.median())),
+        overall_before=float(before.diagonal().mean()),
+        overall_after=float(after.diagonal().mean()),
+    )
+
+
+def _table(network: Network, weights: Weights, split: Split) -> Float[Tensor, "k k"]:
+    """The confusions, with a network whose weights are not finite any more answering evenly."""
+    if not all(bool(weight.isfinite().all()) for weight in weights.values()):
+        return torch.full((split.num_classes, split.num_classes), 1 / split.num_classes, dtype=torch.float64)
+    return confusion_of(network, weights, split)
+
+
+def _changes(
+    before: Float[Tensor, "k k"], after: Float[Tensor, "k k"], names: tuple[str, ...]
+) -> tuple[ClassChange, ...]:
+    found = []
+    for k, name in enumerate(names):
+        gains = after[k] - before[k]
+        gains[k] = -1.0
+        other = int(gains.argmax())
+        found.append(
+            ClassChange(
+                name=name,
+                before=float(before[k, k]),
+                after=float(after[k, k]),
+                taken_for=names[other],
+                share_before=float(before[k, other]),
+                share_after=float(after[k, other]),
+            )
+        )
+    return tuple(found)
+
+
+def _suspects(classes: Sequence[ClassChange], usual: float) -> tuple[ClassChange, ...]:
+    """Classes that go over to one other class, where the median class loses far less; the worst first."""
+    found = [change for change in classes if change.gain >= max(SHARE, APART * usual)]
+    return tuple(sorted(found, key=lambda change: -change.gain))

@@ -1,0 +1,1 @@
+"""Published and shipped results, from their recipes."""

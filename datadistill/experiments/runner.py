@@ -1,0 +1,208 @@
+"""An experiment while it is run: its distilled sets and its baselines, each judged once and kept."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from datadistill.baselines import BASELINES
+from datadistill.data import RealData
+from datadistill.distillation.loop import Run
+from datadistill.distillation.run_folder import RunFolder
+from datadistill.distilled import DistilledData, load_distilled
+from datadistill.evaluation import (
+    NETS,
+    Score,
+    evaluate,
+    evaluate_sets,
+    nets_per_set,
+    pooled_summary,
+    summarize,
+    work_of,
+)
+from datadistill.evaluation.audit import audit
+from datadistill.experiments.job import Job, make_job
+from datadistill.experiments.recipes import Point, Recipe
+from datadistill.experiments.verdict import Line, parse_line
+from datadistill.methods import Problem, make_problem
+from datadistill.pretraining.pool import Pool
+from datadistill.report.card import conclude
+from datadistill.training.dc_recipe import condensation_for
+from datadistill.utils.errors import DamagedFileError
+from datadistill.utils.files import read_json, write_json
+from datadistill.utils.progress import Bar, Reporter
+from datadistill.utils.runtime import stream
+
+RESULTS = "results.json"
+OWN = "these images"
+"""The name of the line of what was distilled, in a recipe without a sweep."""
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """A recipe while it is run: what it asks for is distilled and judged, and what is done is kept.
+
+    Attributes:
+        recipe: what is run.
+        real: the dataset, on the device.
+        pool: of trained networks, where the recipe has one.
+        nets: to judge by.
+        baselines: whether the recipe's are judged too.
+        changes: of the recipe's [run]: seed, device, length.
+        folder: takes runs and results.
+        command: to record.
+        watch: gives whoever is told how one run is doing.
+        bar: shows progress of everything else.
+        say: called with a sentence worth reading.
+    """
+
+    recipe: Recipe
+    real: RealData
+    pool: Pool | None
+    nets: int | None
+    baselines: bool
+    changes: dict[str, Any]
+    folder: Path
+    command: str
+    watch: Callable[[], AbstractContextManager[Reporter]]
+    bar: Bar
+    say: Callable[[str], None]
+    _runs: dict[Path, Run] = field(default_factory=dict)
+
+    def lines(self) -> list[Line]:
+        """Judge everything that is not judged yet."""
+        if self.recipe.expect.sets > 1:
+            points = [self._sets()]
+        else:
+            points = [self._once(point.label or OWN, partial(self._point, point)) for point in self.recipe.points]
+        names = self.recipe.baselines if self.baselines else ()
+        return points + [self._once(f"baseline {name}", partial(self._baseline, name)) for name in names]
+
+    def _sets(self) -> Line:
+        """Several distilled sets, each from a seed and judged by networks of its own, as one line."""
+        count = self.recipe.expect.sets
+        found = [self._once(f"set {n + 1} of {count}", partial(self._set, n)) for n in range(count)]
+        nets = found[0].nets
+        befores = [line.before for line in found if line.before is not None]
+        return replace(
+            found[0],
+            name=OWN,
+            nets=count * nets,
+            accuracy=pooled_summary([line.accuracy for line in found], nets),
+            before=pooled_summary(befores, nets) if befores else None,
+            seconds=sum(line.seconds for line in found),
+        )
+
+    def _set(self, number: int) -> Line:
+        """The distilled set of this number; the first is what a recipe with one set gives."""
+        job, place = self._job(self.recipe.points[0]), self.place(self.recipe.points[0])
+        seed = int(job.run["seed"]) + number
+        job = replace(job, run=job.run | {"seed": seed})
+        place = place if number == 0 else place.with_name(f"{place.name}-set-{number + 1}")
+        self.say(f"{self.recipe.name}: set {number + 1} of {self.recipe.expect.sets}")
+        with self.watch() as reporter:
+            run = job.start(self.real, self.pool, place, RunFolder(place).exists(), self.command, reporter)
+        _, score = conclude(run, self.real, self.nets, self.pool, seed=number)
+        return _line(run.distilled, score, run.seconds)
+
+    def _once(self, name: str, judge: Callable[[], Line]) -> Line:
+        """A line from the results so far, or a new one, which is kept."""
+        path = self.folder / RESULTS
+        results = read_json(path) if path.exists() else {}
+        try:
+            if name in results:
+                return parse_line(results[name])
+        except (KeyError, TypeError) as error:
+            raise DamagedFileError(f"{path} is damaged: remove it, and add --resume to judge again") from error
+        line = replace(judge(), name=name)
+        write_json(path, results | {name: asdict(line)})
+        return line
+
+    def _job(self, point: Point) -> Job:
+        settings = self.recipe.settings(point)
+        settings["run"] |= self.changes
+        return make_job(settings)
+
+    def place(self, point: Point) -> Path:
+        """Where a point's run lies; points that are distilled alike share one."""
+        if all(self._first(other) == self._first(point) for other in self.recipe.points):
+            return self.folder / "run"
+        return self.folder / f"run-{self._first(point).slug}"
+
+    def _first(self, point: Point) -> Point:
+        """The first point that is distilled like this one."""
+        mine = self.recipe.settings(point)
+        return next(other for other in self.recipe.points if self.recipe.settings(other) == mine)
+
+    def _point(self, point: Point) -> Line:
+        job, place = self._job(point), self.place(point)
+        if place not in self._runs:
+            resume = RunFolder(place).exists()
+            if point.label:
+                self.say(f"{self.recipe.name}: {point.label}")
+            with self.watch() as reporter:
+                self._runs[place] = job.start(self.real, self.pool, place, resume, self.command, reporter)
+        run = self._runs[place]
+        if point.scheme is None:
+            _, score = conclude(run, self.real, self.nets, self.pool)
+        else:
+            with self.bar(f"evaluating {point.label}", work_of(run.distilled, self.nets)) as count:
+                score = evaluate(
+                    run.distilled,
+                    self.real,
+                    weights="random-init",
+                    scheme=point.scheme,
+                    nets=self.nets,
+                    count=count,
+                )
+        line = _line(run.distilled, score, run.seconds if self._first(point) == point else 0.0)
+        return line if job.run["attack"] is None else self._attacked(line, job, run.distilled)
+
+    def _attacked(self, line: Line, job: Job, distilled: DistilledData) -> Line:
+        """The line with what malicious data costs good networks on each class."""
+        problem = self._problem(job)
+        assert self.pool is not None, "recipes with an attack have a pool"
+        judges = self.pool.for_judging.to(problem.device).sample(line.nets, stream(0, "evaluation"))
+        starts = judges if problem.starts.fixed is None else [problem.starts.fixed]
+        tables = []
+        with self.bar("class by class", len(starts)) as count:
+            for start in starts:
+                found = audit(distilled, self.real, problem.network, [start], trained=True, count=count)
+                tables.append({change.name: change.before - change.after for change in found.classes})
+        falls = {name: sum(table[name] for table in tables) / len(tables) for name in tables[0]}
+        attacked = [table[job.run["attack"][0]] for table in tables]
+        return replace(line, falls=falls, fall_std=summarize(attacked, len(self.real.test)).std)
+
+    def _problem(self, job: Job) -> Problem:
+        run = job.run
+        return make_problem(
+            self.real,
+            **{name: run[name] for name in ("model", "weights", "scheme", "seed", "batch_norm", "attack")},
+            ipc=run["ipc"] or getattr(job.method, "steps", 1),
+            device=self.real.train.images.device,
+            engine=job.engine,
+            pool=self.pool,
+        )
+
+    @cached_property
+    def _shared_problem(self) -> Problem:
+        """One for all baselines of a recipe: they share what is costly."""
+        return self._problem(self._job(self.recipe.points[0]))
+
+    def _baseline(self, name: str) -> Line:
+        job, info = self._job(self.recipe.points[0]), BASELINES.get(name)
+        steps, epochs = getattr(job.method, "steps", 1), getattr(job.method, "epochs", 1)
+        problem = self._shared_problem
+        mine = load_distilled(self.place(self.recipe.points[0]))
+        settings = condensation_for(mine) if mine.is_condensed else None
+        sets = info.choose(problem, steps, epochs, info.sets, self.bar, settings)
+        nets, pool = nets_per_set(self.nets or NETS, len(sets)), None if mine.is_condensed else self.pool
+        with self.bar(f"evaluating {name}", sum(work_of(data, nets) for data in sets)) as count:
+            _, score = evaluate_sets(sets, problem.real, nets=self.nets, pool=pool, count=count)
+        return _line(sets[0], score, 0.0)
+
+
+def _line(distilled: DistilledData, score: Score, seconds: float) -> Line:
+    return Line("", len(distilled.labels), score.nets, score.accuracy, score.before, seconds)

@@ -1,0 +1,41 @@
+"""What distilled images start from, and real images of one class: what all methods share."""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from datadistill.data.kmeans import cluster_centres
+from datadistill.methods.base import Problem
+
+
+def first_images(kind: str, problem: Problem, generator: torch.Generator) -> Float[Tensor, "n c h w"]:
+    """Distilled images before the first outer step, on the CPU, of the classes `problem.labels`.
+
+    Args:
+        kind: `noise` (standard normal), `mean` (class means), `real` images, or `kmeans` (cluster centres of each
+            class).
+        problem: what is distilled.
+        generator: on the CPU.
+    """
+    train, classes, count = problem.real.train, problem.real.num_classes, problem.count
+    shape = (count, *train.images.shape[1:])
+    if kind == "noise":
+        return torch.randn(shape, generator=generator)
+    images = torch.empty(shape)
+    for label in range(min(classes, count)):
+        mine = torch.nonzero(problem.labels == label).flatten().tolist()
+        if kind == "kmeans":
+            images[mine] = cluster_centres(train, label, len(mine), generator)
+        elif kind == "real":
+            images[mine] = train.take(some_of_class(problem, label, len(mine), generator)).images.cpu()
+        else:
+            shared = range(label, classes, count)  # all classes that the image stands for
+            means = [train.take(train.of_class(one)).images.mean(0) for one in shared]
+            images[mine] = torch.stack(means).mean(0).cpu()
+    return images
+
+
+def some_of_class(problem: Problem, label: int, count: int, generator: torch.Generator) -> Int64[Tensor, "m"]:
+    """Indices of different training images of a class, on the CPU: so many, or all if there are fewer."""
+    members = problem.real.train.of_class(label)
+    return members[torch.randperm(len(members), generator=generator)[:count]]

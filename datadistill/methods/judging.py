@@ -1,0 +1,40 @@
+"""Distilled data without learning rates of its own: networks are trained on it by the field's protocol."""
+
+from typing import Any
+
+import torch
+
+from datadistill.data.augment import parse_augmentation
+from datadistill.distilled import DistilledData
+from datadistill.methods.base import Problem
+from datadistill.methods.initial_images import first_images
+from datadistill.training.dc_recipe import EPOCHS, EPOCHS_AUGMENTED, Condensation
+
+
+def judged_by_protocol(
+    problem: Problem, kind: str, generator: torch.Generator, method: str, options: dict[str, Any], augment: str
+) -> DistilledData:
+    """First images of the classes `problem.labels`, to be judged as in Zhao et al. 2021.
+
+    Args:
+        problem: what is distilled.
+        kind: of images, as for `first_images`.
+        generator: on the CPU.
+        method: its name.
+        options: its hyper-parameters.
+        augment: how images are changed while a network is trained on them.
+
+    Raises:
+        RequestError: a class would have no image of its own, or has fewer than are asked for.
+    """
+    problem.real.check_ipc(problem.ipc)
+    epochs = EPOCHS_AUGMENTED if parse_augmentation(augment) else EPOCHS
+    inner = Condensation(epochs=epochs, augment=augment).as_inner()
+    return DistilledData(
+        images=first_images(kind, problem, generator).to(problem.device),
+        labels=problem.labels.to(problem.device),
+        batches=torch.arange(problem.count, device=problem.device).view(1, -1),
+        learning_rates=None,
+        provenance=problem.provenance(method, options, inner),
+        initial_weights=problem.starts.fixed,
+    )

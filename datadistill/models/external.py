@@ -1,0 +1,158 @@
+"""Networks from outside the package: a user's own code, by module or by file, and those of timm and torchvision.
+
+A network that is named `package.module:function` or `net.py:function` is code. It is loaded only where the user names
+it; a name that was read from a file never loads anything (`chosen_model`).
+"""
+
+import hashlib
+import importlib
+import re
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from datadistill.utils.errors import RequestError, how_to_install, unknown_name
+
+ModelFactory = Callable[..., nn.Module]
+
+LIBRARIES = ("timm", "torchvision")
+"""Libraries whose networks have names here, as in `timm:resnet18`; both come with the extra `vision`."""
+
+
+def is_code(name: str) -> bool:
+    """Whether a network's name says where its code lies."""
+    return ":" in name and name.partition(":")[0].lower() not in LIBRARIES
+
+
+def canonical(name: str) -> str:
+    """A network's name as results hold it; a file is named from the present folder where it lies in it."""
+    source, colon, function = name.rpartition(":")
+    if not is_code(name):
+        return name.lower()
+    if not source.endswith(".py"):
+        return name
+    path = Path(source).resolve()
+    here = Path.cwd()
+    return f"{(path.relative_to(here) if path.is_relative_to(here) else path).as_posix()}{colon}{function}"
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names are of one network; where a file lies does not count."""
+
+    def identity(name: str) -> str:
+        source, colon, function = name.rpartition(":")
+        return Path(source).name + colon + function if source.endswith(".py") else name
+
+    return identity(one) == identity(other)
+
+
+def chosen_model(given: str | ModelFactory | None, recorded: str) -> str | ModelFactory:
+    """What the user gave, else the network that a file names.
+
+    Raises:
+        RequestError: the file names code, which nobody but the user may ask for.
+    """
+    if given is None and is_code(recorded):
+        raise RequestError(
+            f"the network is {recorded}, which is code, and code is not loaded because a file names it: if you know "
+            "it, give it with --model, or in Python as model"
+        )
+    return recorded if given is None else given
+
+
+def load_factory(name: str) -> Any:
+    """What `package.module:function`, `net.py:function`, `timm:NAME` or `torchvision:NAME` stands for.
+
+    Raises:
+        RequestError: there is no such thing, or loading it failed.
+    """
+    source, _, function = name.rpartition(":")
+    if not is_code(name):
+        return _from_library(*name.lower().split(":", 1))
+    if not re.fullmatch(r"[^\W\d]\w*", function):
+        raise RequestError(f"'{name}' names no function: write package.module:function or net.py:function")
+    module = _from_file(Path(source)) if source.endswith(".py") else _from_module(source)
+    if not hasattr(module, function):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise unknown_name(f"function of {source}", function, known)
+    return getattr(module, function)
+
+
+def _from_file(path: Path) -> types.ModuleType:
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise RequestError(
+            f"there is no file {path} to take the network from: give its place with --model PATH.py:FUNCTION"
+        ) from error
+    digest = hashlib.sha256(str(path.resolve()).encode() + source).hexdigest()
+    name = f"{path.stem}_{digest[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    module = types.ModuleType(name)
+    module.__file__ = str(path)
+    # Classes look for their module there, for instance when a network is copied.
+    sys.modules[name] = module
+    try:
+        with _importing(str(path), path.resolve().parent):
+            exec(compile(source, str(path), "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _from_module(name: str) -> types.ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise RequestError(f"'{name}' is no module: write package.module:function or net.py:function")
+    with _importing(name, Path.cwd()):
+        return importlib.import_module(name)
+
+
+@contextmanager
+def _importing(what: str, folder: Path) -> Iterator[None]:
+    """While entered, modules in a folder can be imported; whatever goes wrong is one sentence."""
+    sys.path.append(str(folder))
+    try:
+        yield
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
+        raise RequestError(f"{what} could not be loaded: {brief(error)}") from error
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _from_library(library: str, name: str) -> ModelFactory:
+    if not re.fullmatch(r"[a-z]\w*(\.\w+)?", name):
+        raise RequestError(f"'{name}' is no network of {library}: write for instance {library}:resnet18")
+    try:
+        module = importlib.import_module("timm" if library == "timm" else "torchvision.models")
+    except Exception as error:  # a wheel that does not fit PyTorch fails in its own ways
+        raise RequestError(
+            f"{library} cannot be imported here ({brief(error)}): {how_to_install(library)} gets it, in the version "
+            "that belongs to your PyTorch"
+        ) from error
+
+    def build(num_classes: int, in_channels: int) -> nn.Module:
+        try:
+            if library == "timm":
+                network = module.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
+            else:
+                network = module.get_model(name, weights=None, num_classes=num_classes)
+        except Exception as error:  # an unknown name, in the words of the library
+            raise RequestError(f"{library} makes no network {name}: {brief(error)}") from error
+        assert isinstance(network, nn.Module)
+        return network
+
+    return build
+
+
+def brief(error: BaseException) -> str:
+    """An error of somebody else's code in a few words."""
+    text = " ".join(str(error).split())
+    place = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+    return f"{type(error).__name__}{place}: {text[:200]}" if text else type(error).__name__

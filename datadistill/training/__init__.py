@@ -1,0 +1,1 @@
+"""How a network is trained on data, real or distilled, and how accurate it is then."""

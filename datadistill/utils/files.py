@@ -1,0 +1,95 @@
+"""Files that are either the old one or the new one, never half of one."""
+
+import hashlib
+import json
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from datadistill.utils.errors import DamagedFileError, explain_os_error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash at any moment, finds the old content or the new one.
+
+    Raises:
+        DatadistillError: the system refused, for instance because the disk is full; the old file is intact.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise explain_os_error(error, f"write {path}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write JSON atomically, for people too: indented, one final newline."""
+    write_atomically(path, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        DamagedFileError: it is not JSON.
+        DatadistillError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise explain_os_error(error, "read a file") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is damaged: it is not JSON") from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file atomically; tensors are copied to the CPU."""
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, safetensors.torch.save(ready, metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file: its tensors on the CPU, and its metadata. Nothing in it is ever executed.
+
+    Raises:
+        DamagedFileError: truncated, altered beyond reading, or no safetensors file.
+        DatadistillError: it cannot be read at all.
+    """
+    try:
+        # Claimed sizes are checked against the file's before memory is taken.
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            # Cloned, so that nothing points into the file once somebody replaces it.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise explain_os_error(error, f"read {path}") from error
+    except (SafetensorError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DamagedFileError(f"{path} is damaged or no safetensors file: {reason}") from error
+    return tensors, metadata
+
+
+def digest_of(tensors: dict[str, Tensor], text: str = "") -> str:
+    """SHA-256 of some text and of tensors with their names, types and shapes, hexadecimal."""
+    found = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        plain = tensor.detach().cpu().contiguous()
+        found.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
+        found.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

@@ -1,0 +1,184 @@
+"""Run folders: settings, locks, damaged checkpoints."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import datadistill as dd
+from datadistill.distillation.run_folder import RunFolder
+from datadistill.utils.errors import DamagedFileError, RequestError
+from datadistill.utils.files import read_tensors, write_tensors
+
+OUTER = dd.Outer(rate=0.03, look_every=10)
+
+
+def run(real: dd.RealData, out: Path, **options: Any) -> dd.Run:
+    options = {"iterations": 40, "outer": OUTER, "device": "cpu"} | options
+    return dd.distill(real, dd.methods.DD(images="mean", batch=64), model="mlp", out=out, **options)
+
+
+def test_a_run_is_not_overwritten(digits: dd.RealData, tmp_path: Path) -> None:
+    run(digits, tmp_path)
+    with pytest.raises(RequestError, match="holds a run already"):
+        run(digits, tmp_path)
+
+
+def test_two_checkpoints_are_kept(digits: dd.RealData, tmp_path: Path) -> None:
+    run(digits, tmp_path)
+    assert sorted(p.name for p in (tmp_path / "checkpoint").iterdir()) == [
+        "step-000000030.safetensors",
+        "step-000000040.safetensors",
+    ]
+    assert [entry["step"] for entry in RunFolder(tmp_path).metrics()] == [10, 20, 30, 40]
+
+
+def test_a_finished_run_resumes_to_itself(digits: dd.RealData, tmp_path: Path) -> None:
+    first = run(digits, tmp_path)
+    again = run(digits, tmp_path, resume=True)
+    assert again.steps == 40
+    assert torch.equal(first.distilled.images, again.distilled.images)
+
+
+def test_resuming_with_other_settings_is_refused(digits: dd.RealData, tmp_path: Path) -> None:
+    run(digits, tmp_path)
+    with pytest.raises(RequestError, match=r"seed is 0 there and 1 here"):
+        run(digits, tmp_path, resume=True, seed=1)
+    with pytest.raises(RequestError, match=r"'rate': 0\.03"):
+        run(digits, tmp_path, resume=True, outer=replace(OUTER, rate=0.1))
+
+
+def test_a_damaged_checkpoint_is_passed_over(digits: dd.RealData, tmp_path: Path) -> None:
+    whole = run(digits, tmp_path / "whole")
+    run(digits, tmp_path / "cut")
+    newest = tmp_path / "cut" / "checkpoint" / "step-000000040.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-50])
+    said: list[str] = []
+
+    class Heard:
+        def update(self, status: Any) -> None:
+            pass
+
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    resumed = run(digits, tmp_path / "cut", resume=True, reporter=Heard())
+    assert "passed over" in said[0]
+    assert "at step 30" in said[1]
+    assert torch.equal(whole.distilled.images, resumed.distilled.images)
+
+
+def test_damaged_settings(digits: dd.RealData, tmp_path: Path) -> None:
+    run(digits, tmp_path)
+    whole = json.loads((tmp_path / "config.json").read_text())
+    altered = ({"seed": "0"}, {"model": 7}, {"method": {}}, {"more": 1}, {"format": 9}, {"ipc": None})
+    for text in ("{", "[]", "{}", *(json.dumps(whole | change) for change in altered)):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(DamagedFileError, match=r"config\.json is damaged"):
+            run(digits, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("name", ["config", "variables.values:images"])
+def test_an_altered_checkpoint_is_passed_over(digits: dd.RealData, tmp_path: Path, name: str) -> None:
+    run(digits, tmp_path)
+    newest = tmp_path / "checkpoint" / "step-000000040.safetensors"
+    tensors, metadata = read_tensors(newest)
+    if name == "config":
+        metadata["checkpoint"] = metadata["checkpoint"].replace('"rollbacks": 0', '"rollbacks": 1')
+    else:
+        tensors[name] += 1
+    write_tensors(newest, tensors, metadata)
+    checkpoint, complaints = RunFolder(tmp_path).latest()
+    assert checkpoint is not None
+    assert checkpoint.facts["step"] == 30
+    assert "its checksum differs" in complaints[0]
+
+
+def test_a_folder_with_something_else_in_it_is_refused(digits: dd.RealData, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("my project")
+    with pytest.raises(RequestError, match="is not empty"):
+        run(digits, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    assert (tmp_path / "README.md").read_text() == "my project"
+
+
+def test_damaged_metrics_do_not_matter(digits: dd.RealData, tmp_path: Path) -> None:
+    whole = run(digits, tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10, "sec\n[1]\n7\n')
+    again = run(digits, tmp_path, resume=True)
+    assert torch.equal(whole.distilled.images, again.distilled.images)
+
+
+def test_a_line_that_does_not_fit_on_the_disk_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, write = RunFolder(tmp_path), os.write
+    folder.record({"step": 1})
+    with monkeypatch.context() as patched:
+        patched.setattr("os.write", lambda handle, line: write(handle, line[:5]))
+        with pytest.raises(dd.DatadistillError, match="No space left"):
+            folder.record({"step": 2})
+    folder.record({"step": 3})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 3}\n'
+
+
+def test_the_recorded_command_survives_a_resume(digits: dd.RealData, tmp_path: Path) -> None:
+    run(digits, tmp_path, command="datadistill distill --dataset digits")
+    again = run(digits, tmp_path, resume=True, command="datadistill distill --resume")
+    assert again.distilled.provenance.recipe == "datadistill distill --dataset digits"
+
+
+def test_one_process_at_a_time(digits: dd.RealData, tmp_path: Path) -> None:
+    with RunFolder(tmp_path).locked(), pytest.raises(RequestError, match="another process"):
+        run(digits, tmp_path)
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "datadistill", "distill", "--dataset", "digits", "--model", "mlp", "--batch", "64"),
+        *("--outer-look-every", "20", "--out", str(folder), "--device", "cpu", *more),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("iterations", "waits"),
+    [(60, (0.0,)), pytest.param(400, (0.0, 0.11, 0.23, 0.02, 0.05, 0.17), marks=pytest.mark.slow)],
+    ids=["once", "often"],
+)
+def test_killed_at_any_moment_and_resumed(iterations: int, waits: tuple[float, ...], tmp_path: Path) -> None:
+    """SIGKILL at many moments: every file can be read each time, and the end is the same to the bit."""
+    length = ("--iterations", str(iterations))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tmp_path / "whole", *length), check=True, env=environment, capture_output=True)
+    whole = dd.load_distilled(tmp_path / "whole")
+    folder, kills = tmp_path / "cut", 0
+    for wait in waits:
+        looks = len(RunFolder(folder).metrics())
+        with subprocess.Popen(
+            command(folder, *length, "--resume"), env=environment, stderr=subprocess.DEVNULL
+        ) as process:
+            deadline = time.monotonic() + 60
+            while process.poll() is None and len(RunFolder(folder).metrics()) <= looks:
+                time.sleep(0.002)
+                assert time.monotonic() < deadline
+            time.sleep(wait)
+            kills += process.poll() is None
+            process.kill()
+        if RunFolder(folder).exists():
+            RunFolder(folder).settings()
+            RunFolder(folder).metrics()
+            assert RunFolder(folder).latest()[1] == []
+        if (folder / "distilled.safetensors").exists():
+            dd.load_distilled(folder)
+    assert kills >= len(waits) / 2
+    subprocess.run(command(folder, *length, "--resume"), check=True, env=environment, capture_output=True)
+    resumed = dd.load_distilled(folder)
+    assert torch.equal(whole.images, resumed.images)
+    assert whole.learning_rates is not None
+    assert resumed.learning_rates is not None
+    assert torch.equal(whole.learning_rates, resumed.learning_rates)
