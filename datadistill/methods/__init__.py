@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from datadistill.methods.base import Gradients, Method, Outcome, Problem, make_problem, options_of
 from datadistill.methods.dc import DC, DSA_STRATEGY, loops_for
@@ -20,6 +20,7 @@ __all__ = [
     "Gradients",
     "Method",
     "MethodInfo",
+    "Needs",
     "Outcome",
     "Problem",
     "make_problem",
@@ -48,6 +49,23 @@ def _of_trajectory_matching(ipc: float) -> Asked:
 
 
 @dataclass(frozen=True)
+class Needs:
+    """What a method cannot do without.
+
+    Attributes:
+        derivatives: how often the network must be differentiable: 0, 1 or 2 times.
+        experts: trajectories of networks trained on real data.
+        teacher: a network trained on real data.
+        pool: several of them.
+    """
+
+    derivatives: Literal[0, 1, 2] = 2
+    experts: bool = False
+    teacher: bool = False
+    pool: bool = False
+
+
+@dataclass(frozen=True)
 class MethodInfo:
     """A distillation method.
 
@@ -57,7 +75,10 @@ class MethodInfo:
         paper: its source.
         year: of publication.
         make: the dataclass of its hyper-parameters.
-        learns: what is optimised.
+        learns: the variables that are optimised, by their names in `DistilledData`.
+        needs: what it cannot do without.
+        kind: how its images come about.
+        exact: options that depart from the exact derivative on purpose, and what they are where they do not.
         defaults: hyper-parameters of the paper, where they are not those of the dataclass.
         run: what the paper distils with: network, initial weights and the like.
         outer: the paper's outer loop.
@@ -70,6 +91,9 @@ class MethodInfo:
     year: int
     make: type[Any]
     learns: tuple[str, ...]
+    needs: Needs = Needs()
+    kind: Literal["optimised", "synthesised", "selected"] = "optimised"
+    exact: Mapping[str, Any] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
     outer: dict[str, Any] = field(default_factory=dict)
@@ -90,7 +114,8 @@ METHODS = Registry(
             paper="Wang et al., Dataset Distillation, arXiv 1811.10959",
             year=2018,
             make=DD,
-            learns=("images", "learning rates"),
+            learns=("images", "learning_rates", "soft_labels"),
+            exact={"kink_width": 0.0, "network_clip": 0.0},
         ),
         MethodInfo(
             name="dc",
@@ -122,6 +147,7 @@ METHODS = Registry(
             year=2023,
             make=DM,
             learns=("images",),
+            needs=Needs(derivatives=1),
             run=_CONVNET | {"iterations": 20_000},
             outer={"optimizer": "sgd", "rate": 1.0, "momentum": 0.5, "schedule": "constant"},
             by_ipc=_of_distribution_matching,
@@ -132,7 +158,9 @@ METHODS = Registry(
             paper="Cazenavette et al., Dataset Distillation by Matching Training Trajectories, CVPR 2022",
             year=2022,
             make=MTT,
-            learns=("images", "learning rate"),
+            learns=("images", "learning_rates"),
+            needs=Needs(experts=True),
+            exact={"derivative": "exact"},
             run=_CONVNET | {"iterations": 5000},
             outer={"optimizer": "sgd", "rate": 100.0, "rate_of_rates": 1e-3, "momentum": 0.5, "schedule": "constant"},
             by_ipc=_of_trajectory_matching,

@@ -1,10 +1,10 @@
-"""Registries: immutable tables of info records, from which lists, help texts and tests are made."""
+"""Registries: tables of info records, from which lists, help texts and tests are made."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
-from datadistill.utils.errors import unknown_name
+from datadistill.utils.errors import RequestError, unknown_name
 
 
 @runtime_checkable
@@ -21,7 +21,7 @@ class Info(Protocol):
 T = TypeVar("T", bound=Info)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Registry(Generic[T]):
     """The records of one kind, looked up by name without regard to case.
 
@@ -38,6 +38,16 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         return [record.name for record in self.records]
+
+    def register(self, record: T) -> None:
+        """Add a record, such as one of the user's own.
+
+        Raises:
+            RequestError: there is one of that name.
+        """
+        if any(known.name.lower() == record.name.lower() for known in self.records):
+            raise RequestError(f"there is a {self.kind} named {record.name} already: give yours another name")
+        self.records = (*self.records, record)
 
     def get(self, name: str) -> T:
         """The record of that name.
