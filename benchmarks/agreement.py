@@ -12,7 +12,6 @@ the gradients of two networks: 0 where they have nothing in common.
 
 import argparse
 import json
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +79,7 @@ def main() -> None:
     for rates in ("constant", "falling"):
         for rate in (0.02, 0.05, 0.1, 0.15):
             method = dd.methods.DD(steps=10, epochs=3, images="real", learning_rate=rate, rates=rates)
-            data = replace(method.start(problem, stream(0, "start")))
+            data, _ = method.init(problem, stream(0, "start"))
             case = f"{arguments.scheme}, {rates} {rate}"
             print(json.dumps({"case": case, **rounded(measure(problem, data, arguments.networks))}), flush=True)
 

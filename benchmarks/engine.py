@@ -54,7 +54,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from datadistill.engine import SGD, Demand, Engine, InnerStep, kernels, make_network, outer_step, settle, walk
+from datadistill.engine import SGD, Engine, InnerStep, Workload, kernels, make_network, outer_step, settle, walk
 from datadistill.engine.compiled import replayed
 from datadistill.engine.functional import Weights, batch_gradient
 from datadistill.engine.memory import LiveBytes
@@ -246,7 +246,7 @@ class Ours:
         module = case.model().to(work.images)
         settled = make_network(module)
         self.network = settled if operations == "auto" else make_network(module, operations=operations)
-        demand = Demand(len(work.rates), case.images, case.images * case.batches, 10, case.networks, case.real, SGD())
+        demand = Workload(len(work.rates), case.images, case.images * case.batches, 10, case.networks, case.real, SGD())
         engine = replace(case.engine, execution="graph", chunk=0) if on_gpu else case.engine
         self.engine = settle(settled, work.real[:1], demand, engine)
 

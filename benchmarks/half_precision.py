@@ -18,7 +18,7 @@ import torch
 
 import datadistill as dd
 from datadistill.engine import Weights, make_network
-from datadistill.methods import make_problem
+from datadistill.methods import Context, make_problem, plan
 from datadistill.models import create_model, draw_weights
 from datadistill.pretraining.make_trajectories import EXPERT_TRAINING, make_trajectories
 from datadistill.pretraining.pool import stacked_in_half
@@ -93,9 +93,11 @@ def main() -> None:
                     device=torch.device("cpu"),
                     trajectories=replace(frame, experts=(part,)),
                 )
-                start = method.start(problem, stream(0, "start"))
-                found.append(method.gradient(start, problem, {}, stream(0, "step"), 0.0))
-            (full, half), slopes = (float(one.loss) for one in found), [one.gradients.images for one in found]
+                asked = method.resolve(problem)
+                start, state = asked.init(problem, stream(0, "start"))
+                context = Context(problem, plan(asked, problem))
+                found.append(asked.step(start, state, context, stream(0, "step")))
+            (full, half), slopes = (float(one.loss) for one in found), [one.gradients["images"] for one in found]
             way = [float((kept[epoch + DISTANCE][name] - w).norm()) for name, w in kept[epoch].items()]
             whole = [float(w.norm()) for w in kept[epoch].values()]
             lines.append(

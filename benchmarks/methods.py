@@ -42,10 +42,10 @@ import common
 import torch
 
 import datadistill as dd
-from datadistill.engine import Demand, Engine, kernels
+from datadistill.engine import Engine, Workload, kernels
 from datadistill.engine.functional import make_network
 from datadistill.engine.memory import LiveBytes
-from datadistill.methods import METHODS, Method, Problem, make_problem
+from datadistill.methods import METHODS, Context, Method, Problem, make_problem, plan
 from datadistill.pretraining.make_trajectories import EXPERT_TRAINING, make_trajectories
 from datadistill.pretraining.trajectories import Trajectories
 from datadistill.utils.runtime import keep_freed_memory, stream
@@ -54,14 +54,15 @@ NAMES, STEPS = ("dc", "dsa", "dm", "mtt"), 20
 
 
 def step(method: Method, problem: Problem) -> torch.Tensor:
-    start = method.start(problem, stream(0, "start"))
-    return method.gradient(start, problem, {}, stream(1), 0.0).gradients.images
+    method = method.resolve(problem)
+    start, state = method.init(problem, stream(0, "start"))
+    return method.step(start, state, Context(problem, plan(method, problem)), stream(1)).gradients["images"]
 
 
 def own(problem: Problem) -> Problem:
     """On PyTorch's own operations, with the choices that the engine has made for a step with ours."""
     other = replace(problem, network=make_network(problem.network.module, operations="off"))
-    other.kept.update({key: engine for key, engine in problem.kept.items() if isinstance(key, Demand)})
+    other.kept.update({key: engine for key, engine in problem.kept.items() if isinstance(key, Workload)})
     return other
 
 

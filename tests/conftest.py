@@ -16,6 +16,7 @@ with install_import_hook("datadistill", "beartype.beartype") if SHAPES else null
 
     import datadistill as dd
     import datadistill.cli.main
+    from datadistill.methods import Context, Method, Problem, State, Step, plan
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,3 +46,16 @@ def trajectories() -> dd.Trajectories:
 @pytest.fixture(scope="session")
 def mnist() -> dd.RealData:
     return dd.load("mnist")
+
+
+def start_of(method: Method, problem: Problem, generator: torch.Generator) -> dd.DistilledData:
+    """What a run of the method starts from."""
+    return method.resolve(problem).init(problem, generator)[0]
+
+
+def step_of(
+    method: Method, data: dd.DistilledData, problem: Problem, state: State, generator: torch.Generator, at: float = 0.0
+) -> Step:
+    """One outer step as the loop takes it, when the share `at` of the run is done."""
+    method = method.resolve(problem)
+    return method.step(data, state, Context(problem, plan(method, problem), at), generator)

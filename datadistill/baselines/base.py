@@ -65,7 +65,7 @@ def assemble(
     Raises:
         RequestError: the images cannot be cut into so many steps.
     """
-    data = DD(steps=steps, epochs=epochs).start(problem, stream(problem.seed, "baseline"))
+    data, _ = DD(steps=steps, epochs=epochs).init(problem, stream(problem.seed, "baseline"))
     return replace(data, images=images.to(problem.device), provenance=replace(data.provenance, method=method))
 
 

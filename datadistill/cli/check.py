@@ -47,7 +47,7 @@ def add_flags(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     method, problem = problem_of(arguments, _SMALL)
-    rows = rows_of(method.start(problem, stream(problem.seed, "start")))
+    rows = rows_of(method.resolve(problem).init(problem, stream(problem.seed, "start"))[0])
     with counting("checking", rows) as count:
         check = check_hypergradient(method, problem, directions=arguments.directions, count=count)
     if arguments.json:

@@ -30,7 +30,7 @@ examples:
   datadistill plan --model ConvNetD3W128 --storage checkpoint --memory 2
 """
 
-_STORAGES: tuple[Storage, ...] = ("full", "recompute", "checkpoint", "offload", "window")
+_STORAGES: tuple[Storage, ...] = ("full", "recompute", "checkpoint", "offload")
 _CHECKPOINTS = 2
 
 
@@ -44,12 +44,13 @@ def add_flags(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     method, problem = problem_of(arguments, {})
-    disk = _disk(method.start(problem, stream(problem.seed, "start")))
+    method = method.resolve(problem)
+    disk = _disk(method.init(problem, stream(problem.seed, "start"))[0])
     if problem.device.type == "cpu" and problem.engine.kernels != "off":
         kernels.prepare(lambda text: print(text, file=sys.stderr))
         problem = problem.with_kernels(problem.engine.kernels)
-    network = problem.on(getattr(method, "matched_on", "same")).network
-    demand, image = method.demand(problem), problem.real.train.images[:1]
+    demand, image = method.workload(problem), problem.real.train.images[:1]
+    network = problem.on(demand.model).network
     chosen = predict(network, image, demand, problem.engine)
     others = []
     for storage in _STORAGES if problem.engine.storage == "auto" else ():
@@ -136,7 +137,7 @@ def _document(prediction: Prediction) -> dict[str, Any]:
 
 def _disk(start: DistilledData) -> int:
     """The run folder's tensors: the best data and the checkpoints, which hold the optimiser's moments too."""
-    variables = Variables.of(start, Outer())
+    variables = Variables.of(start, ("images", "learning_rates", "soft_labels"), Outer())
     moment = Moment(variables, best=Best(0.0, 0.0, 0, variables.average))
     tensors = [start.images, start.labels, *(start.initial_weights or {}).values()]
     result = sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -122,6 +122,7 @@ def parse_settings(document: Any) -> Settings:
         raise DamagedFileError(f"'{min(values.keys() - kinds)}' is unknown")
     # A file without an engine is from before there was a choice; what is missing is as it is by default.
     values["engine"] = asdict(Engine()) | values.get("engine", {})
+    values["engine"].pop("window", None)  # it was a choice of storage before it was an option of method dd
     if not isinstance(values["method"].get("name"), str):
         raise DamagedFileError("the method has no name")
     return Settings(**values)

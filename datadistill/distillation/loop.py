@@ -21,14 +21,15 @@ import torch
 from datadistill.data import Datasets, RealData, as_real
 from datadistill.distillation.budget import Length, parse_duration
 from datadistill.distillation.config import Settings
+from datadistill.distillation.memory import Fallback
 from datadistill.distillation.optimizer import Outer, Variables, improve
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.distillation.state import Best, Moment, pack, unpack
 from datadistill.distillation.validation import held_out, is_finite, is_sound, slower
 from datadistill.distilled import FILE_NAME, DistilledData
 from datadistill.engine import Engine, kernels
-from datadistill.methods import DC, DD, DM
-from datadistill.methods.base import Method, Outcome, Problem, make_problem, options_of
+from datadistill.methods import DC, DD, DM, record_of
+from datadistill.methods.base import Context, Method, Problem, State, Step, make_problem, options_of, plan
 from datadistill.models import ModelFactory
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.pretraining.trajectories import Trajectories, load_trajectories
@@ -138,7 +139,8 @@ def distill(
         trajectories=trajectories,
     )
     _check_asked(method, problem)
-    template = method.start(problem, stream(seed, "start"))
+    resolved = method.resolve(problem)
+    template, state = resolved.init(problem, stream(seed, "start"))
     settings = Settings(
         dataset=real.name if real.source is None else real.source.place or real.name,
         source=real.source,
@@ -173,7 +175,7 @@ def distill(
     with StopRequest() as stop, folder.locked() if folder else nullcontext():
         # Nothing is known to be wrong with the request: now it is worth the wait for a compiler.
         problem, operations = _with_kernels(problem, before, reporter)
-        loop = _Loop(problem, method, outer, length, template, reporter, folder)
+        loop = _Loop(problem, resolved, outer, length, template, state, _planned(problem, resolved), reporter, folder)
         settings = replace(settings, kernels=list(operations))
         moment = loop.first() if folder is None else _open(folder, before, settings, loop, resume)
         return loop.finish(loop.run(moment, stop))
@@ -209,6 +211,12 @@ def _with_kernels(problem: Problem, before: Settings | None, reporter: Reporter)
                 "the run was started with operations of ours that cannot be had here: its last bits will differ."
             )
     return problem.with_kernels(",".join(operations) or "off"), operations
+
+
+def _planned(problem: Problem, method: Method) -> Fallback:
+    """The engine of a run, chosen once, before the first step."""
+    workload = method.workload(problem)
+    return Fallback(plan(method, problem), workload, problem.on(workload.model).network, problem.device)
 
 
 def _check_same(folder: RunFolder, before: Settings, settings: Settings) -> None:
@@ -247,12 +255,15 @@ class _Loop:
     outer: Outer
     length: Length
     template: DistilledData
+    state: State
+    fallback: Fallback
     reporter: Reporter
     folder: RunFolder | None
 
     def first(self) -> Moment:
         """The moment before the first outer step."""
-        return Moment(Variables.of(self.template, self.outer))
+        variables = Variables.of(self.template, record_of(self.method).learns, self.outer)
+        return Moment(variables, method_state=self.state)
 
     def run(self, moment: Moment, stop: StopRequest) -> Moment:
         """The outer loop."""
@@ -261,13 +272,14 @@ class _Loop:
         began = time.perf_counter() - moment.seconds
         while not moment.finished:
             progress = self.length.progress(moment.step, moment.seconds)
-            outcome = self._ask(moment, progress)
-            if not is_finite(outcome):
+            step, fallbacks, remarks = self._step(moment, progress)
+            if not is_finite(step):
                 moment = good = self._roll_back(good, moment, "the outer loss or its gradient is not finite")
                 continue
-            for remark in outcome.remarks:
+            for remark in remarks:
                 self._say(remark)
-            moment = self._improve(moment, outcome, progress, time.perf_counter() - began)
+            moment = replace(moment, fallbacks=fallbacks, remarks=(*moment.remarks, *remarks))
+            moment = self._improve(moment, step, progress, time.perf_counter() - began)
             loss = moment.loss
             if moment.step % self.outer.look_every == 0 or self._is_over(moment):
                 if self._has_diverged(moment):
@@ -318,21 +330,26 @@ class _Loop:
                 measured.append(replace(candidate, correct=seen.correct, loss=seen.loss))
         return max(measured, key=lambda one: (one.correct, -one.loss))
 
-    def _ask(self, moment: Moment, progress: float) -> Outcome:
+    def _step(self, moment: Moment, progress: float) -> tuple[Step, int, tuple[str, ...]]:
+        """The method's step, the choices of the engine that are given up by now, and sentences on new ones."""
         distilled = moment.variables.put(self.template)
-        generator = stream(self.problem.seed, "step", moment.step, moment.rollbacks)
-        return self.method.gradient(distilled, self.problem, moment.method_state, generator, progress)
 
-    def _improve(self, moment: Moment, outcome: Outcome, progress: float, seconds: float) -> Moment:
+        def step(engine: Engine) -> Step:
+            generator = stream(self.problem.seed, "step", moment.step, moment.rollbacks)
+            context = Context(self.problem, engine, progress)
+            return self.method.step(distilled, moment.method_state, context, generator)
+
+        return self.fallback.run(moment.fallbacks, step)
+
+    def _improve(self, moment: Moment, step: Step, progress: float, seconds: float) -> Moment:
         rate = self._rate(moment, progress)
-        loss = float(outcome.loss)
+        loss = float(step.loss)
         return replace(
             moment,
-            variables=improve(moment.variables, outcome.gradients, self.outer, rate),
+            variables=improve(moment.variables, step.gradients, self.outer, rate),
             step=moment.step + 1,
             seconds=seconds,
-            method_state=outcome.state,
-            remarks=(*moment.remarks, *outcome.remarks),
+            method_state=step.state,
             loss_sum=moment.loss_sum + loss,
             loss_count=moment.loss_count + 1,
             first_loss=loss if moment.first_loss is None else moment.first_loss,

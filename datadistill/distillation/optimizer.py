@@ -1,8 +1,9 @@
 """One step of the outer loop: from gradients of the distilled data to better distilled data."""
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,12 +11,17 @@ from torch import Tensor
 from datadistill.distilled import DistilledData
 from datadistill.engine.functional import Weights
 from datadistill.engine.optimizers import SGD, Adam, Optimizer, State
-from datadistill.methods.base import Gradients
 from datadistill.utils.errors import RequestError
 
 _NORM_MEMORY = 0.99
 _NORM_LEAP = 5.0
 _WARM_AVERAGE = 10
+
+_KEYS = {"images": "images", "learning_rates": "log_rates", "soft_labels": "soft_labels"}
+"""The variables by their names in `DistilledData`, and as they are stored."""
+
+_POSITIVE = frozenset({"learning_rates"})
+"""Variables that are learned by their logarithm."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class Variables:
     """What is learned, and what the optimiser remembers. Immutable: a step makes a new one.
 
     Attributes:
-        values: `images`, and `log_rates` and `soft_labels` where they are learned.
+        values: `images`, `soft_labels`, and `log_rates`, which keep learning rates positive; those that are learned.
         moments: the optimiser's.
         average: of the values.
         norm: running mean length of the image gradient.
@@ -106,13 +112,20 @@ class Variables:
     steps: int = 0
 
     @classmethod
-    def of(cls, distilled: DistilledData, outer: Outer) -> "Variables":
-        """The variables of distilled data before the first step."""
-        values = {"images": distilled.images}
-        if distilled.learning_rates is not None:
-            values["log_rates"] = distilled.learning_rates.log()
-        if distilled.soft_labels is not None:
-            values["soft_labels"] = distilled.soft_labels
+    def of(cls, distilled: DistilledData, learned: Collection[str], outer: Outer) -> "Variables":
+        """The variables of distilled data before the first step.
+
+        Args:
+            distilled: all of it; what is not learned stays as it is there.
+            learned: names of what is learned: `images`, `learning_rates`, `soft_labels`.
+            outer: the optimiser's hyper-parameters.
+        """
+        present = {name: getattr(distilled, name) for name in _KEYS if name in learned}
+        values = {
+            key: present[name].log() if name in _POSITIVE else present[name]
+            for name, key in _KEYS.items()
+            if present.get(name) is not None
+        }
         return cls(values, outer.make_optimizer().init(values), values)
 
     def are_sound(self) -> bool:
@@ -129,21 +142,21 @@ class Variables:
 
 
 def _filled(template: DistilledData, values: Weights) -> DistilledData:
-    rates = values["log_rates"].exp() if "log_rates" in values else None
-    soft = values.get("soft_labels")
-    labels = template.labels if soft is None else soft.argmax(1)
-    return replace(template, images=values["images"], learning_rates=rates, soft_labels=soft, labels=labels)
+    changes: dict[str, Any] = {
+        name: values[key].exp() if name in _POSITIVE else values[key] for name, key in _KEYS.items() if key in values
+    }
+    if "soft_labels" in changes:
+        changes["labels"] = changes["soft_labels"].argmax(1)
+    return replace(template, **changes)
 
 
-def improve(variables: Variables, gradients: Gradients, outer: Outer, rate: float) -> Variables:
-    """One step on the images, the logarithms of the learning rates and the soft labels."""
-    slopes: dict[str, Tensor] = {"images": gradients.images}
-    if gradients.learning_rates is not None:
-        # d/d log(r) = r * d/dr
-        slopes["log_rates"] = gradients.learning_rates * variables.values["log_rates"].exp()
-    if gradients.soft_labels is not None:
-        slopes["soft_labels"] = gradients.soft_labels
-    norm = float(gradients.images.norm())
+def improve(variables: Variables, gradients: Mapping[str, Tensor], outer: Outer, rate: float) -> Variables:
+    """One step on what is learned, along the gradients of a method; a variable without one stays as it is."""
+    slopes = {_KEYS[name]: gradient for name, gradient in gradients.items() if _KEYS[name] in variables.values}
+    for name in _POSITIVE & gradients.keys():  # d/d log(r) = r * d/dr
+        if (key := _KEYS[name]) in slopes:
+            slopes[key] = slopes[key] * variables.values[key].exp()
+    norm = float(gradients["images"].norm()) if "images" in gradients else 0.0
     usual = variables.norm or norm
     if outer.clip and norm > outer.clip * usual:
         slopes = {name: slope * (outer.clip * usual / norm) for name, slope in slopes.items()}
@@ -151,6 +164,10 @@ def improve(variables: Variables, gradients: Gradients, outer: Outer, rate: floa
     rates = {"images": outer.rate, "log_rates": outer.rate_of_rates, "soft_labels": outer.rate_of_labels}
     pace = {name: rate * (own or outer.rate) / outer.rate for name, own in rates.items()}
     for name, value in variables.values.items():
+        if name not in slopes:
+            values[name] = value
+            moments |= {key: state for key, state in variables.moments.items() if key.endswith(f"/{name}")}
+            continue
         mine = {key: state for key, state in variables.moments.items() if key.endswith(f"/{name}")}
         moved, moment = optimizer.update({name: value}, slopes, mine, pace[name], variables.steps)
         values |= moved

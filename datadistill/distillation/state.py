@@ -1,5 +1,6 @@
 """Moments of a run: everything the next outer step depends on, and how it is written down."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from datadistill.distillation.optimizer import Variables
 from datadistill.distillation.run_folder import Checkpoint
 from datadistill.engine.functional import Weights
-from datadistill.methods.base import MethodState
+from datadistill.methods.base import State
 from datadistill.utils.errors import DamagedFileError
 
 _VARIABLES, _STATE, _BEST, _GOOD = "variables", "state", "best", "good"
@@ -41,6 +42,7 @@ class Moment:
         step: outer steps done.
         seconds: spent, earlier parts of a resumed run included.
         method_state: the method's own.
+        fallbacks: choices of the engine that were given up because memory ran out.
         rollbacks: how often the run went back and halved its rate.
         loss_sum: of the outer loss since the last look.
         loss_count: outer steps since the last look.
@@ -55,7 +57,8 @@ class Moment:
     variables: Variables
     step: int = 0
     seconds: float = 0.0
-    method_state: MethodState = field(default_factory=dict)
+    method_state: State = field(default_factory=dict)
+    fallbacks: int = 0
     rollbacks: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
@@ -85,6 +88,38 @@ _FACTS = (
 )
 
 
+def flat(state: State) -> dict[str, Tensor]:
+    """Nested dictionaries and lists of tensors as one: `a/b` names the entry of a dictionary, `a/#0` that of a list."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in state.items():
+        entries = {f"#{index}": entry for index, entry in enumerate(value)} if isinstance(value, list) else value
+        if isinstance(entries, dict):
+            tensors |= {f"{name}/{rest}": tensor for rest, tensor in flat(entries).items()}
+        else:
+            tensors[name] = entries
+    return tensors
+
+
+def nested(tensors: Mapping[str, Tensor]) -> State:
+    """What `flat` made flat; an empty dictionary or list is gone."""
+    state: State = {}
+    for path, tensor in tensors.items():
+        *names, last = path.split("/")
+        place = state
+        for name in names:
+            place = place.setdefault(name, {})
+        place[last] = tensor
+    return {name: _listed(value) for name, value in state.items()}
+
+
+def _listed(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    entries = {name: _listed(entry) for name, entry in value.items()}
+    is_list = entries.keys() == {f"#{index}" for index in range(len(entries))}
+    return [entries[f"#{index}"] for index in range(len(entries))] if is_list else entries
+
+
 def pack(moment: Moment) -> Checkpoint:
     """A moment as a checkpoint."""
     variables = moment.variables
@@ -92,10 +127,10 @@ def pack(moment: Moment) -> Checkpoint:
         f"{_VARIABLES}.values": variables.values,
         f"{_VARIABLES}.moments": variables.moments,
         f"{_VARIABLES}.average": variables.average,
-        _STATE: moment.method_state,
+        _STATE: flat(moment.method_state),
     }
     facts: dict[str, Any] = {name: getattr(moment, name) for name in _FACTS}
-    facts |= {"norm": variables.norm, "steps": variables.steps}
+    facts |= {"norm": variables.norm, "steps": variables.steps, "fallbacks": moment.fallbacks}
     if moment.best is not None:
         groups[_BEST] = moment.best.values
         facts["best"] = [moment.best.correct, moment.best.loss, moment.best.step]
@@ -129,7 +164,10 @@ def unpack(checkpoint: Checkpoint, device: torch.device) -> Moment:
             steps=facts["steps"],
         )
         plain = {name: facts[name] for name in _FACTS} | {"remarks": tuple(facts["remarks"])}
-        moment = Moment(variables, method_state=group(_STATE), **plain)
+        state = group(_STATE)
+        # Files from before the loop looked after memory have this among the method's tensors.
+        fallbacks = int(state.pop("engine.cheaper", torch.tensor(facts.get("fallbacks", 0))))
+        moment = Moment(variables, method_state=nested(state), fallbacks=fallbacks, **plain)
         if "best" in facts:
             correct, loss, step = facts["best"]
             moment = replace(moment, best=Best(correct, loss, step, group(_BEST)))

@@ -7,7 +7,7 @@ from datadistill.distillation.state import Best
 from datadistill.distilled import DistilledData
 from datadistill.engine import with_noise
 from datadistill.engine.parallel import each_on_one_core
-from datadistill.methods.base import Outcome, Problem
+from datadistill.methods.base import Problem, Step
 from datadistill.models import draw_weights
 from datadistill.training.accuracy import Accuracy, accuracy_along, accuracy_of
 from datadistill.training.dc_recipe import condensation_for
@@ -29,10 +29,9 @@ def is_sound(distilled: DistilledData) -> bool:
     return positive and all(bool(tensor.isfinite().all()) for tensor in (distilled.images, distilled.targets))
 
 
-def is_finite(outcome: Outcome) -> bool:
+def is_finite(step: Step) -> bool:
     """Whether a method's answer can be used: a finite loss and finite gradients."""
-    tensors = [outcome.loss, *(gradient for gradient in outcome.gradients if gradient is not None)]
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+    return all(bool(tensor.isfinite().all()) for tensor in (step.loss, *step.gradients.values()))
 
 
 def held_out(

@@ -5,13 +5,12 @@ from datadistill.engine.cuda_graph import outer_step
 from datadistill.engine.functional import Network, Weights, make_network
 from datadistill.engine.hypergradient import Hypergradient, hypergradient
 from datadistill.engine.optimizers import SGD, Adam, Optimizer, State
-from datadistill.engine.planner import Demand, Prediction, predict, settle
+from datadistill.engine.planner import Prediction, Workload, predict, settle
 from datadistill.engine.unroll import InnerStep, walk, with_noise
 
 __all__ = [
     "SGD",
     "Adam",
-    "Demand",
     "Engine",
     "Hypergradient",
     "InnerStep",
@@ -20,6 +19,7 @@ __all__ = [
     "Prediction",
     "State",
     "Weights",
+    "Workload",
     "hypergradient",
     "make_network",
     "outer_step",

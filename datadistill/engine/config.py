@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias, get_args
 from datadistill.engine.kernels import parse_kernels
 from datadistill.utils.errors import RequestError, unknown_name
 
-Storage: TypeAlias = Literal["auto", "full", "recompute", "checkpoint", "offload", "window"]
+Storage: TypeAlias = Literal["auto", "full", "recompute", "checkpoint", "offload"]
 Product: TypeAlias = Literal["auto", "reverse", "forward", "difference"]
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 Execution: TypeAlias = Literal["auto", "eager", "compiled", "graph"]
@@ -18,14 +18,12 @@ class Engine:
 
     Attributes:
         storage: what is kept between the walk forward and the walk back. `full`: every step's graph; `recompute`: every
-            step's weights; `checkpoint`: those of every k-th step; `offload`: every step's, in host memory; `window`:
-            a random stretch of steps is differentiated and the rest ignored, an approximation.
+            step's weights; `checkpoint`: those of every k-th step; `offload`: every step's, in host memory.
         product: how a gradient is differentiated again. `reverse`: backwards twice; `forward`: forwards over backwards;
             `difference`: two gradients a small step apart, an approximation.
         execution: `eager`; with second derivatives `compiled` by PyTorch's compiler; or the outer step of each network
             replayed as a captured `graph` (CUDA).
         every: with storage checkpoint, steps from one kept position to the next; 0 takes the root of their number.
-        window: with storage window, steps that are differentiated; 0 takes a tenth, but at least 10.
         inner_chunk: distilled images that are differentiated at a time.
         chunk: real images that are differentiated at a time.
         memory: gigabytes that may be used; 0 takes half of what the device has.
@@ -38,7 +36,6 @@ class Engine:
     product: Product = "auto"
     execution: Execution = "auto"
     every: int = 0
-    window: int = 0
     inner_chunk: int = 0
     chunk: int = 0
     memory: float = 0.0
@@ -46,7 +43,7 @@ class Engine:
     kernels: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("every", "window", "inner_chunk", "chunk", "memory"):
+        for name in ("every", "inner_chunk", "chunk", "memory"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise RequestError(f"{name} is {getattr(self, name)}, but must be finite and not negative")
         parse_kernels(self.kernels)
@@ -69,7 +66,7 @@ class Engine:
                 "storage full keeps graphs of its own, but the execution is compiled: "
                 "choose storage recompute or checkpoint"
             )
-        if self.execution == "graph" and (self.storage in ("offload", "window") or self.product == "difference"):
+        if self.execution == "graph" and (self.storage == "offload" or self.product == "difference"):
             what = f"product {self.product}" if self.product == "difference" else f"storage {self.storage}"
             raise RequestError(
                 f"execution graph repeats what the device does alone, and {what} needs the host: choose execution eager"
@@ -83,4 +80,4 @@ class Engine:
     @property
     def is_exact(self) -> bool:
         """Whether the derivative is exact up to rounding."""
-        return self.storage != "window" and self.product != "difference" and self.real_precision == "float32"
+        return self.product != "difference" and self.real_precision == "float32"

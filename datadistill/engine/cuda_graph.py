@@ -31,6 +31,7 @@ def outer_step(
     around: Sequence[Tensor],
     engine: Engine,
     kink_width: float = 0.0,
+    first: int = 0,
 ) -> Hypergradient:
     """`hypergradient`, replayed as a captured graph where the engine says so.
 
@@ -43,12 +44,15 @@ def outer_step(
         around: such as the real batch.
         engine: with nothing left to be chosen.
         kink_width: likewise.
+        first: likewise.
     """
     inside = replace(engine, execution="eager") if engine.execution == "graph" else engine
     if engine.execution == "graph" and network.draws:
         warn_once(network, "draws", "execution graph cannot repeat what dropout or augmentation draws; running eagerly")
     if engine.execution != "graph" or network.draws:
-        return hypergradient(network, optimizer, weights, steps, lambda last: outer(last, *around), inside, kink_width)
+        return hypergradient(
+            network, optimizer, weights, steps, lambda last: outer(last, *around), inside, kink_width, first
+        )
     firsts = {step.batch: step for step in reversed(steps)}
     names, numbers = list(weights), tuple(step.batch for step in steps)
     soft = steps[0].labels.is_floating_point()
@@ -61,11 +65,13 @@ def outer_step(
         images, labels = ({number: next(values) for number in firsts} for _ in range(2))
         rest = list(values)
         walked = [InnerStep(images[n], labels[n], rate, n) for n, rate in zip(numbers, rates.unbind(), strict=True)]
-        found = hypergradient(network, optimizer, start, walked, lambda last: outer(last, *rest), inside, kink_width)
+        found = hypergradient(
+            network, optimizer, start, walked, lambda last: outer(last, *rest), inside, kink_width, first
+        )
         data = [part[number] for part in (found.images, found.labels)[: 1 + soft] for number in firsts]
         return [found.loss, found.rates, *data]
 
-    key = (getattr(outer, "__qualname__", ""), optimizer, inside, kink_width, numbers)
+    key = (getattr(outer, "__qualname__", ""), optimizer, inside, kink_width, first, numbers)
     values = iter(replayed(network, key, flat, given))
     loss, rates = next(values), next(values)
     images = {number: next(values) for number in firsts}

@@ -19,8 +19,9 @@ free choice that does not change the result:
                 if the batch is not cut into pieces: one more gradient per step, memory grows with T/k positions and k
                 graphs.
     offload     as recompute, with the positions in host memory.
-    window      the first steps are walked and not differentiated, which drops their part of the derivative. Where it
-                begins and ends is the method's to draw.
+
+A truncated window is no storage but another derivative: the first steps are walked and not differentiated, which drops
+their part of it. Where the window begins is the method's to say (`first`), and it goes with any storage.
 """
 
 import math
@@ -70,6 +71,7 @@ def hypergradient(
     outer: OuterGradient,
     engine: Engine,
     kink_width: float = 0.0,
+    first: int = 0,
 ) -> Hypergradient:
     """Train on the steps, take the outer loss at the end, and differentiate it through all of it.
 
@@ -79,18 +81,19 @@ def hypergradient(
         weights: initial weights.
         steps: at least one step.
         outer: called with the final weights; returns the outer loss and its gradient with respect to them.
-        engine: how, with nothing left to be chosen. With storage `window` only the last steps are differentiated, and
-            the others get zeros.
+        engine: how, with nothing left to be chosen.
         kink_width: 0 for the exact derivative, which exists almost everywhere; more to count the jumps of ReLU's
             derivative too, spread over this width (see `surrogate`). The outer loss itself does not depend on it.
+        first: the first step that is differentiated; those before it are walked, and get zeros.
 
     Source: Wang et al. 2018, section 3.1 and algorithm 1; their code keeps all graphs, as `full` does. Checkpoints:
     Griewank and Walther 2000. Window: Feng et al. 2023, "Embarrassingly simple dataset distillation", section 3.
     """
     if not engine.is_settled:
         raise ValueError(f"something is still to be chosen: {engine}")
+    if not 0 <= first < len(steps):
+        raise ValueError(f"step {first} of {len(steps)} steps is to be the first that is differentiated")
     forward = partial(_advance, network, optimizer, steps, engine.inner_chunk)
-    first = max(0, len(steps) - window_of(engine, len(steps))) if engine.storage == "window" else 0
     position = Position(weights, optimizer.init(weights))
     for index in range(first):
         position = forward(position, index)
@@ -112,11 +115,6 @@ def hypergradient(
     for step in steps[:first]:
         images.setdefault(step.batch, torch.zeros_like(step.images))
     return Hypergradient(loss.detach(), images, labels, rates)
-
-
-def window_of(engine: Engine, count: int) -> int:
-    """How many of `count` steps storage `window` differentiates."""
-    return min(count, engine.window or max(10, count // 10))
 
 
 def spacing_of(engine: Engine, count: int) -> int:
@@ -297,7 +295,7 @@ class _Some:
         self.first = len(steps)
 
     def pass_by(self, position: Position, index: int) -> Position:
-        if index % spacing_of(self.engine, self.count) == 0:
+        if not self.kept or index % spacing_of(self.engine, self.count) == 0:
             self.kept[index] = position
         return self.walk(position, index)
 

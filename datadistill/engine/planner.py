@@ -19,7 +19,7 @@ from torch import Tensor
 from datadistill.engine.config import Engine, Execution, Storage
 from datadistill.engine.differentiability import require_differentiable
 from datadistill.engine.functional import Network, Weights, as_leaves, batch_gradient, pieces_of
-from datadistill.engine.hypergradient import hypergradient, spacing_of, window_of
+from datadistill.engine.hypergradient import hypergradient, spacing_of
 from datadistill.engine.memory import LiveBytes
 from datadistill.engine.optimizers import Optimizer
 from datadistill.engine.surrogate import kinks_of
@@ -40,8 +40,8 @@ FEW_IMAGES = 10
 
 
 @dataclass(frozen=True)
-class Demand:
-    """What one outer step asks for.
+class Workload:
+    """The computation of one outer step.
 
     Attributes:
         steps: inner steps T.
@@ -52,6 +52,9 @@ class Demand:
         real: real images per outer step; 0 where the outer loss asks for none, only for other weights to compare.
         optimizer: of the inner loop.
         kink_width: as for `hypergradient`.
+        window: the last steps that are differentiated, of a stretch that ends anywhere; 0: all of them.
+        derivatives: how often the network is differentiated, 1 or 2.
+        model: the network that does the work, by name; `same` is the one that is distilled for.
     """
 
     steps: int
@@ -62,6 +65,9 @@ class Demand:
     real: int
     optimizer: Optimizer
     kink_width: float = 0.0
+    window: int = 0
+    derivatives: int = 2
+    model: str = "same"
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class _Cost:
     seconds: float
 
 
-def settle(network: Network, image: Float[Tensor, "1 c h w"], demand: Demand, engine: Engine) -> Engine:
+def settle(network: Network, image: Float[Tensor, "1 c h w"], workload: Workload, engine: Engine) -> Engine:
     """Make every choice that is still open.
 
     The choices follow from memory alone, so that the same machine makes the same ones each time.
@@ -97,56 +103,59 @@ def settle(network: Network, image: Float[Tensor, "1 c h w"], demand: Demand, en
     Args:
         network: what is trained.
         image: any image, for its shape, type and device.
-        demand: what an outer step asks for.
+        workload: what an outer step asks for.
         engine: how, as far as it has been said.
 
     Raises:
         RequestError: the network cannot be differentiated as the engine asks.
     """
     device = image.device
-    require_differentiable(network, image, demand.classes, "reverse" if engine.product == "auto" else engine.product)
+    # What is differentiated once asks of the layers what a difference of two gradients does.
+    asked = "reverse" if engine.product == "auto" else engine.product
+    require_differentiable(network, image, workload.classes, asked if workload.derivatives > 1 else "difference")
     if engine.product == "difference" and (kinks := kinks_of(network, image)):
         raise RequestError(
             f"product difference is for smooth networks, but this one has {' and '.join(kinks)}, across whose kinks it "
             "is wrong by more than its own size: choose reverse"
         )
-    if engine.product in ("forward", "difference") and demand.kink_width > 0:
+    if engine.product in ("forward", "difference") and workload.kink_width > 0:
         raise RequestError(
-            f"kink_width {demand.kink_width:g} needs product reverse, but the product is {engine.product}: "
+            f"kink_width {workload.kink_width:g} needs product reverse, but the product is {engine.product}: "
             "choose reverse, or kink_width 0"
         )
     if engine.execution == "graph" and device.type != "cuda":
         raise RequestError("execution graph needs a CUDA device: choose eager")
-    probe = _Probe(network, image, demand)
+    probe = _Probe(network, image, workload)
     workers = torch.get_num_threads() if device.type == "cpu" else 1
     if engine.product == "auto":
         engine = replace(engine, product="forward" if engine.execution == "compiled" else "reverse")
     if engine.execution == "auto":
         engine = replace(engine, execution="eager")
     if device.type == "cpu":
-        alone = demand.networks < workers
+        alone = workload.networks < workers
         if engine.chunk == 0:
             fitting = max(ENOUGH_IMAGES, PIECE_BYTES // probe.real_image_bytes())
-            engine = replace(engine, chunk=min(fitting, -(-demand.real // (workers if alone else 1))))
+            engine = replace(engine, chunk=min(fitting, -(-workload.real // (workers if alone else 1))))
         if engine.inner_chunk == 0:
-            big = engine.storage != "full" and probe.product(engine, demand.images).peak > BIG_BYTES
-            engine = replace(engine, inner_chunk=min(FEW_IMAGES, demand.images) if big else demand.images)
+            big = workload.derivatives > 1 and engine.storage != "full"
+            big = big and probe.product(engine, workload.images).peak > BIG_BYTES
+            engine = replace(engine, inner_chunk=min(FEW_IMAGES, workload.images) if big else workload.images)
     if engine.storage == "auto":
         engine = replace(engine, storage=_storage(probe, engine, memory_limit(engine, device)))
     return engine
 
 
-def predict(network: Network, image: Float[Tensor, "1 c h w"], demand: Demand, engine: Engine) -> Prediction:
+def predict(network: Network, image: Float[Tensor, "1 c h w"], workload: Workload, engine: Engine) -> Prediction:
     """What an outer step will cost, with the choices of `settle`.
 
     Args:
         network: what is trained.
         image: any image, for its shape, type and device.
-        demand: what an outer step asks for.
+        workload: what an outer step asks for.
         engine: how, as far as it has been said.
     """
-    engine = settle(network, image, demand, engine)
-    return _Probe(network, image, demand).prediction(engine, timed=True)
+    engine = settle(network, image, workload, engine)
+    return _Probe(network, image, workload).prediction(engine, timed=True)
 
 
 def memory_limit(engine: Engine, device: torch.device) -> int:
@@ -163,20 +172,20 @@ def memory_limit(engine: Engine, device: torch.device) -> int:
     return min(limits, default=8 << 30) // 2
 
 
-def cheaper(engine: Engine, demand: Demand) -> Engine | None:
+def cheaper(engine: Engine, workload: Workload) -> Engine | None:
     """The next choice that needs less memory, or None when there is none left."""
     if engine.storage == "full":
         return replace(engine, storage="recompute")
     if engine.storage in ("recompute", "offload"):
         return replace(engine, storage="checkpoint")
-    inner, real = engine.inner_chunk or demand.images, engine.chunk or demand.real
+    inner, real = engine.inner_chunk or workload.images, engine.chunk or workload.real
     smaller = replace(engine, inner_chunk=max(1, inner // 2), chunk=max(1, real // 2))
     return smaller if smaller != engine else None
 
 
 def _storage(probe: "_Probe", engine: Engine, limit: int) -> Storage:
     """The fastest storage that fits: graphs, positions, some of the positions."""
-    whole = engine.inner_chunk == 0 or engine.inner_chunk >= probe.demand.images
+    whole = engine.inner_chunk == 0 or engine.inner_chunk >= probe.workload.images
     on_gpu = probe.image.device.type == "cuda"
     kept = whole and engine.product == "reverse" and engine.execution != "compiled"
     candidates: list[Storage] = ["full"] if kept else []
@@ -190,10 +199,10 @@ def _storage(probe: "_Probe", engine: Engine, limit: int) -> Storage:
 class _Probe:
     """Small pieces of an outer step, measured on random images."""
 
-    def __init__(self, network: Network, image: Float[Tensor, "1 c h w"], demand: Demand) -> None:
-        self.network, self.image, self.demand = network, image, demand
+    def __init__(self, network: Network, image: Float[Tensor, "1 c h w"], workload: Workload) -> None:
+        self.network, self.image, self.workload = network, image, workload
         self.weights = {name: p.detach().to(image.dtype) for name, p in network.module.named_parameters()}
-        self.state = demand.optimizer.init(self.weights)
+        self.state = workload.optimizer.init(self.weights)
 
     @property
     def position_bytes(self) -> int:
@@ -205,9 +214,9 @@ class _Probe:
 
     def _around_bytes(self) -> int:
         """What is there all through the step: the real batch, initial weights, and derivatives of each network."""
-        demand = self.demand
-        images = demand.real + (demand.networks + 2) * demand.distilled
-        return images * self.image[0].numel() * self.image.element_size() + demand.networks * self.weight_bytes
+        workload = self.workload
+        images = workload.real + (workload.networks + 2) * workload.distilled
+        return images * self.image[0].numel() * self.image.element_size() + workload.networks * self.weight_bytes
 
     def steps(self, count: int, images: int) -> list[InnerStep]:
         draw = torch.Generator().manual_seed(0)
@@ -226,16 +235,16 @@ class _Probe:
         return self._walk(replace(engine, storage="recompute", inner_chunk=0), 1, images, timed)
 
     def prediction(self, engine: Engine, timed: bool) -> Prediction:
-        demand = self.demand
+        workload = self.workload
         workers = torch.get_num_threads() if self.image.device.type == "cpu" else 1
-        abreast = min(demand.networks, workers) if demand.networks >= workers else 1
+        abreast = min(workload.networks, workers) if workload.networks >= workers else 1
         helpers = workers if abreast == 1 else 1
-        inner = engine.inner_chunk or demand.images
-        inner_pieces = len(pieces_of(self.network, demand.images, inner))
-        real = engine.chunk or demand.real
-        real_pieces = len(pieces_of(self.network, demand.real, real))
+        inner = engine.inner_chunk or workload.images
+        inner_pieces = len(pieces_of(self.network, workload.images, inner))
+        real = engine.chunk or workload.real
+        real_pieces = len(pieces_of(self.network, workload.real, real))
         if self.network.couples_images:
-            inner, real = demand.images, demand.real
+            inner, real = workload.images, workload.real
         whole = engine.product == "reverse" and engine.execution != "compiled" and inner_pieces == 1
         graphs = engine.storage == "full" or (engine.storage == "checkpoint" and whole)
         # What is captured is timed as if it ran eagerly, and holds its memory beside that of the step it is checked by.
@@ -249,21 +258,21 @@ class _Probe:
         inner_peak = one.peak * min(helpers, inner_pieces) + kept
         inner_peak += 2 * sums * min(helpers, inner_pieces) * (inner_pieces > 1)
         # The outer loss is taken before a stretch between two checkpoints is walked again.
-        then = -(-demand.steps // spacing_of(engine, demand.steps)) * self.position_bytes
+        then = -(-workload.steps // spacing_of(engine, workload.steps)) * self.position_bytes
         outer_peak = outer.peak * min(helpers, real_pieces) + (then if engine.storage == "checkpoint" else kept)
         outer_peak += sums * min(helpers, real_pieces) * (real_pieces > 1)
         seconds = 0.0
         if timed:
             seconds = self._seconds(engine, two.seconds - one.seconds, inner, inner_pieces, helpers)
             seconds += outer.seconds * real_pieces / min(helpers, real_pieces)
-            seconds *= -(-demand.networks // abreast)
+            seconds *= -(-workload.networks // abreast)
         peak = abreast * max(inner_peak, outer_peak) * (2 if engine.execution == "graph" else 1) + self._around_bytes()
         return Prediction(engine, int(peak), seconds, int(abreast * kept))
 
     def _kept(self, engine: Engine, graph_bytes: int) -> int:
-        count = self.demand.steps
-        if engine.storage == "window":
-            count = window_of(engine, count)
+        count = self.workload.steps
+        if self.workload.window:
+            count = min(count, self.workload.window)
         if engine.storage == "full":
             return (count - 1) * graph_bytes
         if engine.storage == "checkpoint":
@@ -275,27 +284,33 @@ class _Probe:
 
     def _seconds(self, engine: Engine, step: float, inner: int, pieces: int, helpers: int) -> float:
         """All inner steps: `step` is the time of one, forward and back, for one piece."""
-        demand = self.demand
+        workload = self.workload
         gradient = self._gradient(inner, 0, timed=True).seconds
         rounds = pieces / min(helpers, pieces)
-        count = demand.steps
+        count = workload.steps
         again = 0.0
         if engine.storage == "checkpoint":
             again = gradient * (1 - 1 / spacing_of(engine, count))
-        if engine.storage == "window":
-            differentiated = window_of(engine, count)
-            return rounds * (differentiated * step + (count - differentiated) / 2 * gradient)
+        if workload.window:
+            differentiated = min(count, workload.window)
+            return rounds * (differentiated * (step + again) + (count - differentiated) / 2 * gradient)
         return rounds * count * (step + again)
 
     def _walk(self, engine: Engine, count: int, images: int, timed: bool) -> _Cost:
+        if self.workload.derivatives < 2:
+            gradient = self._gradient(images, 0, timed)
+            return _Cost(gradient.peak, count * gradient.seconds)
+
         def outer(last: Weights) -> tuple[Tensor, Weights]:
             return torch.zeros((), device=self.image.device), {name: torch.ones_like(w) for name, w in last.items()}
 
         steps = self.steps(count, images)
 
         def work() -> Any:
-            demand = self.demand
-            return hypergradient(self.network, demand.optimizer, self.weights, steps, outer, engine, demand.kink_width)
+            workload = self.workload
+            return hypergradient(
+                self.network, workload.optimizer, self.weights, steps, outer, engine, workload.kink_width
+            )
 
         return _measured(work, timed, self.image.device)
 

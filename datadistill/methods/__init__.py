@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from datadistill.methods.base import Gradients, Method, Outcome, Problem, make_problem, options_of
+from datadistill.methods.base import Context, Method, Problem, State, Step, make_problem, options_of, plan
 from datadistill.methods.dc import DC, DSA_STRATEGY, loops_for
 from datadistill.methods.dd import DD
 from datadistill.methods.dm import DM
@@ -17,14 +17,17 @@ __all__ = [
     "DM",
     "METHODS",
     "MTT",
-    "Gradients",
+    "Context",
     "Method",
     "MethodInfo",
     "Needs",
-    "Outcome",
     "Problem",
+    "State",
+    "Step",
     "make_problem",
     "options_of",
+    "plan",
+    "record_of",
 ]
 
 _CONVNET = {"model": "convnet", "weights": "random-init", "scheme": "default", "ipc": 1}
@@ -115,7 +118,7 @@ METHODS = Registry(
             year=2018,
             make=DD,
             learns=("images", "learning_rates", "soft_labels"),
-            exact={"kink_width": 0.0, "network_clip": 0.0},
+            exact={"kink_width": 0.0, "network_clip": 0.0, "window": 0},
         ),
         MethodInfo(
             name="dc",
@@ -167,3 +170,11 @@ METHODS = Registry(
         ),
     ),
 )
+
+
+def record_of(method: Method) -> MethodInfo:
+    """The record of a method; of one that nobody registered, a record that says little."""
+    for record in METHODS:
+        if record.name == method.name and isinstance(method, record.make):
+            return record
+    return MethodInfo(method.name, "", "", 0, type(method), ("images", "learning_rates", "soft_labels"))

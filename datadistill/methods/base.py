@@ -1,9 +1,10 @@
-"""What a method is: hyper-parameters, a start, and a gradient."""
+"""The interface of methods: hyper-parameters, initial distilled data, and the gradient of an outer step."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -13,22 +14,19 @@ from datadistill.data.augment import one_of, parse_augmentation
 from datadistill.data.ipc import Ipc, labels_in_order, resolve_ipc
 from datadistill.data.real import RealData, Split
 from datadistill.distilled import DistilledData, Provenance
-from datadistill.engine.compiled import forget
 from datadistill.engine.config import Engine
 from datadistill.engine.features import headless
 from datadistill.engine.functional import Network, Noise, make_network
-from datadistill.engine.planner import Demand, cheaper, settle
+from datadistill.engine.planner import Workload, settle
 from datadistill.models import SCHEMES, ModelFactory, create_model, has_own_weights, model_name
 from datadistill.pretraining.initial_weights import KINDS, InitialWeights, origin
 from datadistill.pretraining.pool import Pool
 from datadistill.pretraining.trajectories import Trajectories
 from datadistill.utils.errors import RequestError, unknown_name
-from datadistill.utils.runtime import is_out_of_memory, stream
+from datadistill.utils.runtime import stream
 
-MethodState: TypeAlias = dict[str, Tensor]
-Answer = TypeVar("Answer")
-
-_CHEAPER = "engine.cheaper"
+State: TypeAlias = dict[str, Any]
+"""Tensors by name, in dictionaries and lists to any depth."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +65,6 @@ class Problem:
     kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
     """What is costly to make and used again."""
     _augmented: dict[str, Network] = field(default_factory=dict, init=False, repr=False)
-
-    def settle(self, demand: Demand) -> Engine:
-        """The engine with every open choice made for this demand, by a prediction that is made once."""
-        if demand not in self.kept:
-            self.kept[demand] = settle(self.network, self.real.train.images[:1], demand, self.engine)
-        engine: Engine = self.kept[demand]
-        return engine
 
     def with_kernels(self, kernels: str) -> "Problem":
         """The same on a network with other operations of ours (`Engine.kernels`), such as those just built."""
@@ -231,34 +222,35 @@ def _parse_attack(real: RealData, attack: tuple[str, str]) -> tuple[int, int]:
     return real.classes.index(attack[0]), real.classes.index(attack[1])
 
 
-class Gradients(NamedTuple):
-    """Derivatives of the outer loss with respect to the distilled data.
+class Context(NamedTuple):
+    """What an outer step is given besides the distilled data.
 
     Attributes:
-        images: as `DistilledData.images`.
-        learning_rates: as `DistilledData.learning_rates`; None where the method learns none.
-        soft_labels: as `DistilledData.soft_labels`; None where the method learns none.
+        problem: what is distilled.
+        engine: with every choice made.
+        progress: of the run, from 0 to 1, for schedules.
     """
 
-    images: Float[Tensor, "n c h w"]
-    learning_rates: Float[Tensor, "t"] | None
-    soft_labels: Float[Tensor, "n k"] | None = None
+    problem: Problem
+    engine: Engine
+    progress: float = 0.0
 
 
-class Outcome(NamedTuple):
-    """What a method answers to one outer step.
+class Step(NamedTuple):
+    """A method's answer to one outer step.
 
     Attributes:
         loss: the outer loss.
-        gradients: its derivatives.
-        state: what the method wants to be given at the next step.
-        remarks: sentences for whoever watches the run.
+        gradients: its derivatives by the names of the variables: `images`, `learning_rates` and `soft_labels`, each of
+            the shape that it has in `DistilledData`. A name that is left out is not learned.
+        state: what the next step is given.
+        logs: further numbers for `metrics.jsonl`.
     """
 
     loss: Float[Tensor, ""]
-    gradients: Gradients
-    state: MethodState
-    remarks: tuple[str, ...] = ()
+    gradients: dict[str, Tensor]
+    state: State
+    logs: Mapping[str, float] = MappingProxyType({})
 
 
 @runtime_checkable
@@ -276,70 +268,50 @@ class Method(Protocol):
         """Under which it is registered."""
         ...
 
-    def start(self, problem: Problem, generator: torch.Generator) -> DistilledData:
-        """Distilled data before the first outer step.
+    def resolve(self, problem: Problem) -> "Method":
+        """The same with every hyper-parameter set that goes by the problem, such as by the images per class.
 
         Raises:
             RequestError: the hyper-parameters do not fit the problem.
         """
         ...
 
-    def demand(self, problem: Problem) -> Demand:
+    def init(self, problem: Problem, generator: torch.Generator) -> tuple[DistilledData, State]:
+        """Distilled data and the method's state before the first outer step.
+
+        Raises:
+            RequestError: the hyper-parameters do not fit the problem.
+        """
+        ...
+
+    def workload(self, problem: Problem) -> Workload:
         """What an outer step asks of the engine."""
         ...
 
-    def gradient(
-        self,
-        distilled: DistilledData,
-        problem: Problem,
-        state: MethodState,
-        generator: torch.Generator,
-        progress: float,
-    ) -> Outcome:
+    def step(self, distilled: DistilledData, state: State, context: Context, generator: torch.Generator) -> Step:
         """The outer loss on one random real batch and its gradient.
 
         Args:
-            distilled: the present images and rates.
-            problem: what is distilled.
-            state: what the last call answered; empty at first.
+            distilled: the present images, rates and labels.
+            state: of the last step, or what `init` gave.
+            context: the problem, the engine and the progress of the run.
             generator: a CPU generator of this step's own.
-            progress: how far the run is, from 0 to 1, for schedules.
         """
         ...
 
 
-def within_memory(
-    problem: Problem, demand: Demand, state: MethodState, work: Callable[[Engine], Answer]
-) -> tuple[Answer, MethodState, tuple[str, ...]]:
-    """Do some work with the engine that fits the demand, and with cheaper ones if memory runs out all the same.
+def plan(method: Method, problem: Problem) -> Engine:
+    """The engine for a method's outer steps, with every open choice made by prediction, once for each workload.
 
-    What was learned stays in the state, so that the next step begins where this one ended.
-
-    Args:
-        problem: what is distilled.
-        demand: what the work asks of the engine.
-        state: the method's.
-        work: called with an engine; once more with each cheaper one.
-
-    Returns:
-        What the work answers, the new state, and a sentence for each engine that was given up.
+    Raises:
+        RequestError: the network cannot be differentiated as the method or the engine asks.
     """
-    engine, level, remarks = problem.settle(demand), int(state.get(_CHEAPER, torch.tensor(0))), list[str]()
-    for _ in range(level):
-        engine = cheaper(engine, demand) or engine
-    while True:
-        try:
-            return work(engine), ({**state, _CHEAPER: torch.tensor(level)} if level else state), tuple(remarks)
-        except (MemoryError, RuntimeError) as error:
-            following = cheaper(engine, demand)
-            if not is_out_of_memory(error) or following is None:
-                raise
-        forget(problem.network)
-        if problem.device.type == "cuda":
-            torch.cuda.empty_cache()
-        changes = [f"{n} {v}" for n, v in asdict(following).items() if v != getattr(engine, n)]
-        remarks.append(f"memory ran out with storage {engine.storage}; going on with {', '.join(changes)}.")
-        engine, level = following, level + 1
+    workload = method.workload(problem)
+    if workload not in problem.kept:
+        network = problem.on(workload.model).network
+        problem.kept[workload] = settle(network, problem.real.train.images[:1], workload, problem.engine)
+    engine: Engine = problem.kept[workload]
+    return engine
 
 
 def options_of(method: Method) -> dict[str, Any]:

@@ -31,8 +31,8 @@ from datadistill.engine.config import Engine
 from datadistill.engine.functional import Network, Weights, as_leaves, batch_gradient
 from datadistill.engine.optimizers import SGD
 from datadistill.engine.parallel import map_on_cores
-from datadistill.engine.planner import Demand
-from datadistill.methods.base import Gradients, MethodState, Outcome, Problem, options_of, within_memory
+from datadistill.engine.planner import Workload
+from datadistill.methods.base import Context, Problem, State, Step, options_of
 from datadistill.methods.initial_images import some_of_class
 from datadistill.methods.judging import judged_by_protocol
 from datadistill.training.train import Training, train
@@ -41,7 +41,7 @@ from datadistill.utils.errors import RequestError
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 """By images per class: how often one network is matched, and epochs of training in between (the authors' code)."""
 
-_DONE, _WEIGHTS = "dc.done", "dc.weights/"
+_DONE, _WEIGHTS = "dc.done", "dc.weights"
 
 
 @dataclass(frozen=True)
@@ -95,20 +95,21 @@ class DC:
         """With augmentation the method is called DSA."""
         return "dc" if not parse_augmentation(self.augment) else "dsa"
 
-    def loops(self, problem: Problem) -> tuple[int, int]:
-        """How often one network is matched, and epochs of training in between."""
+    def resolve(self, problem: Problem) -> "DC":
+        """The same with `matches` and `inner_epochs` by the number of images per class."""
         matches, epochs = loops_for(problem.count / problem.real.num_classes)
-        return self.matches or matches, self.inner_epochs or epochs
+        return replace(self, matches=self.matches or matches, inner_epochs=self.inner_epochs or epochs)
 
-    def start(self, problem: Problem, generator: torch.Generator) -> DistilledData:
+    def init(self, problem: Problem, generator: torch.Generator) -> tuple[DistilledData, State]:
         """Images of every class and hard labels; the learning rates are the protocol's."""
         problem.on(self.matched_on)  # refused before a run, not in it
-        return judged_by_protocol(problem, self.images, generator, self.name, options_of(self), self._trained_with)
+        trained_with = self._trained_with
+        return judged_by_protocol(problem, self.images, generator, self.name, options_of(self), trained_with), {}
 
-    def demand(self, problem: Problem) -> Demand:
+    def workload(self, problem: Problem) -> Workload:
         """What an outer step asks of the engine: each group of classes is as one network."""
         groups = math.ceil(problem.real.num_classes / self.together)
-        return Demand(
+        return Workload(
             steps=1,
             images=math.ceil(problem.count / groups),
             distilled=problem.count,
@@ -116,57 +117,42 @@ class DC:
             networks=groups,
             real=self.batch * self.together,
             optimizer=SGD(),
+            model=self.matched_on,
         )
 
-    def gradient(
-        self,
-        distilled: DistilledData,
-        problem: Problem,
-        state: MethodState,
-        generator: torch.Generator,
-        progress: float,
-    ) -> Outcome:
+    def step(self, distilled: DistilledData, state: State, context: Context, generator: torch.Generator) -> Step:
         """The distance between the gradients of distilled and real images, over all classes, and its derivative."""
-        problem = problem.on(self.matched_on)
+        problem, engine = context.problem.on(self.matched_on), context.engine
         weights, done = self._network(distilled, problem, state, generator)
         pairs = [self._pair(distilled, problem, group, generator) for group in self._groups(problem)]
 
-        def work(engine: Engine) -> list[_Matched]:
-            def one(pair: _Pair) -> _Matched:
-                return match(problem.network, weights, pair, distilled.images[pair.indices], engine)
+        def of_pair(pair: _Pair) -> _Matched:
+            return match(problem.network, weights, pair, distilled.images[pair.indices], engine)
 
-            return map_on_cores(one, pairs, problem.device)
-
-        results, state, remarks = within_memory(problem, self.demand(problem), state, work)
+        results = map_on_cores(of_pair, pairs, problem.device)
         images = torch.zeros_like(distilled.images)
         for pair, result in zip(pairs, results, strict=True):
             images[pair.indices] = result.gradient
-        kept = {_WEIGHTS + name: weight for name, weight in weights.items()}
-        return Outcome(
-            loss=torch.stack([result.loss for result in results]).sum(),
-            gradients=Gradients(images, None),
-            state={**state, **kept, _DONE: torch.tensor(done + 1)},
-            remarks=remarks,
-        )
+        loss = torch.stack([result.loss for result in results]).sum()
+        return Step(loss, {"images": images}, {_WEIGHTS: weights, _DONE: torch.tensor(done + 1)})
 
     def _network(
-        self, distilled: DistilledData, problem: Problem, state: MethodState, generator: torch.Generator
+        self, distilled: DistilledData, problem: Problem, state: State, generator: torch.Generator
     ) -> tuple[Weights, int]:
         """The network to match for: the last one trained further, or a new one; and how often it was matched."""
-        matches, epochs = self.loops(problem)
-        done = int(state.get(_DONE, torch.tensor(matches)))
-        if done >= matches:
+        done = int(state.get(_DONE, torch.tensor(self.matches)))
+        if done >= self.matches:
             return problem.starts.sample(1, generator)[0], 0
-        weights = {name.removeprefix(_WEIGHTS): w for name, w in state.items() if name.startswith(_WEIGHTS)}
         training = Training(
-            epochs=epochs,
+            epochs=self.inner_epochs,
             rate=self.learning_rate,
             batch=self.inner_batch,
             optimizer="sgd",
             falls="constant",
             augment=self.augment,
         )
-        return train(problem.network, weights, distilled.images, distilled.targets, training, generator), done
+        weights = train(problem.network, state[_WEIGHTS], distilled.images, distilled.targets, training, generator)
+        return weights, done
 
     def _groups(self, problem: Problem) -> list[range]:
         classes = problem.real.num_classes

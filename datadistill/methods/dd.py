@@ -15,7 +15,7 @@ Where this differs from the authors' code:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -25,15 +25,14 @@ from torch import Tensor
 
 from datadistill.data.augment import augmented, parse_augmentation
 from datadistill.distilled import DistilledData
-from datadistill.engine.config import Engine
 from datadistill.engine.cuda_graph import outer_step
 from datadistill.engine.functional import Weights, batch_gradient
-from datadistill.engine.hypergradient import Hypergradient, window_of
+from datadistill.engine.hypergradient import Hypergradient
 from datadistill.engine.optimizers import SGD
 from datadistill.engine.parallel import map_on_cores
-from datadistill.engine.planner import Demand
+from datadistill.engine.planner import Workload
 from datadistill.engine.unroll import InnerStep, with_noise
-from datadistill.methods.base import Gradients, MethodState, Outcome, Problem, options_of, within_memory
+from datadistill.methods.base import Context, Problem, State, Step, options_of
 from datadistill.methods.initial_images import first_images
 from datadistill.utils.errors import RequestError
 
@@ -71,6 +70,8 @@ class DD:
         network_clip: longest gradient allowed for the images of one network, in multiples of the running mean length
             over networks; a longer one is shrunk, and that of the rates with it. One network that is about to diverge
             then does not drown the others. 0 allows any.
+        window: gradient steps that are differentiated, the last ones before a random end: an approximation for long
+            training (Feng et al. 2023, section 3). 0: all of them, to the end.
     """
 
     steps: int = 1
@@ -85,6 +86,7 @@ class DD:
     networks: int = 4
     kink_width: float = 0.0
     network_clip: float = 0.0
+    window: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "epochs", "batch", "networks"):
@@ -98,14 +100,19 @@ class DD:
             if not 0 <= getattr(self, name) < math.inf:
                 raise RequestError(f"{name} is {getattr(self, name)}, but must be finite and not negative")
         parse_augmentation(self.augment)
-        if self.batch_last < 0:
-            raise RequestError(f"batch_last is {self.batch_last}, but must not be negative")
+        for name in ("batch_last", "window"):
+            if getattr(self, name) < 0:
+                raise RequestError(f"{name} is {getattr(self, name)}, but must not be negative")
 
     @property
     def name(self) -> str:
         return "dd"
 
-    def start(self, problem: Problem, generator: torch.Generator) -> DistilledData:
+    def resolve(self, problem: Problem) -> "DD":
+        """The same: nothing goes by the problem."""
+        return self
+
+    def init(self, problem: Problem, generator: torch.Generator) -> tuple[DistilledData, State]:
         """Images of every class for every step, hard labels, and equal learning rates."""
         self._check_count(problem)
         labels = problem.labels
@@ -118,7 +125,7 @@ class DD:
             "augment": None,
             "loss": "cross-entropy",
         }
-        return DistilledData(
+        distilled = DistilledData(
             images=first_images(self.images, problem, generator).to(device),
             labels=labels.to(device),
             batches=torch.arange(len(labels), device=device).view(self.steps, -1),
@@ -127,13 +134,13 @@ class DD:
             initial_weights=problem.starts.fixed,
             soft_labels=None if soft is None else soft.to(device),
         )
+        return distilled, {}
 
     def _check_count(self, problem: Problem) -> None:
         """Refuse numbers of images that cannot be had, or not be cut into equal steps."""
-        if self.batch_last and problem.engine.execution == "graph":
-            raise RequestError(
-                f"execution graph needs real batches of one size, but batch_last is {self.batch_last}: leave it out"
-            )
+        for name, what in (("batch_last", "real batches of one size"), ("window", "the same steps each time")):
+            if getattr(self, name) and problem.engine.execution == "graph":
+                raise RequestError(f"execution graph needs {what}, but {name} is {getattr(self, name)}: leave it out")
         ipc, classes = problem.ipc, problem.real.num_classes
         if isinstance(ipc, tuple):
             problem.real.check_ipc(ipc)
@@ -150,51 +157,36 @@ class DD:
                 f"{ipc:g} images per class cannot be cut into {self.steps} equal steps: make ipc a multiple of steps"
             )
 
-    def gradient(
-        self,
-        distilled: DistilledData,
-        problem: Problem,
-        state: MethodState,
-        generator: torch.Generator,
-        progress: float,
-    ) -> Outcome:
+    def step(self, distilled: DistilledData, state: State, context: Context, generator: torch.Generator) -> Step:
         """The outer loss on one real batch, averaged over networks, and its derivative through training."""
+        problem, engine = context.problem, context.engine
         train = problem.real.train
-        real = problem.wanted(train.take(train.draw(self._batch_size(progress), generator)))
+        real = problem.wanted(train.take(train.draw(self._batch_size(context.progress), generator)))
         real = replace(real, images=augmented(real.images, parse_augmentation(self.augment), generator))
-        demand = self.demand(problem)
-        starts = problem.starts.sample(demand.networks, generator)
-        steps = distilled.inner_steps()
-        if problem.engine.storage == "window":
+        starts = problem.starts.sample(self.workload(problem).networks, generator)
+        steps, first = distilled.inner_steps(), 0
+        if 0 < self.window < len(steps):
             # The outer loss is taken at a random step, so that every step is differentiated now and then.
-            shortest = window_of(problem.engine, len(steps))
-            steps = steps[: int(torch.randint(shortest, len(steps) + 1, (), generator=generator))]
+            steps = steps[: int(torch.randint(self.window, len(steps) + 1, (), generator=generator))]
+            first = len(steps) - self.window
         noisy = [with_noise(problem.network, steps, generator) for _ in starts]
 
-        def work(engine: Engine) -> list[Hypergradient]:
-            def outer(last: Weights, images: Tensor, labels: Tensor) -> tuple[Float[Tensor, ""], Weights]:
-                precision = engine.real_precision
-                return batch_gradient(problem.network, last, images, labels, engine.chunk, precision=precision)
+        def outer(last: Weights, images: Tensor, labels: Tensor) -> tuple[Float[Tensor, ""], Weights]:
+            precision = engine.real_precision
+            return batch_gradient(problem.network, last, images, labels, engine.chunk, precision=precision)
 
-            def through(one: tuple[Weights, list[InnerStep]]) -> Hypergradient:
-                around = [real.images, real.labels]
-                return outer_step(problem.network, SGD(), *one, outer, around, engine, self.kink_width)
+        def through(one: tuple[Weights, list[InnerStep]]) -> Hypergradient:
+            around = [real.images, real.labels]
+            return outer_step(problem.network, SGD(), *one, outer, around, engine, self.kink_width, first)
 
-            return map_on_cores(through, list(zip(starts, noisy, strict=True)), problem.device)
-
-        results, state, remarks = within_memory(problem, demand, state, work)
+        results = map_on_cores(through, list(zip(starts, noisy, strict=True)), problem.device)
         if self.network_clip:
             results, state = _clipped(results, state, self.network_clip)
-        return Outcome(
-            loss=torch.stack([result.loss for result in results]).mean(),
-            gradients=_collect(distilled, results),
-            state=state,
-            remarks=remarks,
-        )
+        return Step(torch.stack([result.loss for result in results]).mean(), _collect(distilled, results), state)
 
-    def demand(self, problem: Problem) -> Demand:
+    def workload(self, problem: Problem) -> Workload:
         """What an outer step asks of the engine."""
-        return Demand(
+        return Workload(
             steps=self.steps * self.epochs,
             images=problem.count // self.steps,
             distilled=problem.count,
@@ -203,6 +195,7 @@ class DD:
             real=max(self.batch, self.batch_last),
             optimizer=SGD(),
             kink_width=self.kink_width,
+            window=self.window,
         )
 
     def _batch_size(self, progress: float) -> int:
@@ -220,7 +213,7 @@ def _shared_classes(labels: Int64[Tensor, "n"], num_classes: int) -> Float[Tenso
     return shares / shares.sum(1, keepdim=True)
 
 
-def _clipped(results: list[Hypergradient], state: MethodState, most: float) -> tuple[list[Hypergradient], MethodState]:
+def _clipped(results: list[Hypergradient], state: State, most: float) -> tuple[list[Hypergradient], State]:
     """Each network's gradient, at most `most` times as long as the mean so far; one that is not finite counts as 0."""
     norms = [float(torch.stack([g.norm() for g in result.images.values()]).norm()) for result in results]
     finite = [norm for norm in norms if math.isfinite(norm)]
@@ -248,20 +241,21 @@ def _scaled(result: Hypergradient, factor: float) -> Hypergradient:
     )
 
 
-def _collect(distilled: DistilledData, results: list[Hypergradient]) -> Gradients:
+def _collect(distilled: DistilledData, results: list[Hypergradient]) -> dict[str, Tensor]:
     """The mean over networks, with what several epochs say of one image added up."""
     assert distilled.learning_rates is not None
-    images = torch.zeros_like(distilled.images)
-    for result in results:
-        for batch, gradient in result.images.items():
-            images.index_add_(0, distilled.batches[batch], gradient)
-    labels = None if distilled.soft_labels is None else torch.zeros_like(distilled.soft_labels)
-    if labels is not None:
-        for result in results:
-            for batch, gradient in result.labels.items():
-                labels.index_add_(0, distilled.batches[batch], gradient)
-        labels /= len(results)
+
+    def total(like: Tensor, parts: Iterable[dict[int, Tensor]]) -> Tensor:
+        summed = torch.zeros_like(like)
+        for part in parts:
+            for batch, gradient in part.items():
+                summed.index_add_(0, distilled.batches[batch], gradient)
+        return summed / len(results)
+
     rates = torch.zeros_like(distilled.learning_rates)
     for result in results:
         rates[: len(result.rates)] += result.rates / len(results)
-    return Gradients(images / len(results), rates, labels)
+    gradients = {"images": total(distilled.images, (r.images for r in results)), "learning_rates": rates}
+    if distilled.soft_labels is not None:
+        gradients["soft_labels"] = total(distilled.soft_labels, (r.labels for r in results))
+    return gradients

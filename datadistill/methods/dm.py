@@ -13,12 +13,11 @@ from torch import Tensor
 
 from datadistill.data.augment import Transform, parse_augmentation, siamese
 from datadistill.distilled import DistilledData
-from datadistill.engine.config import Engine
 from datadistill.engine.functional import Network, Weights, pieces_of
 from datadistill.engine.optimizers import SGD
 from datadistill.engine.parallel import map_on_cores
-from datadistill.engine.planner import Demand
-from datadistill.methods.base import Gradients, MethodState, Outcome, Problem, options_of, within_memory
+from datadistill.engine.planner import Workload
+from datadistill.methods.base import Context, Problem, State, Step, options_of
 from datadistill.methods.dc import DSA_STRATEGY
 from datadistill.methods.initial_images import some_of_class
 from datadistill.methods.judging import judged_by_protocol
@@ -49,15 +48,19 @@ class DM:
     def name(self) -> str:
         return "dm"
 
-    def start(self, problem: Problem, generator: torch.Generator) -> DistilledData:
+    def resolve(self, problem: Problem) -> "DM":
+        """The same: nothing goes by the problem."""
+        return self
+
+    def init(self, problem: Problem, generator: torch.Generator) -> tuple[DistilledData, State]:
         """Images of every class and hard labels; the learning rates are the protocol's."""
         if problem.attack is not None:
             raise RequestError("method dm compares features, not answers: an attack needs method dd, dc or dsa")
-        return judged_by_protocol(problem, self.images, generator, self.name, options_of(self), self.augment)
+        return judged_by_protocol(problem, self.images, generator, self.name, options_of(self), self.augment), {}
 
-    def demand(self, problem: Problem) -> Demand:
+    def workload(self, problem: Problem) -> Workload:
         """What an outer step asks of the engine, at most: features need less than the gradient of a loss."""
-        return Demand(
+        return Workload(
             steps=1,
             images=-(-problem.count // problem.real.num_classes),
             distilled=problem.count,
@@ -65,17 +68,12 @@ class DM:
             networks=problem.real.num_classes,
             real=self.batch,
             optimizer=SGD(),
+            derivatives=1,
         )
 
-    def gradient(
-        self,
-        distilled: DistilledData,
-        problem: Problem,
-        state: MethodState,
-        generator: torch.Generator,
-        progress: float,
-    ) -> Outcome:
+    def step(self, distilled: DistilledData, state: State, context: Context, generator: torch.Generator) -> Step:
         """The squared distances between mean features, over all classes, and their derivative."""
+        problem, engine = context.problem, context.engine
         (weights,) = problem.starts.sample(1, generator)
         train, parts = problem.real.train, parse_augmentation(self.augment)
         draws = []
@@ -84,22 +82,19 @@ class DM:
             draws.append((label, chosen, siamese(parts, train.images.shape[-1], generator)))
         images = torch.zeros_like(distilled.images)
 
-        def work(engine: Engine) -> list[Tensor]:
-            def one(draw: tuple[int, Tensor, Transform]) -> Tensor:
-                label, chosen, change = draw
-                target = mean_feature(problem.features, weights, change(train.take(chosen).images), engine.chunk)
-                mine = torch.nonzero(distilled.labels == label).flatten()
-                leaf = distilled.images[mine].detach().requires_grad_()
-                with torch.enable_grad():
-                    feature = problem.features.logits(weights, change(leaf)).mean(0)
-                    loss = ((feature - target) ** 2).sum()
-                (images[mine],) = torch.autograd.grad(loss, [leaf])
-                return loss.detach()
+        def of_class(draw: tuple[int, Tensor, Transform]) -> Tensor:
+            label, chosen, change = draw
+            target = mean_feature(problem.features, weights, change(train.take(chosen).images), engine.chunk)
+            mine = torch.nonzero(distilled.labels == label).flatten()
+            leaf = distilled.images[mine].detach().requires_grad_()
+            with torch.enable_grad():
+                feature = problem.features.logits(weights, change(leaf)).mean(0)
+                loss = ((feature - target) ** 2).sum()
+            (images[mine],) = torch.autograd.grad(loss, [leaf])
+            return loss.detach()
 
-            return map_on_cores(one, draws, problem.device)
-
-        losses, state, remarks = within_memory(problem, self.demand(problem), state, work)
-        return Outcome(torch.stack(losses).sum(), Gradients(images, None), state, remarks)
+        losses = map_on_cores(of_class, draws, problem.device)
+        return Step(torch.stack(losses).sum(), {"images": images}, state)
 
 
 @torch.no_grad()

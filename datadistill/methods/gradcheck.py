@@ -30,7 +30,8 @@ from torch import Tensor
 from datadistill.data.real import RealData
 from datadistill.distilled import DistilledData
 from datadistill.engine.functional import Network, Weights
-from datadistill.methods.base import Gradients, Method, Problem
+from datadistill.methods import record_of
+from datadistill.methods.base import Context, Method, Problem, State, plan
 from datadistill.pretraining.initial_weights import InitialWeights
 from datadistill.utils.errors import RequestError
 from datadistill.utils.runtime import stream
@@ -52,9 +53,6 @@ _FLOOR = 1e-8
 
 _REAL_IMAGES = 1024
 """From how many real images the batches are drawn, so that a large dataset need not be converted."""
-
-_DEPARTURES: dict[str, Any] = {"kink_width": 0.0, "network_clip": 0.0, "derivative": "exact"}
-"""Options that depart from the exact derivative on purpose, and what they are where they do not."""
 
 
 @dataclass(frozen=True)
@@ -134,13 +132,15 @@ def check_hypergradient(
     if problem.device.type == "mps":
         raise RequestError("device mps has no float64, which the check needs: use --device cpu")
     method, remarks = _exact(method)
-    distilled = _start_in_double(method, problem)
+    method = method.resolve(problem)
+    distilled, state = _start_in_double(method, problem)
     exact = _in_double(problem)
+    context = Context(exact, plan(method, exact))
 
-    def answer(candidate: DistilledData) -> tuple[float, Gradients]:
+    def answer(candidate: DistilledData) -> tuple[float, dict[str, Tensor]]:
         # The same stream each time, hence the same batch, networks and dropout.
-        outcome = method.gradient(candidate, exact, {}, stream(problem.seed, "check"), 0.0)
-        return float(outcome.loss), outcome.gradients
+        step = method.step(candidate, state, context, stream(problem.seed, "check"))
+        return float(step.loss), step.gradients
 
     loss, gradients = answer(distilled)
 
@@ -149,15 +149,13 @@ def check_hypergradient(
 
     rows = []
     for number, batch in enumerate(distilled.batches):
-        rows.append(_batch_row("images", distilled, gradients.images, number, batch, directions, slope))
+        rows.append(_batch_row("images", distilled, gradients["images"], number, batch, directions, slope))
         count()
-    for number, batch in enumerate(() if gradients.soft_labels is None else distilled.batches):
-        assert gradients.soft_labels is not None
-        rows.append(_batch_row("soft_labels", distilled, gradients.soft_labels, number, batch, directions, slope))
+    for number, batch in enumerate(distilled.batches if "soft_labels" in gradients else ()):
+        rows.append(_batch_row("soft_labels", distilled, gradients["soft_labels"], number, batch, directions, slope))
         count()
-    for t in range(0 if gradients.learning_rates is None else len(gradients.learning_rates)):
-        assert gradients.learning_rates is not None
-        rows.append(_rate_row(distilled, gradients.learning_rates, t, slope))
+    for t in range(len(gradients.get("learning_rates", ()))):
+        rows.append(_rate_row(distilled, gradients["learning_rates"], t, slope))
         count()
     return Check(tuple(rows), loss, problem.engine.is_exact, remarks)
 
@@ -231,11 +229,11 @@ def _distance(one: float, other: float) -> float:
 
 def _exact(method: Any) -> tuple[Any, tuple[str, ...]]:
     """The method with the exact derivative, and a sentence for each option that had to be turned off for it."""
-    given = {name: getattr(method, name, exact) for name, exact in _DEPARTURES.items()}
-    changes = {name: exact for name, exact in _DEPARTURES.items() if given[name] != exact}
+    changes = {name: value for name, value in record_of(method).exact.items() if getattr(method, name) != value}
     remarks = [
-        f"checked with {name} {_brief(exact)}: {_brief(given[name])} departs from the exact derivative on purpose"
-        for name, exact in changes.items()
+        f"checked with {name} {_brief(value)}: {_brief(getattr(method, name))} departs from the exact derivative on "
+        "purpose"
+        for name, value in changes.items()
     ]
     return (replace(method, **changes) if changes else method), tuple(remarks)
 
@@ -244,17 +242,18 @@ def _brief(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _start_in_double(method: Method, problem: Problem) -> DistilledData:
-    start = method.start(problem, stream(problem.seed, "start"))
+def _start_in_double(method: Method, problem: Problem) -> tuple[DistilledData, State]:
+    start, state = method.init(problem, stream(problem.seed, "start"))
     rates = start.learning_rates
     noise = torch.randn(start.images.shape, generator=stream(problem.seed, "check", "noise"), dtype=torch.float64)
-    return replace(
+    distilled = replace(
         start,
         images=start.images.double() + _NOISE * noise.to(start.images.device),
         learning_rates=None if rates is None else rates.double(),
         initial_weights=start.initial_weights and _doubled(start.initial_weights),
         soft_labels=None if start.soft_labels is None else start.soft_labels.double(),
     )
+    return distilled, state
 
 
 def _in_double(problem: Problem) -> Problem:

@@ -35,9 +35,9 @@ from datadistill.engine.cuda_graph import OuterOf, outer_step
 from datadistill.engine.functional import Network, Weights
 from datadistill.engine.hypergradient import Hypergradient, hypergradient
 from datadistill.engine.optimizers import SGD
-from datadistill.engine.planner import Demand
+from datadistill.engine.planner import Workload
 from datadistill.engine.unroll import InnerStep, walk, with_noise
-from datadistill.methods.base import Gradients, MethodState, Outcome, Problem, options_of, within_memory
+from datadistill.methods.base import Context, Problem, State, Step, options_of
 from datadistill.methods.dc import DSA_STRATEGY
 from datadistill.methods.judging import judged_by_protocol
 from datadistill.pretraining.trajectories import Trajectories
@@ -124,7 +124,7 @@ class MTT:
     def name(self) -> str:
         return "mtt"
 
-    def settled(self, problem: Problem) -> "MTT":
+    def resolve(self, problem: Problem) -> "MTT":
         """The same with everything chosen that goes by the number of images per class.
 
         Raises:
@@ -146,9 +146,8 @@ class MTT:
             )
         return chosen
 
-    def start(self, problem: Problem, generator: torch.Generator) -> DistilledData:
+    def init(self, problem: Problem, generator: torch.Generator) -> tuple[DistilledData, State]:
         """Images of every class with hard labels, and one learning rate."""
-        chosen = self.settled(problem)
         if problem.kind != "random-init":
             raise RequestError(
                 f"method mtt is for networks that start untrained, but the initial weights are {problem.kind}: "
@@ -168,64 +167,51 @@ class MTT:
             )
         if problem.attack is not None:
             raise RequestError("method mtt learns what experts learned: an attack needs method dd")
-        data = judged_by_protocol(problem, self.images, generator, self.name, options_of(chosen), self.augment)
-        rates = torch.tensor([chosen.learning_rate], device=problem.device)
+        data = judged_by_protocol(problem, self.images, generator, self.name, options_of(self), self.augment)
+        rates = torch.tensor([self.learning_rate], device=problem.device)
         inner = data.provenance.inner
         if self.trained_at > 0:
             inner = inner | {"rate": self.trained_at, TAKES_LEARNED: False}
-        return replace(data, learning_rates=rates, provenance=replace(data.provenance, inner=inner))
+        return replace(data, learning_rates=rates, provenance=replace(data.provenance, inner=inner)), {}
 
-    def gradient(
-        self,
-        distilled: DistilledData,
-        problem: Problem,
-        state: MethodState,
-        generator: torch.Generator,
-        progress: float,
-    ) -> Outcome:
+    def step(self, distilled: DistilledData, state: State, context: Context, generator: torch.Generator) -> Step:
         """How far a student ends from an expert, by the expert's own way (equation 2), and its derivative."""
         assert distilled.learning_rates is not None
-        problem = problem.on(self.matched_on)
-        chosen, trajectories = self.settled(problem), _trajectories(problem)
+        problem, trajectories = context.problem.on(self.matched_on), _trajectories(context.problem)
         expert = trajectories.experts[int(torch.randint(len(trajectories), (), generator=generator))]
-        epoch = int(torch.randint(chosen.max_start_epoch + 1, (), generator=generator))
+        epoch = int(torch.randint(self.max_start_epoch + 1, (), generator=generator))
         start, target = (
             {name: weight.to(distilled.images) for name, weight in expert.weights(t).items()}
             for t in (epoch, epoch + self.expert_epochs)
         )
         network = problem.seen_through(self.augment)
-        batches = _batches(problem.count, self.inner_batch, chosen.student_steps, generator)
+        batches = _batches(problem.count, self.inner_batch, self.student_steps, generator)
         data = {
             number: (distilled.images[batch], distilled.targets[batch])
             for number, batch in enumerate([batch.to(problem.device) for batch in batches])
         }
         rate = distilled.learning_rates[0]
-        numbers = [t % len(batches) for t in range(chosen.student_steps)]
+        numbers = [t % len(batches) for t in range(self.student_steps)]
         steps = with_noise(network, [InnerStep(*data[n], rate, n) for n in numbers], generator)
         through = outer_step if self.derivative == "exact" else _tesla
-        found, state, remarks = within_memory(
-            problem,
-            self.demand(problem),
-            state,
-            lambda engine: through(
-                network, SGD(), start, steps, _distance, [*start.values(), *target.values()], engine
-            ),
-        )
+        ends = [*start.values(), *target.values()]
+        found = through(network, SGD(), start, steps, _distance, ends, context.engine)
         images = torch.zeros_like(distilled.images)
         for number, slope in found.images.items():
             images.index_add_(0, batches[number].to(images.device), slope)
-        return Outcome(found.loss, Gradients(images, found.rates.sum()[None]), state, remarks)
+        return Step(found.loss, {"images": images, "learning_rates": found.rates.sum()[None]}, state)
 
-    def demand(self, problem: Problem) -> Demand:
+    def workload(self, problem: Problem) -> Workload:
         """What an outer step asks of the engine."""
-        return Demand(
-            steps=self.settled(problem).student_steps,
+        return Workload(
+            steps=self.student_steps,
             images=min(self.inner_batch or problem.count, problem.count),
             distilled=problem.count,
             classes=problem.real.num_classes,
             networks=1,
             real=0,
             optimizer=SGD(),
+            model=self.matched_on,
         )
 
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from conftest import start_of
 
 import datadistill as dd
 from datadistill.baselines import base, random_real
@@ -46,7 +47,7 @@ def test_the_best_of_all_that_was_tried_is_kept(digits: dd.RealData, monkeypatch
 
 def test_rates_that_diverge_never_win(digits: dd.RealData, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = problem(digits)
-    data = DD(steps=2, epochs=2, images="real").start(asked, stream(1))
+    data = start_of(DD(steps=2, epochs=2, images="real"), asked, stream(1))
     assert held_out_accuracy(Rates("constant", 1e20).put(data), asked, tuning_networks(asked)) == -1
     monkeypatch.setattr(base, "_NETWORKS", 1)
     poisoned = replace(asked, real=replace(asked.real, held_out=replace(asked.real.held_out, images=_nan(asked))))
@@ -60,7 +61,7 @@ def _nan(asked: Problem) -> torch.Tensor:
 
 def test_one_step_has_one_schedule_and_a_fixed_start_one_network(digits: dd.RealData) -> None:
     asked = problem(digits, "fixed-init")
-    data = tune(DD(steps=1, epochs=1, images="real").start(asked, stream(1)), asked)
+    data = tune(start_of(DD(steps=1, epochs=1, images="real"), asked, stream(1)), asked)
     assert data.provenance.method["schedule"] == "constant"
     assert data.provenance.method["tuning_networks"] == 1
 

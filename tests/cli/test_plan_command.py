@@ -15,7 +15,6 @@ def test_a_table_and_the_choice(
     assert main(["plan", "--dataset", "digits", "--model", "mlp", "--epochs", "40"]) == 0
     printed = capsys.readouterr().out
     assert "full (chosen)" in printed
-    assert "window, approximate" in printed
     assert all(f"\n{word}" in printed for word in ("memory", "time", "disk", "engine"))
     assert not list(tmp_path.iterdir())
 

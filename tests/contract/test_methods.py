@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import trained
+from conftest import start_of, step_of
 
 import datadistill as dd
 from datadistill.baselines import random_real
@@ -273,7 +274,7 @@ def test_beats_random_real_images_with_tuned_rates(
         steps, epochs = row.method.steps, row.method.epochs
         chosen = random_real(problem(row, digits), steps, epochs)[0]
     else:  # the protocol sets the rates: what a method starts from are random real images
-        chosen = replace(row.method, images="real").start(problem(row, digits), stream(0, "baseline"))
+        chosen = start_of(replace(row.method, images="real"), problem(row, digits), stream(0, "baseline"))
         options |= {"protocol": "dc", "epochs": epochs}
     baseline = dd.evaluate(chosen, digits, **options)
     distilled = dd.evaluate(made(row, "whole").distilled, digits, **options)
@@ -300,41 +301,39 @@ def test_gradient_against_finite_differences(row: Row, digits: dd.RealData) -> N
             return [{n: w.double() for n, w in weights.items()} for weights in starts.sample(count, generator)]
 
     exact = replace(small, real=double, network=network, starts=Double())
-    start = row.method.start(small, stream(0))
+    start = start_of(row.method, small, stream(0))
     soft = None if start.soft_labels is None else start.soft_labels.double()
     rates = None if start.learning_rates is None else start.learning_rates.double() * (0.1 / start.learning_rates.max())
     data = replace(start, images=start.images.double(), learning_rates=rates, soft_labels=soft)
 
     def loss(candidate: dd.DistilledData) -> float:
-        return float(row.method.gradient(candidate, exact, {}, stream(7), 0.0).loss)
+        return float(step_of(row.method, candidate, exact, {}, stream(7)).loss)
 
-    found = row.method.gradient(data, exact, {}, stream(7), 0.0).gradients
+    found = step_of(row.method, data, exact, {}, stream(7)).gradients
     direction = torch.randn(data.images.shape, generator=stream(1), dtype=torch.float64)
     eps = 1e-6
     ends = [loss(replace(data, images=data.images + sign * eps * direction)) for sign in (1, -1)]
-    slope = float((found.images * direction).sum())
+    slope = float((found["images"] * direction).sum())
     assert slope == pytest.approx((ends[0] - ends[1]) / (2 * eps), rel=1e-4)
     if soft is not None:
-        assert found.soft_labels is not None
         direction = torch.randn(soft.shape, generator=stream(2), dtype=torch.float64)
         ends = [loss(replace(data, soft_labels=soft + sign * eps * direction)) for sign in (1, -1)]
-        slope = float((found.soft_labels * direction).sum())
+        slope = float((found["soft_labels"] * direction).sum())
         assert slope == pytest.approx((ends[0] - ends[1]) / (2 * eps), rel=1e-4)
     for t in range(0 if data.learning_rates is None else len(data.learning_rates)):
-        assert found.learning_rates is not None
         ends = []
         for sign in (1, -1):
             moved = data.learning_rates.clone()
             moved[t] += sign * eps
             ends.append(loss(replace(data, learning_rates=moved)))
-        assert float(found.learning_rates[t]) == pytest.approx((ends[0] - ends[1]) / (2 * eps), rel=1e-4, abs=1e-8)
+        assert float(found["learning_rates"][t]) == pytest.approx((ends[0] - ends[1]) / (2 * eps), rel=1e-4, abs=1e-8)
 
 
 @table
 @pytest.mark.parametrize("images", ["noise", "mean", "real", "kmeans"])
 def test_more_images_than_a_class_has_are_refused(row: Row, images: str, digits: dd.RealData) -> None:
     with pytest.raises(RequestError, match=r"ipc is 200, but class .* has only"):
-        replace(row.method, images=images).start(replace(problem(row, digits), ipc=200), stream(0))  # type: ignore[type-var]
+        start_of(replace(row.method, images=images), replace(problem(row, digits), ipc=200), stream(0))  # type: ignore[type-var]
 
 
 @table
@@ -355,6 +354,6 @@ def test_three_classes_with_unequal_numbers_of_images(row: Row, digits: dd.RealD
     real = dd.from_arrays(pixels[:-60], labels[:-60], pixels[-60:], labels[-60:])
     made = run(replace(row, ipc=(1, 3, 2)), real, iterations=3).distilled  # type: ignore[arg-type]
     assert made.labels.bincount().tolist() == [1, 3, 2]
-    start = row.method.start(replace(problem(row, real), ipc=(1, 3, 2)), stream(0, "start")).images
+    start = start_of(row.method, replace(problem(row, real), ipc=(1, 3, 2)), stream(0, "start")).images
     assert bool((made.images - start).flatten(1).norm(dim=1).gt(0).all())
     assert dd.evaluate(made, real, nets=1).accuracy.mean > 0.5

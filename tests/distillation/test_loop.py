@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import start_of
 
 import datadistill as dd
 from datadistill.distillation.budget import Length, parse_duration
 from datadistill.distillation.optimizer import Variables, improve
 from datadistill.distillation.run_folder import RunFolder
-from datadistill.distillation.state import Best
+from datadistill.distillation.state import Best, flat, nested
 from datadistill.distillation.validation import SLOWER, held_out, slower
-from datadistill.methods import DD, Gradients, Outcome, make_problem
+from datadistill.methods import DD, Context, State, Step, make_problem
 from datadistill.utils.errors import Interrupted, RequestError
 from datadistill.utils.runtime import stream
 
@@ -34,16 +35,16 @@ def run(real: dd.RealData, method: Any = SMALL, **options: Any) -> dd.Run:
 class Broken(DD):
     """DD that counts its steps in its state and spoils what it answers."""
 
-    def gradient(self, distilled: Any, problem: Any, state: Any, generator: Any, progress: float) -> Outcome:
-        outcome = super().gradient(distilled, problem, {}, generator, progress)
+    def step(self, distilled: Any, state: State, context: Context, generator: Any) -> Step:
+        step = super().step(distilled, {}, context, generator)
         count = state.get("count", torch.zeros(()))
-        return self.spoil(outcome._replace(state={"count": count + 1}), int(count))
+        return self.spoil(step._replace(state={"count": count + 1}), int(count))
 
-    def spoil(self, outcome: Outcome, count: int) -> Outcome:
-        return outcome
+    def spoil(self, step: Step, count: int) -> Step:
+        return step
 
 
-def spoiled(spoil: Callable[[Outcome, int], Outcome]) -> Broken:
+def spoiled(spoil: Callable[[Step, int], Step]) -> Broken:
     made = Broken(images="mean", batch=64)
     object.__setattr__(made, "spoil", spoil)
     return made
@@ -60,26 +61,26 @@ class Heard:
         self.said.append(text)
 
 
-def with_nan_images(outcome: Outcome) -> Outcome:
-    return outcome._replace(gradients=outcome.gradients._replace(images=outcome.gradients.images * torch.nan))
+def with_nan_images(step: Step) -> Step:
+    return step._replace(gradients={**step.gradients, "images": step.gradients["images"] * torch.nan})
 
 
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda outcome, count: outcome._replace(loss=outcome.loss * torch.nan),
-        lambda outcome, count: with_nan_images(outcome),
+        lambda step, count: step._replace(loss=step.loss * torch.nan),
+        lambda step, count: with_nan_images(step),
     ],
     ids=["loss", "gradient"],
 )
 def test_not_finite_rolls_back_once_and_goes_on(digits: dd.RealData, spoil: Any) -> None:
     tripped = []
 
-    def once(outcome: Outcome, count: int) -> Outcome:
+    def once(step: Step, count: int) -> Step:
         if count == 25 and not tripped:
             tripped.append(count)
-            return spoil(outcome, count)
-        return outcome
+            return spoil(step, count)
+        return step
 
     heard = Heard()
     result = run(digits, spoiled(once), reporter=heard)
@@ -92,7 +93,7 @@ def test_not_finite_rolls_back_once_and_goes_on(digits: dd.RealData, spoil: Any)
 
 
 def test_stops_with_what_it_has_after_three_rollbacks(digits: dd.RealData, tmp_path: Path) -> None:
-    method = spoiled(lambda outcome, count: outcome if count < 25 else with_nan_images(outcome))
+    method = spoiled(lambda step, count: step if count < 25 else with_nan_images(step))
     result = run(digits, method, out=tmp_path / "run")
     assert result.steps == 20
     assert [("halved" in remark) for remark in result.remarks] == [True, True, True, False]
@@ -105,14 +106,14 @@ def test_stops_with_what_it_has_after_three_rollbacks(digits: dd.RealData, tmp_p
 
 
 def test_broken_from_the_first_step_still_gives_a_result(digits: dd.RealData) -> None:
-    result = run(digits, spoiled(lambda outcome, count: with_nan_images(outcome)))
+    result = run(digits, spoiled(lambda step, count: with_nan_images(step)))
     assert result.steps == 0
     assert result.distilled.images.isfinite().all()
 
 
 def test_a_diverging_loss_rolls_back(digits: dd.RealData) -> None:
-    def spoil(outcome: Outcome, count: int) -> Outcome:
-        return outcome._replace(loss=outcome.loss + 100) if 10 <= count < 20 else outcome
+    def spoil(step: Step, count: int) -> Step:
+        return step._replace(loss=step.loss + 100) if 10 <= count < 20 else step
 
     result = run(digits, spoiled(spoil))
     assert "the outer loss rose to 10" in result.remarks[0]
@@ -175,7 +176,7 @@ def test_an_interrupted_run_still_rolls_back_to_the_last_look(digits: dd.RealDat
             if status.step == 24:
                 os.kill(os.getpid(), signal.SIGINT)
 
-    method = spoiled(lambda outcome, count: with_nan_images(outcome) if count == 27 else outcome)
+    method = spoiled(lambda step, count: with_nan_images(step) if count == 27 else step)
     whole = run(digits, method, out=tmp_path / "whole")
     with pytest.raises(Interrupted):
         run(digits, method, out=tmp_path / "cut", reporter=Press())
@@ -228,8 +229,8 @@ def test_what_settles_is_the_best_on_held_out_data(digits: dd.RealData, tmp_path
 
 def test_only_the_rates_are_lowered(digits: dd.RealData) -> None:
     problem = make_problem(digits, model="mlp", weights="random-init", scheme="xavier", ipc=1, seed=0, device=CPU)
-    distilled = DD(images="real", learning_rate=0.3).start(problem, stream(0))
-    found = Best(0.0, 0.0, 0, Variables.of(distilled, QUICK).values)
+    distilled = start_of(DD(images="real", learning_rate=0.3), problem, stream(0))
+    found = Best(0.0, 0.0, 0, Variables.of(distilled, ("images", "learning_rates"), QUICK).values)
     candidates = slower(found)
     factors = [float((one.values["log_rates"] - found.values["log_rates"]).exp()[0]) for one in candidates]
     assert factors == pytest.approx(list(SLOWER))
@@ -315,13 +316,42 @@ def test_clipping_shrinks_images_and_rates_alike(digits: dd.RealData) -> None:
     outer = dd.Outer(rate=0.1, clip=1.0)
     data = run(digits, iterations=1).distilled
     assert data.learning_rates is not None
-    gradients = Gradients(torch.ones_like(data.images), torch.ones_like(data.learning_rates))
-    huge = Gradients(gradients.images * 100, gradients.learning_rates * 100)
-    start = improve(Variables.of(data, outer), gradients, outer, 0.1)
+    gradients = {"images": torch.ones_like(data.images), "learning_rates": torch.ones_like(data.learning_rates)}
+    huge = {name: gradient * 100 for name, gradient in gradients.items()}
+    start = improve(Variables.of(data, gradients, outer), gradients, outer, 0.1)
     usual, clipped = (improve(start, g, outer, 0.1) for g in (gradients, huge))
     assert torch.allclose(usual.values["images"], clipped.values["images"], atol=1e-5)
     assert torch.allclose(usual.values["log_rates"], clipped.values["log_rates"], atol=1e-5)
     assert clipped.norm == pytest.approx(1.04 * usual.norm, rel=1e-3)
+
+
+@dataclass(frozen=True)
+class ImagesAlone(DD):
+    """DD that leaves the learning rates out of its gradients."""
+
+    def step(self, *arguments: Any) -> Step:
+        step = super().step(*arguments)
+        return step._replace(gradients={"images": step.gradients["images"]})
+
+
+def test_what_is_left_out_of_the_gradients_is_not_learned(digits: dd.RealData) -> None:
+    distilled = run(digits, ImagesAlone(steps=1, epochs=3, batch=64), iterations=3).distilled
+    assert distilled.learning_rates is not None
+    assert torch.allclose(distilled.learning_rates, torch.full((3,), 0.02), rtol=1e-6)
+    problem = make_problem(digits, model="mlp", weights="random-init", scheme="xavier", ipc=1, seed=0, device=CPU)
+    data = start_of(DD(steps=1, epochs=3), problem, stream(0))
+    variables = Variables.of(data, ("images",), QUICK)
+    assert variables.put(data).learning_rates is data.learning_rates
+
+
+def test_state_of_any_depth_is_packed_and_unpacked() -> None:
+    state = {"age": torch.tensor(3), "nets": [{"w": torch.ones(2), "adam": [torch.zeros(1)]}, {"w": torch.zeros(2)}]}
+    flattened = flat(state)
+    assert sorted(flattened) == ["age", "nets/#0/adam/#0", "nets/#0/w", "nets/#1/w"]
+    again = nested(flattened)
+    assert torch.equal(again["nets"][0]["w"], torch.ones(2))
+    assert torch.equal(again["nets"][0]["adam"][0], torch.zeros(1))
+    assert len(again["nets"]) == 2
 
 
 def test_loop_needs_no_folder(digits: dd.RealData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

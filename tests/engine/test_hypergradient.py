@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -200,17 +201,20 @@ def test_difference_is_near(optimizer: Optimizer) -> None:
     assert error(near[1], exact[1]) < 1e-6
 
 
-def test_a_window_differentiates_the_last_steps_alone() -> None:
+@pytest.mark.parametrize("storage", ["full", "recompute", "checkpoint", "offload"])
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_a_window_differentiates_the_last_steps_alone(first: int, storage: Any) -> None:
     case = Case(ConvNet(3, 1, 4, depth=1, width=4, activation="swish"), 4, SGD(), 0.1)
     steps = case.steps(case.images, case.rates)
     whole = hypergradient(case.network, SGD(), case.weights, steps, case.outer, EXACT[0])
-    engine = Engine("window", "reverse", "eager", window=2)
-    found = hypergradient(case.network, SGD(), case.weights, steps, case.outer, engine)
-    assert found.rates[:2].tolist() == [0, 0]
-    assert torch.allclose(found.rates[2:], whole.rates[2:], rtol=1e-10)
-    *_, middle = itertools.islice(walk(case.network, SGD(), case.weights, steps), 3)
-    rest = hypergradient(case.network, SGD(), middle, steps[2:], case.outer, EXACT[0])
-    assert error(found.images[1], rest.images[1]) < 1e-10
+    engine = Engine(storage, "reverse", "eager", every=2)
+    found = hypergradient(case.network, SGD(), case.weights, steps, case.outer, engine, first=first)
+    assert found.rates[:first].tolist() == [0] * first
+    assert torch.allclose(found.rates[first:], whole.rates[first:], rtol=1e-10)
+    *_, middle = itertools.islice(walk(case.network, SGD(), case.weights, steps), first + 1)
+    rest = hypergradient(case.network, SGD(), middle, steps[first:], case.outer, EXACT[0])
+    for batch, images in rest.images.items():
+        assert error(found.images[batch], images) < 1e-10
     assert float(found.loss) == pytest.approx(float(whole.loss), rel=1e-12)
 
 

@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import start_of, step_of
 
 import datadistill as dd
+from datadistill.distillation.memory import Fallback
 from datadistill.engine import Engine, kernels, predict, settle
 from datadistill.engine.memory import LiveBytes
 from datadistill.engine.parallel import map_on_cores
 from datadistill.engine.planner import cheaper
-from datadistill.methods import DD, Problem, make_problem
-from datadistill.methods.base import within_memory
+from datadistill.methods import DD, Problem, make_problem, plan
 from datadistill.utils.runtime import stream
 
 
@@ -23,21 +24,21 @@ def problem(real: dd.RealData, model: str, weights: str, ipc: int, engine: Engin
 
 
 def predicted_and_measured(method: DD, asked: Problem) -> tuple[int, int]:
-    demand = method.demand(asked)
+    demand = method.workload(asked)
     predicted = predict(asked.network, asked.real.train.images[:1], demand, asked.engine).peak_bytes
-    start = method.start(asked, stream(0))
-    method.gradient(start, asked, {}, stream(0), 0.0)
+    start = start_of(method, asked, stream(0))
+    step_of(method, start, asked, {}, stream(0))
     peaks = []
     for _ in range(3 if torch.get_num_threads() > 1 else 1):  # Two threads need not be at their peaks at once.
         with LiveBytes() as memory:
-            method.gradient(start, asked, {}, stream(0), 0.0)
+            step_of(method, start, asked, {}, stream(0))
         peaks.append(memory.peak)
     return predicted, max(peaks)
 
 
 @pytest.mark.parametrize("length", ["short", pytest.param("long", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("storage", ["full", "recompute", "checkpoint", "window"])
+@pytest.mark.parametrize("storage", ["full", "recompute", "checkpoint"])
 @pytest.mark.parametrize(
     ("model", "method", "shorter"),
     [
@@ -66,7 +67,7 @@ def test_memory_grows_with_positions_or_with_their_root(few: int, many: int, at_
             asked = problem(mnist, "mlp", "fixed-init", 1, Engine(storage=storage, chunk=16))
             method = DD(steps=1, epochs=epochs, batch=16)
             with LiveBytes() as memory:
-                method.gradient(method.start(asked, stream(0)), asked, {}, stream(0), 0.0)
+                step_of(method, start_of(method, asked, stream(0)), asked, {}, stream(0))
             peaks[storage, epochs] = memory.peak
     weights = sum(p.numel() for p in asked.network.module.parameters()) * 4
     growth = {s: (peaks[s, many] - peaks[s, few]) / weights for s in ("full", "recompute", "checkpoint")}
@@ -80,19 +81,19 @@ def test_auto_takes_what_fits(mnist: dd.RealData) -> None:
     found = []
     for gigabytes in (1.0, 0.12, 0.02):
         asked = problem(mnist, "lenet", "fixed-init", 1, Engine(memory=gigabytes))
-        found.append(asked.settle(method.demand(asked)).storage)
+        found.append(plan(method, asked).storage)
     assert found == ["full", "recompute", "checkpoint"]
 
 
 def test_the_same_choice_every_time(digits: dd.RealData) -> None:
     asked = problem(digits, "mlp", "fixed-init", 1, Engine())
-    image, demand = digits.train.images[:1], DD().demand(asked)
+    image, demand = digits.train.images[:1], DD().workload(asked)
     assert settle(asked.network, image, demand, Engine()) == settle(asked.network, image, demand, Engine())
 
 
 def test_when_memory_runs_out_the_next_cheaper_choice_goes_on_and_is_remembered(digits: dd.RealData) -> None:
     asked = problem(digits, "mlp", "fixed-init", 1, Engine(storage="full", product="reverse", execution="eager"))
-    demand, tried = DD().demand(asked), []
+    fallback, tried = Fallback(asked.engine, DD().workload(asked), asked.network, asked.device), []
 
     def work(engine: Engine) -> str:
         tried.append(engine.storage)
@@ -100,13 +101,13 @@ def test_when_memory_runs_out_the_next_cheaper_choice_goes_on_and_is_remembered(
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
         return engine.storage
 
-    answer, state, remarks = within_memory(asked, demand, {}, work)
+    answer, level, remarks = fallback.run(0, work)
     assert (answer, tried) == ("checkpoint", ["full", "recompute", "checkpoint"])
     assert remarks == (
         "memory ran out with storage full; going on with storage recompute.",
         "memory ran out with storage recompute; going on with storage checkpoint.",
     )
-    assert within_memory(asked, demand, state, work)[2] == ()
+    assert fallback.run(level, work)[2] == ()
     assert tried[3:] == ["checkpoint"]
 
 
@@ -117,13 +118,13 @@ def test_other_errors_are_not_taken_for_it(digits: dd.RealData) -> None:
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        within_memory(asked, DD().demand(asked), {}, work)
+        Fallback(asked.engine, DD().workload(asked), asked.network, asked.device).run(0, work)
 
 
 def test_the_last_resort_is_one_image_at_a_time(digits: dd.RealData) -> None:
     engine = Engine("checkpoint", "reverse", "eager", inner_chunk=10, chunk=64)
     sizes = []
-    demand = DD(batch=100).demand(problem(digits, "mlp", "fixed-init", 1, engine))
+    demand = DD(batch=100).workload(problem(digits, "mlp", "fixed-init", 1, engine))
     while engine := cheaper(engine, demand):
         sizes.append((engine.inner_chunk, engine.chunk))
     assert sizes[0] == (5, 32)
@@ -140,13 +141,13 @@ def test_the_last_resort_is_one_image_at_a_time(digits: dd.RealData) -> None:
 def test_what_cannot_work_is_refused_before_a_run(engine: Engine, reason: str, digits: dd.RealData) -> None:
     asked = problem(digits, "mlp", "fixed-init", 1, engine)
     with pytest.raises(dd.RequestError, match=reason):
-        asked.settle(DD().demand(asked))
+        plan(DD(), asked)
 
 
 def test_kinks_and_forward_derivatives_do_not_go_together(digits: dd.RealData) -> None:
     asked = problem(digits, "mlp", "fixed-init", 1, Engine(product="forward"))
     with pytest.raises(dd.RequestError, match=r"kink_width 0\.3 needs"):
-        asked.settle(replace(DD().demand(asked), kink_width=0.3))
+        plan(DD(kink_width=0.3), asked)
 
 
 def test_counting_sees_other_threads_and_deaths() -> None:

@@ -1,6 +1,7 @@
 """What dataset distillation starts from."""
 
 import torch
+from conftest import start_of
 
 import datadistill as dd
 from datadistill.data.kmeans import cluster_centres
@@ -14,13 +15,13 @@ def problem(real: dd.RealData) -> Problem:
 
 
 def test_images_can_start_from_cluster_centres(digits: dd.RealData) -> None:
-    data, generator = DD(images="kmeans").start(problem(digits), stream(0)), stream(0)
+    data, generator = start_of(DD(images="kmeans"), problem(digits), stream(0)), stream(0)
     for label in range(10):
         centres = cluster_centres(digits.train, label, 3, generator)
         assert torch.equal(data.images[data.labels == label], centres)
 
 
 def test_images_from_kmeans_are_the_same_for_the_same_seed(digits: dd.RealData) -> None:
-    one, same, other = (DD(images="kmeans").start(problem(digits), stream(seed)).images for seed in (0, 0, 1))
+    one, same, other = (start_of(DD(images="kmeans"), problem(digits), stream(seed)).images for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)

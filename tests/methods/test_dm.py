@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import start_of, step_of
 
 import datadistill as dd
 from datadistill.data.augment import parse_augmentation, siamese
@@ -21,8 +22,8 @@ def test_loss_by_hand(digits: dd.RealData) -> None:
         few, model="mlp", weights="random-init", scheme="default", ipc=1, seed=0, device=torch.device("cpu")
     )
     method = METHODS.get("dm").build({"augment": "none", "batch": 1000, "images": "noise"})
-    data = method.start(problem, stream(0))
-    outcome = method.gradient(data, problem, {}, stream(1), 0.0)
+    data = start_of(method, problem, stream(0))
+    outcome = step_of(method, data, problem, {}, stream(1))
     (weights,) = problem.starts.sample(1, stream(1))
     layers = [weights[name] for name in weights if name.endswith(("weight", "bias"))]
 
@@ -45,8 +46,8 @@ def test_real_and_distilled_images_go_through_one_transformation(digits: dd.Real
         digits, model="mlp", weights="random-init", scheme="default", ipc=2, seed=0, device=torch.device("cpu")
     )
     method = METHODS.get("dm").build({"augment": augment, "batch": 8})
-    data = method.start(problem, stream(0))
-    found, draw = method.gradient(data, problem, {}, stream(1), 0.0), stream(1)
+    data = start_of(method, problem, stream(0))
+    found, draw = step_of(method, data, problem, {}, stream(1)), stream(1)
     (weights,) = problem.starts.sample(1, draw)
     images, total = data.images.clone().requires_grad_(), torch.zeros(())
     for label in range(10):
@@ -60,7 +61,7 @@ def test_real_and_distilled_images_go_through_one_transformation(digits: dd.Real
         total = total + (real.detach() - mine).square().sum()
     (by_hand,) = torch.autograd.grad(total, [images])
     assert float(found.loss) == pytest.approx(float(total.detach()), rel=1e-4)
-    assert torch.allclose(found.gradients.images, by_hand, rtol=1e-3, atol=1e-7)
+    assert torch.allclose(found.gradients["images"], by_hand, rtol=1e-3, atol=1e-7)
 
 
 def test_images_of_real_means_have_no_loss_under_a_linear_network(digits: dd.RealData) -> None:
@@ -69,7 +70,7 @@ def test_images_of_real_means_have_no_loss_under_a_linear_network(digits: dd.Rea
         digits, model=linear, weights="random-init", scheme="default", ipc=1, seed=0, device=torch.device("cpu")
     )
     method = METHODS.get("dm").build({"augment": "none", "batch": 100_000, "images": "mean"})
-    outcome = method.gradient(method.start(problem, stream(0)), problem, {}, stream(1), 0.0)
+    outcome = step_of(method, start_of(method, problem, stream(0)), problem, {}, stream(1))
     assert float(outcome.loss) < 1e-8
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import start_of, step_of
 from torch.func import functional_call
 
 import datadistill as dd
@@ -34,7 +35,7 @@ def in_double(asked: Problem) -> Problem:
 
 
 def started(method: dd.methods.MTT, asked: Problem, rate: float) -> dd.DistilledData:
-    start = method.start(asked, stream(0))
+    start = start_of(method, asked, stream(0))
     return replace(start, images=start.images.double(), learning_rates=torch.tensor([rate], dtype=torch.float64))
 
 
@@ -42,7 +43,7 @@ def test_a_step_is_equation_two(digits: dd.RealData, trajectories: dd.Trajectori
     """By hand, with autograd through all steps."""
     method, asked = dd.methods.MTT(**SMALL), problem(digits, trajectories)
     exact, data = in_double(asked), started(method, asked, 0.05)
-    found = method.gradient(data, exact, {}, stream(3), 0.0)
+    found = step_of(method, data, exact, {}, stream(3))
     draw = stream(3)
     expert = trajectories.experts[int(torch.randint(4, (), generator=draw))]
     epoch = int(torch.randint(4, (), generator=draw))
@@ -58,9 +59,9 @@ def test_a_step_is_equation_two(digits: dd.RealData, trajectories: dd.Trajectori
     assert isinstance(outer, torch.Tensor)
     assert float(found.loss) == pytest.approx(float(outer.detach()), rel=1e-12)
     by_images, by_rate = torch.autograd.grad(outer, [images, rate])
-    assert torch.allclose(found.gradients.images, by_images, rtol=1e-9, atol=1e-15)
-    assert found.gradients.learning_rates is not None
-    assert float(found.gradients.learning_rates) == pytest.approx(float(by_rate), rel=1e-9)
+    assert torch.allclose(found.gradients["images"], by_images, rtol=1e-9, atol=1e-15)
+    assert found.gradients["learning_rates"] is not None
+    assert float(found.gradients["learning_rates"]) == pytest.approx(float(by_rate), rel=1e-9)
 
 
 @pytest.mark.parametrize("storage", ["full", "recompute", "checkpoint"])
@@ -69,11 +70,11 @@ def test_the_engine_stores_what_it_likes(digits: dd.RealData, trajectories: dd.T
     method = dd.methods.MTT(**SMALL | {"augment": "crop_color_cutout", "inner_batch": 6})
     data, exact = started(method, asked, 0.05), in_double(asked)
     found = [
-        method.gradient(data, replace(exact, engine=dd.Engine(storage=kind)), {}, stream(3), 0.0).gradients
+        step_of(method, data, replace(exact, engine=dd.Engine(storage=kind)), {}, stream(3)).gradients
         for kind in ("full", storage)
     ]
-    assert torch.allclose(found[0].images, found[1].images, rtol=1e-9, atol=1e-15)
-    assert bool(found[0].images.abs().sum((1, 2, 3)).gt(0).all())
+    assert torch.allclose(found[0]["images"], found[1]["images"], rtol=1e-9, atol=1e-15)
+    assert bool(found[0]["images"].abs().sum((1, 2, 3)).gt(0).all())
 
 
 @pytest.mark.parametrize("derivative", ["exact", "tesla"])
@@ -84,11 +85,11 @@ def test_a_batch_is_augmented_alike_however_it_is_cut(
     method = dd.methods.MTT(**SMALL | {"augment": "crop_color_cutout_rotate", "derivative": derivative})
     data, exact = started(method, asked, 0.05), in_double(asked)
     whole, cut = (
-        method.gradient(data, replace(exact, engine=dd.Engine("recompute", inner_chunk=size)), {}, stream(3), 0.0)
+        step_of(method, data, replace(exact, engine=dd.Engine("recompute", inner_chunk=size)), {}, stream(3))
         for size in (10, 3)
     )
     assert float(whole.loss) == pytest.approx(float(cut.loss), rel=1e-12)
-    assert torch.allclose(whole.gradients.images, cut.gradients.images, rtol=1e-9, atol=1e-15)
+    assert torch.allclose(whole.gradients["images"], cut.gradients["images"], rtol=1e-9, atol=1e-15)
 
 
 def gap(
@@ -100,9 +101,9 @@ def gap(
     for derivative in ("exact", "tesla"):
         changes = {"student_steps": steps, "derivative": derivative, "augment": augment}
         method = dd.methods.MTT(**SMALL | changes)
-        outcome = method.gradient(started(method, asked, rate), exact, {}, stream(3), 0.0)
-        assert outcome.gradients.learning_rates is not None
-        gradients.append(torch.cat([outcome.gradients.images.flatten(), outcome.gradients.learning_rates]))
+        outcome = step_of(method, started(method, asked, rate), exact, {}, stream(3))
+        assert outcome.gradients["learning_rates"] is not None
+        gradients.append(torch.cat([outcome.gradients["images"].flatten(), outcome.gradients["learning_rates"]]))
     return float((gradients[0] - gradients[1]).norm() / gradients[0].norm())
 
 
@@ -118,13 +119,13 @@ def test_tesla_is_exact_for_one_step_and_close_for_small_rates(
 
 def growth(asked: Problem, derivative: Any, counts: tuple[int, int]) -> float:
     """How much more memory more student steps take, in copies of the weights."""
-    start = dd.methods.MTT(**SMALL).start(asked, stream(0))
+    start = start_of(dd.methods.MTT(**SMALL), asked, stream(0))
     peaks = []
     for count in counts:
         method = dd.methods.MTT(**SMALL | {"student_steps": count, "derivative": derivative})
-        method.gradient(start, asked, {}, stream(3), 0.0)
+        step_of(method, start, asked, {}, stream(3))
         with LiveBytes() as memory:
-            method.gradient(start, asked, {}, stream(3), 0.0)
+            step_of(method, start, asked, {}, stream(3))
         peaks.append(memory.peak)
     return (peaks[1] - peaks[0]) / sum(4 * p.numel() for p in asked.network.module.parameters())
 
@@ -154,11 +155,11 @@ def test_few_epochs_of_experts_limit_the_start_that_nobody_asked_for(
     digits: dd.RealData, trajectories: dd.Trajectories
 ) -> None:
     asked = problem(digits, trajectories, ipc=10)
-    assert dd.methods.MTT().settled(asked).max_start_epoch == 8
+    assert dd.methods.MTT().resolve(asked).max_start_epoch == 8
     with pytest.raises(RequestError, match=r"2 expert epochs from epoch 9 on are asked for, but the experts .* for 10"):
-        dd.methods.MTT(max_start_epoch=9).start(asked, stream(0))
+        start_of(dd.methods.MTT(max_start_epoch=9), asked, stream(0))
     with pytest.raises(RequestError, match="11 expert epochs from epoch 0"):
-        dd.methods.MTT(expert_epochs=11).start(asked, stream(0))
+        start_of(dd.methods.MTT(expert_epochs=11), asked, stream(0))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,7 @@ def test_what_does_not_go_with_it_is_refused(
     digits: dd.RealData, trajectories: dd.Trajectories, changes: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(RequestError, match=sentence):
-        dd.methods.MTT().start(problem(digits, trajectories, **changes), stream(0))
+        start_of(dd.methods.MTT(), problem(digits, trajectories, **changes), stream(0))
 
 
 def test_without_trajectories_one_sentence_says_how_to_make_them(digits: dd.RealData) -> None:
@@ -192,7 +193,7 @@ def test_impossible_hyper_parameters_are_refused(change: dict[str, Any]) -> None
 
 def test_other_experts_are_refused(digits: dd.RealData, trajectories: dd.Trajectories) -> None:
     def start(asked: Problem) -> None:
-        dd.methods.MTT(**SMALL).start(asked, stream(0))
+        start_of(dd.methods.MTT(**SMALL), asked, stream(0))
 
     for changes, sentence in (
         ({"model": "mlp"}, "but the network here is mlp: .* add --matched-on convnetd1w16"),
@@ -210,12 +211,12 @@ def test_other_experts_are_refused(digits: dd.RealData, trajectories: dd.Traject
 def test_students_may_be_of_another_network(digits: dd.RealData, trajectories: dd.Trajectories) -> None:
     same, other = dd.methods.MTT(**SMALL), dd.methods.MTT(**SMALL, matched_on=MODEL)
     wide = problem(digits, trajectories, model="ConvNetD1W32")
-    start = other.start(wide, stream(0))
+    start = start_of(other, wide, stream(0))
     assert start.provenance.model == "convnetd1w32"
-    found = other.gradient(start, wide, {}, stream(1), 0.0)
-    wanted = same.gradient(start, problem(digits, trajectories), {}, stream(1), 0.0)
-    assert torch.equal(found.gradients.images, wanted.gradients.images)
-    assert found.gradients.learning_rates == wanted.gradients.learning_rates
+    found = step_of(other, start, wide, {}, stream(1))
+    wanted = step_of(same, start, problem(digits, trajectories), {}, stream(1))
+    assert torch.equal(found.gradients["images"], wanted.gradients["images"])
+    assert found.gradients["learning_rates"] == wanted.gradients["learning_rates"]
 
 
 def test_a_result_says_where_its_experts_come_from(
@@ -245,7 +246,7 @@ def test_networks_are_trained_at_the_learned_rate_or_at_another(
     digits: dd.RealData, trajectories: dd.Trajectories, trained_at: float, rate: float, tmp_path: Path
 ) -> None:
     method = dd.methods.MTT(**SMALL | {"learning_rate": 0.02, "trained_at": trained_at})
-    start = method.start(problem(digits, trajectories), stream(0))
+    start = start_of(method, problem(digits, trajectories), stream(0))
     start.save(tmp_path / "a.safetensors")
     back = dd.load_distilled(tmp_path / "a.safetensors")
     assert back.learning_rates is not None
@@ -265,7 +266,7 @@ def test_memory_is_predicted_without_real_images(digits: dd.RealData, trajectori
     asked, method = problem(digits, trajectories), dd.methods.MTT(**SMALL)
     image, sizes = digits.train.images[:1], []
     for steps in (10, 40):
-        demand = replace(method.demand(asked), steps=steps)
+        demand = replace(method.workload(asked), steps=steps)
         assert demand.real == 0
         sizes.append(predict(asked.network, image, demand, dd.Engine(storage="full")).peak_bytes)
     assert 3 < sizes[1] / sizes[0] < 4.2
