@@ -16,7 +16,8 @@ with install_import_hook("datadistill", "beartype.beartype") if SHAPES else null
 
     import datadistill as dd
     import datadistill.cli.main
-    from datadistill.methods import Context, Method, Problem, State, Step, plan
+    from datadistill.distillation.synthesis import joined
+    from datadistill.methods import Context, Method, Problem, State, Step, Synthesis, plan
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,9 +49,12 @@ def mnist() -> dd.RealData:
     return dd.load("mnist")
 
 
-def start_of(method: Method, problem: Problem, generator: torch.Generator) -> dd.DistilledData:
-    """What a run of the method starts from."""
-    return method.resolve(problem).init(problem, generator)[0]
+def start_of(method: Method | Synthesis, problem: Problem, generator: torch.Generator) -> dd.DistilledData:
+    """What a run of the method starts from; all of it where there is no outer loss."""
+    resolved = method.resolve(problem)
+    if isinstance(resolved, Synthesis):
+        return joined([resolved.piece(n, problem, generator) for n in range(resolved.pieces(problem))])
+    return resolved.init(problem, generator)[0]
 
 
 def step_of(

@@ -25,11 +25,12 @@ from datadistill.distillation.memory import Fallback
 from datadistill.distillation.optimizer import Outer, Variables, improve
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.distillation.state import Best, Moment, pack, unpack
+from datadistill.distillation.synthesis import synthesise
 from datadistill.distillation.validation import held_out, is_finite, is_sound, slower
 from datadistill.distilled import FILE_NAME, DistilledData
 from datadistill.engine import Engine, kernels
 from datadistill.methods import DC, DD, DM, record_of
-from datadistill.methods.base import Context, Method, Problem, State, Step, make_problem, options_of, plan
+from datadistill.methods.base import Context, Method, Problem, State, Step, Synthesis, make_problem, options_of, plan
 from datadistill.models import ModelFactory
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.pretraining.trajectories import Trajectories, load_trajectories
@@ -66,7 +67,7 @@ class Run:
 
 def distill(
     real: RealData | Datasets,
-    method: Method | None = None,
+    method: Method | Synthesis | None = None,
     *,
     model: str | ModelFactory = "lenet",
     weights: str = "fixed-init",
@@ -140,7 +141,7 @@ def distill(
     )
     _check_asked(method, problem)
     resolved = method.resolve(problem)
-    template, state = resolved.init(problem, stream(seed, "start"))
+    started = None if isinstance(resolved, Synthesis) else resolved.init(problem, stream(seed, "start"))
     settings = Settings(
         dataset=real.name if real.source is None else real.source.place or real.name,
         source=real.source,
@@ -171,17 +172,23 @@ def distill(
     if before is not None and folder is not None:
         _check_same(folder, before, settings)
         command = before.recipe
-    template = replace(template, provenance=replace(template.provenance, recipe=command, versions=versions()))
     with StopRequest() as stop, folder.locked() if folder else nullcontext():
         # Nothing is known to be wrong with the request: now it is worth the wait for a compiler.
         problem, operations = _with_kernels(problem, before, reporter)
-        loop = _Loop(problem, resolved, outer, length, template, state, _planned(problem, resolved), reporter, folder)
         settings = replace(settings, kernels=list(operations))
+        if isinstance(resolved, Synthesis):
+            if folder is not None and before is None:
+                folder.begin(settings)
+            return _synthesised(resolved, problem, folder, command, reporter, stop)
+        assert started is not None
+        template, state = started
+        template = replace(template, provenance=replace(template.provenance, recipe=command, versions=versions()))
+        loop = _Loop(problem, resolved, outer, length, template, state, _planned(problem, resolved), reporter, folder)
         moment = loop.first() if folder is None else _open(folder, before, settings, loop, resume)
         return loop.finish(loop.run(moment, stop))
 
 
-def _check_asked(method: Method, problem: Problem) -> None:
+def _check_asked(method: Method | Synthesis, problem: Problem) -> None:
     """Refuse a pool that has fewer networks than a step of method dd takes, and experts that nobody would look at.
 
     A method from elsewhere may learn from experts.
@@ -211,6 +218,28 @@ def _with_kernels(problem: Problem, before: Settings | None, reporter: Reporter)
                 "the run was started with operations of ours that cannot be had here: its last bits will differ."
             )
     return problem.with_kernels(",".join(operations) or "off"), operations
+
+
+def _synthesised(
+    method: Synthesis,
+    problem: Problem,
+    folder: RunFolder | None,
+    command: str,
+    reporter: Reporter,
+    stop: StopRequest,
+) -> Run:
+    """A run of a method without an outer loss."""
+    distilled = synthesise(method, problem, folder, reporter, stop)
+    accuracy = held_out(problem, distilled)
+    pieces = method.pieces(problem)
+    about = distilled.provenance
+    cost = {**about.cost, "outer_steps": 0, "peak_bytes": peak_memory(problem.device), "device": str(problem.device)}
+    scores = [{"split": "held_out", "accuracy": accuracy.correct, "outer_step": pieces}]
+    about = replace(about, cost=cost, scores=scores, recipe=command, versions=versions())
+    distilled = replace(distilled, provenance=about)
+    if folder is not None:
+        distilled.save(folder.path / FILE_NAME)
+    return Run(distilled, accuracy, pieces, about.cost["seconds"], folder.path if folder else None, ())
 
 
 def _planned(problem: Problem, method: Method) -> Fallback:

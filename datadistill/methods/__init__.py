@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from datadistill.methods.base import Context, Method, Problem, State, Step, make_problem, options_of, plan
+from datadistill.methods.base import Context, Method, Problem, State, Step, Synthesis, make_problem, options_of, plan
 from datadistill.methods.dc import DC, DSA_STRATEGY, loops_for
 from datadistill.methods.dd import DD
 from datadistill.methods.dm import DM
@@ -24,6 +24,7 @@ __all__ = [
     "Problem",
     "State",
     "Step",
+    "Synthesis",
     "make_problem",
     "options_of",
     "plan",
@@ -102,9 +103,9 @@ class MethodInfo:
     outer: dict[str, Any] = field(default_factory=dict)
     by_ipc: Callable[[float], Asked] = lambda ipc: {}
 
-    def build(self, options: Mapping[str, Any]) -> Method:
-        """The method with these hyper-parameters, and its own defaults for the others."""
-        method: Method = self.make(**{**self.defaults, **options})
+    def build(self, options: Mapping[str, Any]) -> Any:
+        """The method with these hyper-parameters, and its own defaults for the others: a `Method` or a `Synthesis`."""
+        method: Method | Synthesis = self.make(**{**self.defaults, **options})
         return method
 
 
@@ -172,9 +173,10 @@ METHODS = Registry(
 )
 
 
-def record_of(method: Method) -> MethodInfo:
+def record_of(method: Method | Synthesis) -> MethodInfo:
     """The record of a method; of one that nobody registered, a record that says little."""
     for record in METHODS:
         if record.name == method.name and isinstance(method, record.make):
             return record
-    return MethodInfo(method.name, "", "", 0, type(method), ("images", "learning_rates", "soft_labels"))
+    kind: Any = "synthesised" if isinstance(method, Synthesis) else "optimised"
+    return MethodInfo(method.name, "", "", 0, type(method), ("images", "learning_rates", "soft_labels"), kind=kind)

@@ -300,6 +300,44 @@ class Method(Protocol):
         ...
 
 
+@runtime_checkable
+class Synthesis(Protocol):
+    """A method without an outer loss, which selects its images or makes them piece by piece.
+
+    As with `Method`: a frozen dataclass of hyper-parameters, and all randomness comes from the generator. Pieces do not
+    depend on each other, so that a run can be resumed after any of them.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """Under which it is registered."""
+        ...
+
+    def resolve(self, problem: Problem) -> "Synthesis":
+        """The same with every hyper-parameter set that goes by the problem.
+
+        Raises:
+            RequestError: the hyper-parameters do not fit the problem.
+        """
+        ...
+
+    def pieces(self, problem: Problem) -> int:
+        """How many there are, such as one for each class."""
+        ...
+
+    def piece(self, number: int, problem: Problem, generator: torch.Generator) -> DistilledData:
+        """Some of the distilled data.
+
+        Args:
+            number: of the piece, from 0.
+            problem: what is distilled; what all pieces need may be kept in its cache.
+            generator: a CPU generator of this piece's own.
+        """
+        ...
+
+
 def plan(method: Method, problem: Problem) -> Engine:
     """The engine for a method's outer steps, with every open choice made by prediction, once for each workload.
 
@@ -314,6 +352,6 @@ def plan(method: Method, problem: Problem) -> Engine:
     return engine
 
 
-def options_of(method: Method) -> dict[str, Any]:
+def options_of(method: "Method | Synthesis") -> dict[str, Any]:
     """A method's hyper-parameters as JSON-ready values."""
     return asdict(method)

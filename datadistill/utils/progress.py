@@ -25,18 +25,18 @@ class Status:
         step: outer steps done.
         fraction: of the whole run, 0 to 1.
         seconds: spent so far, earlier parts of a resumed run included.
-        loss: mean outer loss since the last look.
+        loss: mean outer loss since the last look; None where there is no outer loss.
         accuracy: on held-out images at the last look, or None before the first.
-        rate: the outer learning rate.
+        rate: the outer learning rate, likewise.
         memory: peak bytes.
     """
 
     step: int
     fraction: float
     seconds: float
-    loss: float
+    loss: float | None
     accuracy: float | None
-    rate: float
+    rate: float | None
     memory: int
 
     @property
@@ -86,10 +86,9 @@ def say(text: str) -> None:
 def describe(status: Status) -> str:
     """One line of text."""
     held_out = "-" if status.accuracy is None else f"{100 * status.accuracy:.2f}%"
-    return (
-        f"step {status.step}  loss {status.loss:.3f}  held-out {held_out}  rate {status.rate:.2g}  "
-        f"{clock(status.left)} left  {status.memory / 2**30:.1f} GiB"
-    )
+    rate = "" if status.rate is None else f"rate {status.rate:.2g}  "
+    loss = "" if status.loss is None else f"loss {status.loss:.3f}  held-out {held_out}  "
+    return f"step {status.step}  {loss}{rate}{clock(status.left)} left  {status.memory / 2**30:.1f} GiB"
 
 
 @contextmanager

@@ -1,0 +1,67 @@
+"""Runs of methods without an outer loss: pieces, which are kept as soon as they are there."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import datadistill as dd
+from datadistill.methods import Problem
+from datadistill.methods.judging import judged_by_protocol
+from datadistill.utils.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A piece of noise for each class."""
+
+    name: str = "noise"
+
+    def resolve(self, problem: Problem) -> "Noise":
+        return self
+
+    def pieces(self, problem: Problem) -> int:
+        return problem.real.num_classes
+
+    def piece(self, number: int, problem: Problem, generator: torch.Generator) -> dd.DistilledData:
+        whole = judged_by_protocol(problem, "noise", generator, self.name, {}, "none")
+        mine = whole.labels == number
+        return replace(whole, images=whole.images[mine], labels=whole.labels[mine])
+
+
+class Stop(Exception):
+    pass
+
+
+class StopAt:
+    def __init__(self, step: int) -> None:
+        self.step, self.steps = step, list[int]()
+
+    def update(self, status: Any) -> None:
+        self.steps.append(status.step)
+        if status.step == self.step:
+            raise Stop
+
+    def say(self, text: str) -> None:
+        pass
+
+
+def run(real: dd.RealData, **options: Any) -> dd.Run:
+    return dd.distill(real, Noise(), model="ConvNetD1W4", weights="random-init", ipc=2, iterations=1, **options)
+
+
+def test_pieces_are_kept_and_not_made_again(digits: dd.RealData, tmp_path: Path) -> None:
+    whole = run(digits)
+    with pytest.raises(Stop):
+        run(digits, out=tmp_path / "run", reporter=StopAt(4))
+    rest = StopAt(99)
+    resumed = run(digits, out=tmp_path / "run", resume=True, reporter=rest)
+    assert rest.steps == [5, 6, 7, 8, 9, 10]
+    assert torch.equal(whole.distilled.images, resumed.distilled.images)
+    assert resumed.distilled.labels.bincount().tolist() == [2] * 10
+    assert resumed.distilled.batches.tolist() == [list(range(20))]
+    assert dd.load_distilled(tmp_path / "run").provenance.scores[0]["accuracy"] == resumed.held_out.correct
+    with pytest.raises(RequestError, match="holds a run already"):
+        run(digits, out=tmp_path / "run")
