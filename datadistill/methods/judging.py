@@ -3,6 +3,8 @@
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
 
 from datadistill.data.augment import parse_augmentation
 from datadistill.distilled import DistilledData
@@ -28,12 +30,25 @@ def judged_by_protocol(
         RequestError: a class would have no image of its own, or has fewer than are asked for.
     """
     problem.real.check_ipc(problem.ipc)
+    images = first_images(kind, problem, generator).to(problem.device)
+    return for_protocol(problem, images, problem.labels.to(problem.device), method, options, augment)
+
+
+def for_protocol(
+    problem: Problem,
+    images: Float[Tensor, "n c h w"],
+    labels: Int64[Tensor, "n"],
+    method: str,
+    options: dict[str, Any],
+    augment: str,
+) -> DistilledData:
+    """Some images, to be judged as in Zhao et al. 2021; arguments as for `judged_by_protocol`."""
     epochs = EPOCHS_AUGMENTED if parse_augmentation(augment) else EPOCHS
     inner = Condensation(epochs=epochs, augment=augment).as_inner()
     return DistilledData(
-        images=first_images(kind, problem, generator).to(problem.device),
-        labels=problem.labels.to(problem.device),
-        batches=torch.arange(problem.count, device=problem.device).view(1, -1),
+        images=images,
+        labels=labels,
+        batches=torch.arange(len(labels), device=labels.device).view(1, -1),
         learning_rates=None,
         provenance=problem.provenance(method, options, inner),
         initial_weights=problem.starts.fixed,
