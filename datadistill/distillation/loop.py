@@ -29,7 +29,7 @@ from datadistill.distillation.synthesis import synthesise
 from datadistill.distillation.validation import held_out, is_finite, is_sound, slower
 from datadistill.distilled import FILE_NAME, DistilledData
 from datadistill.engine import Engine, kernels
-from datadistill.methods import DC, DD, DM, record_of
+from datadistill.methods import DD, record_of
 from datadistill.methods.base import Context, Method, Problem, State, Step, Synthesis, make_problem, options_of, plan
 from datadistill.models import ModelFactory
 from datadistill.pretraining.pool import Pool, load_pool
@@ -189,11 +189,8 @@ def distill(
 
 
 def _check_asked(method: Method | Synthesis, problem: Problem) -> None:
-    """Refuse a pool that has fewer networks than a step of method dd takes, and experts that nobody would look at.
-
-    A method from elsewhere may learn from experts.
-    """
-    if problem.trajectories is not None and isinstance(method, DC | DD | DM):
+    """Refuse a pool that has fewer networks than an outer step takes, and experts that nobody would look at."""
+    if problem.trajectories is not None and not record_of(method).needs.experts:
         raise RequestError(f"method {method.name} learns from no experts: leave the trajectories out")
     wanted = 1 if problem.starts.fixed is not None else getattr(method, "networks", 1)
     pool = problem.pool

@@ -174,9 +174,10 @@ METHODS = Registry(
 
 
 def record_of(method: Method | Synthesis) -> MethodInfo:
-    """The record of a method; of one that nobody registered, a record that says little."""
+    """The record of a method; of one that nobody registered, a record that forbids nothing."""
     for record in METHODS:
         if record.name == method.name and isinstance(method, record.make):
             return record
     kind: Any = "synthesised" if isinstance(method, Synthesis) else "optimised"
-    return MethodInfo(method.name, "", "", 0, type(method), ("images", "learning_rates", "soft_labels"), kind=kind)
+    learns = ("images", "learning_rates", "soft_labels")
+    return MethodInfo(method.name, "", "", 0, type(method), learns, Needs(experts=True), kind)
