@@ -9,6 +9,7 @@ from datadistill.methods.dc import DC, DSA_STRATEGY, loops_for
 from datadistill.methods.dd import DD
 from datadistill.methods.dm import DM
 from datadistill.methods.mtt import MTT, settings_for
+from datadistill.methods.random_teacher import RandomTeacher
 from datadistill.utils.registry import Registry
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "MethodInfo",
     "Needs",
     "Problem",
+    "RandomTeacher",
     "State",
     "Step",
     "Synthesis",
@@ -168,6 +170,17 @@ METHODS = Registry(
             run=_CONVNET | {"iterations": 5000},
             outer={"optimizer": "sgd", "rate": 100.0, "rate_of_rates": 1e-3, "momentum": 0.5, "schedule": "constant"},
             by_ipc=_of_trajectory_matching,
+        ),
+        MethodInfo(
+            name="random_teacher",
+            line="random real images with the soft labels of a trained network, a baseline for soft labels",
+            paper="Qin et al., A Label is Worth a Thousand Images in Dataset Distillation, NeurIPS 2024",
+            year=2024,
+            make=RandomTeacher,
+            learns=(),
+            needs=Needs(derivatives=1),
+            kind="selected",
+            run=_CONVNET | {"iterations": 1},
         ),
     ),
 )

@@ -111,6 +111,7 @@ ROWS = [
         "ConvNetD1W16",
         replace(OUTER, look_every=60),
     ),
+    Row("random_teacher", METHODS.get("random_teacher").build({}), "random-init", 2, 1, "", "mlp"),
 ]
 
 table = pytest.mark.parametrize(

@@ -1,0 +1,113 @@
+"""Random real images with a teacher's soft labels: the baseline beside which soft labels must be judged.
+
+Qin, Deng and Alvarez-Melis, "A Label is Worth a Thousand Images in Dataset Distillation" (NeurIPS 2024), section 3:
+real images drawn at random, each with the probabilities that a network trained on all real images gives its classes.
+They come near to methods with learned labels, so that a method with soft labels shows something only above this.
+
+A teacher is better for few images if its training is stopped early (section 4 there), so its epochs go by the number of
+images per class.
+
+Where this differs from the authors' code:
+    - one teacher labels all images, trained as protocol `dc` trains networks, and not a series of its checkpoints of
+      which the best is chosen by test images;
+    - networks are trained on the result by protocol `dc`.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from datadistill.distilled import DistilledData
+from datadistill.engine.functional import Weights
+from datadistill.methods.base import Problem, options_of
+from datadistill.methods.initial_images import some_of_class
+from datadistill.methods.judging import for_protocol
+from datadistill.training.train import Training, train
+from datadistill.utils.errors import RequestError
+from datadistill.utils.runtime import stream
+
+EPOCHS = {1: 20, 10: 44, 50: 128, 100: 164}
+"""By images per class, for a ConvNet on CIFAR-10 (the paper's): when the training of a teacher is best stopped."""
+
+
+@dataclass(frozen=True)
+class RandomTeacher:
+    """Hyper-parameters of random images with a teacher's labels.
+
+    Attributes:
+        teacher_epochs: of training the teacher on the real images; 0: by the number of images per class, 20 for 1, 44
+            for 10, 128 for 50 and 164 for 100, in between on a line over its logarithm.
+        temperature: that the teacher's scores are divided by before they become probabilities.
+        learning_rate: of the teacher.
+        batch: real images per step of the teacher's training.
+    """
+
+    teacher_epochs: int = 0
+    temperature: float = 1.0
+    learning_rate: float = 0.01
+    batch: int = 256
+
+    def __post_init__(self) -> None:
+        if self.teacher_epochs < 0:
+            raise RequestError(f"teacher_epochs is {self.teacher_epochs}, but must not be negative")
+        if self.batch < 1:
+            raise RequestError(f"batch is {self.batch}, but must be at least 1")
+        for name in ("temperature", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise RequestError(f"{name} is {getattr(self, name)}, but must be positive and finite")
+
+    @property
+    def name(self) -> str:
+        return "random_teacher"
+
+    def resolve(self, problem: Problem) -> "RandomTeacher":
+        """The same with `teacher_epochs` by the number of images per class."""
+        problem.real.check_ipc(problem.ipc)
+        if problem.attack is not None:
+            raise RequestError("method random_teacher chooses real images: an attack needs method dd, dc or dsa")
+        ipc = problem.count / problem.real.num_classes
+        return replace(self, teacher_epochs=self.teacher_epochs or epochs_for(ipc))
+
+    def pieces(self, problem: Problem) -> int:
+        """One for each class."""
+        return problem.real.num_classes
+
+    def piece(self, number: int, problem: Problem, generator: torch.Generator) -> DistilledData:
+        """The images of a class."""
+        count = int((problem.labels == number).sum())
+        real = problem.real.train.take(some_of_class(problem, number, count, generator))
+        teacher = self._teacher(problem)
+        with torch.no_grad():
+            scores = problem.network.logits(teacher, real.images)
+        data = for_protocol(problem, real.images, real.labels, self.name, options_of(self), "none")
+        return replace(data, soft_labels=(scores / self.temperature).softmax(1))
+
+    def _teacher(self, problem: Problem) -> Weights:
+        """A network trained on all real images, once for all pieces."""
+        if self not in problem.kept:
+            training = Training(
+                epochs=self.teacher_epochs,
+                rate=self.learning_rate,
+                batch=self.batch,
+                optimizer="sgd",
+                momentum=0.9,
+                weight_decay=0.0005,
+                falls="constant",
+            )
+            draw, real = stream(problem.seed, "teacher"), problem.real.train
+            (start,) = problem.starts.sample(1, draw)
+            problem.kept[self] = train(problem.network, start, real.images, real.labels, training, draw)
+        teacher: Weights = problem.kept[self]
+        return teacher
+
+
+def epochs_for(ipc: float) -> int:
+    """`EPOCHS` for any number of images per class; beyond those known, the nearest."""
+    ipc = min(max(ipc, min(EPOCHS)), max(EPOCHS))
+    for few, many in itertools.pairwise(EPOCHS):
+        if ipc <= many:
+            share = math.log(ipc / few) / math.log(many / few)
+            return round(EPOCHS[few] + share * (EPOCHS[many] - EPOCHS[few]))
+    return EPOCHS[max(EPOCHS)]
