@@ -1,4 +1,4 @@
-"""What distilled images start from, and real images of one class: what all methods share."""
+"""Initial images, real images of a class, and batches in shuffled order: what methods share."""
 
 import torch
 from jaxtyping import Float, Int64
@@ -39,3 +39,14 @@ def some_of_class(problem: Problem, label: int, count: int, generator: torch.Gen
     """Indices of different training images of a class, on the CPU: so many, or all if there are fewer."""
     members = problem.real.train.of_class(label)
     return members[torch.randperm(len(members), generator=generator)[:count]]
+
+
+def shuffled_batches(count: int, size: int, steps: int, generator: torch.Generator) -> list[Int64[Tensor, "b"]]:
+    """The images of each gradient step: walks in shuffled order; one batch for all steps where it holds all images."""
+    if size == 0 or size >= count:
+        return [torch.arange(count)]
+    batches: list[Tensor] = []
+    while len(batches) < steps:
+        order = torch.randperm(count, generator=generator)
+        batches += [order[first : first + size] for first in range(0, count, size)]
+    return batches[:steps]

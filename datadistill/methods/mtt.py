@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from datadistill.data.augment import parse_augmentation
@@ -39,6 +39,7 @@ from datadistill.engine.planner import Workload
 from datadistill.engine.unroll import InnerStep, walk, with_noise
 from datadistill.methods.base import Context, Problem, State, Step, options_of
 from datadistill.methods.dc import DSA_STRATEGY
+from datadistill.methods.initial_images import shuffled_batches
 from datadistill.methods.judging import judged_by_protocol
 from datadistill.pretraining.trajectories import Trajectories
 from datadistill.training.dc_recipe import TAKES_LEARNED
@@ -185,7 +186,7 @@ class MTT:
             for t in (epoch, epoch + self.expert_epochs)
         )
         network = problem.seen_through(self.augment)
-        batches = _batches(problem.count, self.inner_batch, self.student_steps, generator)
+        batches = shuffled_batches(problem.count, self.inner_batch, self.student_steps, generator)
         data = {
             number: (distilled.images[batch], distilled.targets[batch])
             for number, batch in enumerate([batch.to(problem.device) for batch in batches])
@@ -237,17 +238,6 @@ def _trajectories(problem: Problem) -> Trajectories:
             "folder with --trajectories"
         )
     return problem.trajectories
-
-
-def _batches(count: int, size: int, steps: int, generator: torch.Generator) -> list[Int64[Tensor, "b"]]:
-    """The images of each step: walks in shuffled order; one batch for all steps where it holds all images."""
-    if size == 0 or size >= count:
-        return [torch.arange(count)]
-    found: list[Tensor] = []
-    while len(found) < steps:
-        order = torch.randperm(count, generator=generator)
-        found += [order[first : first + size] for first in range(0, count, size)]
-    return found[:steps]
 
 
 def _distance(last: Weights, *ends: Tensor) -> tuple[Float[Tensor, ""], Weights]:
