@@ -372,7 +372,7 @@ class _Loop:
         loss = float(step.loss)
         return replace(
             moment,
-            variables=improve(moment.variables, step.gradients, self.outer, rate),
+            variables=improve(moment.variables, step.gradients, self.outer, rate, record_of(self.method).non_negative),
             step=moment.step + 1,
             seconds=seconds,
             method_state=step.state,

@@ -150,8 +150,22 @@ def _filled(template: DistilledData, values: Weights) -> DistilledData:
     return replace(template, **changes)
 
 
-def improve(variables: Variables, gradients: Mapping[str, Tensor], outer: Outer, rate: float) -> Variables:
-    """One step on what is learned, along the gradients of a method; a variable without one stays as it is."""
+def improve(
+    variables: Variables,
+    gradients: Mapping[str, Tensor],
+    outer: Outer,
+    rate: float,
+    non_negative: Collection[str] = (),
+) -> Variables:
+    """One step on what is learned, along the gradients of a method; a variable without one stays as it is.
+
+    Args:
+        variables: before the step.
+        gradients: by the names in `DistilledData`.
+        outer: the optimiser's hyper-parameters.
+        rate: the learning rate of the images; that of the others is in proportion.
+        non_negative: variables that are cut off below zero.
+    """
     slopes = {_KEYS[name]: gradient for name, gradient in gradients.items() if _KEYS[name] in variables.values}
     for name in _POSITIVE & gradients.keys():  # d/d log(r) = r * d/dr
         if (key := _KEYS[name]) in slopes:
@@ -163,6 +177,7 @@ def improve(variables: Variables, gradients: Mapping[str, Tensor], outer: Outer,
     optimizer, values, moments = outer.make_optimizer(), dict[str, Tensor](), dict[str, Tensor]()
     rates = {"images": outer.rate, "log_rates": outer.rate_of_rates, "soft_labels": outer.rate_of_labels}
     pace = {name: rate * (own or outer.rate) / outer.rate for name, own in rates.items()}
+    floored = {_KEYS[name] for name in non_negative}
     for name, value in variables.values.items():
         if name not in slopes:
             values[name] = value
@@ -170,7 +185,7 @@ def improve(variables: Variables, gradients: Mapping[str, Tensor], outer: Outer,
             continue
         mine = {key: state for key, state in variables.moments.items() if key.endswith(f"/{name}")}
         moved, moment = optimizer.update({name: value}, slopes, mine, pace[name], variables.steps)
-        values |= moved
+        values |= {key: value.clamp_min(0) for key, value in moved.items()} if name in floored else moved
         moments |= moment
     steps = variables.steps + 1
     # A young average forgets faster, so that the start does not linger in it.

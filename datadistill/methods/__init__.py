@@ -82,6 +82,7 @@ class MethodInfo:
         year: of publication.
         make: the dataclass of its hyper-parameters.
         learns: the variables that are optimised, by their names in `DistilledData`.
+        non_negative: those of them that are cut off below zero after each step.
         needs: what it cannot do without.
         kind: how its images come about.
         exact: options that depart from the exact derivative on purpose, and what they are where they do not.
@@ -100,6 +101,7 @@ class MethodInfo:
     needs: Needs = Needs()
     kind: Literal["optimised", "synthesised", "selected"] = "optimised"
     exact: Mapping[str, Any] = field(default_factory=dict)
+    non_negative: tuple[str, ...] = ()
     defaults: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
     outer: dict[str, Any] = field(default_factory=dict)

@@ -344,6 +344,17 @@ def test_what_is_left_out_of_the_gradients_is_not_learned(digits: dd.RealData) -
     assert variables.put(data).learning_rates is data.learning_rates
 
 
+def test_what_must_not_be_negative_is_cut_off(digits: dd.RealData) -> None:
+    problem = make_problem(digits, model="mlp", weights="random-init", scheme="xavier", ipc=1, seed=0, device=CPU)
+    data = start_of(DD(steps=1, epochs=1, labels="soft"), problem, stream(0))
+    assert data.soft_labels is not None
+    variables = Variables.of(data, ("soft_labels",), QUICK)
+    gradients = {"soft_labels": torch.ones_like(data.soft_labels)}
+    free, cut = (improve(variables, gradients, QUICK, 0.1, names).values for names in ((), ("soft_labels",)))
+    assert float(free["soft_labels"].min()) < 0
+    assert torch.equal(cut["soft_labels"], free["soft_labels"].clamp_min(0))
+
+
 def test_state_of_any_depth_is_packed_and_unpacked() -> None:
     state = {"age": torch.tensor(3), "nets": [{"w": torch.ones(2), "adam": [torch.zeros(1)]}, {"w": torch.zeros(2)}]}
     flattened = flat(state)
