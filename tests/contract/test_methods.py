@@ -330,24 +330,21 @@ def test_gradient_against_finite_differences(row: Row, digits: dd.RealData) -> N
     def loss(candidate: dd.DistilledData) -> float:
         return float(step_of(method, candidate, exact, {}, stream(7)).loss)
 
-    found = step_of(method, data, exact, {}, stream(7)).gradients
-    direction = torch.randn(data.images.shape, generator=stream(1), dtype=torch.float64)
-    eps = 1e-6
-    ends = [loss(replace(data, images=data.images + sign * eps * direction)) for sign in (1, -1)]
-    slope = float((found["images"] * direction).sum())
-    assert slope == pytest.approx((ends[0] - ends[1]) / (2 * eps), rel=1e-4)
-    if soft is not None:
-        direction = torch.randn(soft.shape, generator=stream(2), dtype=torch.float64)
-        ends = [loss(replace(data, soft_labels=soft + sign * eps * direction)) for sign in (1, -1)]
-        slope = float((found["soft_labels"] * direction).sum())
-        assert slope == pytest.approx((ends[0] - ends[1]) / (2 * eps), rel=1e-4)
-    for t in range(0 if data.learning_rates is None else len(data.learning_rates)):
-        ends = []
-        for sign in (1, -1):
-            moved = data.learning_rates.clone()
-            moved[t] += sign * eps
-            ends.append(loss(replace(data, learning_rates=moved)))
-        assert float(found["learning_rates"][t]) == pytest.approx((ends[0] - ends[1]) / (2 * eps), rel=1e-4, abs=1e-8)
+    def check(name: str, gradient: torch.Tensor, direction: torch.Tensor) -> None:
+        """One of two steps must do: curvature spoils a large one, as of Adam near zero, and rounding a small one."""
+        values, slope = getattr(data, name), float((gradient * direction).sum())
+        numeric = []
+        for eps in (1e-6, 1e-7):
+            ends = [loss(replace(data, **{name: values + sign * eps * direction})) for sign in (1, -1)]
+            numeric.append((ends[0] - ends[1]) / (2 * eps))
+        assert any(slope == pytest.approx(number, rel=1e-4, abs=1e-8) for number in numeric), (name, slope, numeric)
+
+    for name, gradient in step_of(method, data, exact, {}, stream(7)).gradients.items():
+        directions = [torch.randn(gradient.shape, generator=stream(1), dtype=torch.float64)]
+        if name == "learning_rates":
+            directions = list(torch.eye(len(gradient), dtype=torch.float64))
+        for direction in directions:
+            check(name, gradient, direction)
 
 
 @table
