@@ -10,6 +10,7 @@ from datadistill.methods.dd import DD
 from datadistill.methods.dm import DM
 from datadistill.methods.mtt import MTT, settings_for
 from datadistill.methods.random_teacher import RandomTeacher
+from datadistill.methods.rat_bptt import RaTBPTT
 from datadistill.utils.registry import Registry
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "MethodInfo",
     "Needs",
     "Problem",
+    "RaTBPTT",
     "RandomTeacher",
     "State",
     "Step",
@@ -172,6 +174,18 @@ METHODS = Registry(
             run=_CONVNET | {"iterations": 5000},
             outer={"optimizer": "sgd", "rate": 100.0, "rate_of_rates": 1e-3, "momentum": 0.5, "schedule": "constant"},
             by_ipc=_of_trajectory_matching,
+        ),
+        MethodInfo(
+            name="rat_bptt",
+            line="training by Adam, differentiated through a window that lies anywhere in it",
+            paper="Feng et al., Embarrassingly Simple Dataset Distillation, ICLR 2024",
+            year=2024,
+            make=RaTBPTT,
+            learns=("images", "soft_labels"),
+            non_negative=("soft_labels",),
+            exact={"window": 0},
+            run=_CONVNET | {"iterations": 10_000},
+            outer={"rate": 0.001, "betas": (0.9, 0.999), "clip": 2.0, "schedule": "constant"},
         ),
         MethodInfo(
             name="random_teacher",

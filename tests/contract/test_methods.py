@@ -49,6 +49,15 @@ class Row:
 SMALL, SMALL_NET = {"batch": 16, "together": 5}, "ConvNetD1W8"
 EXPERTS = {"student_steps": 8, "max_start_epoch": 5, "learning_rate": 0.05, "augment": "crop_scale_rotate"}
 LOOPS = {"matches": 3, "inner_epochs": 4, "images": "real"}
+WINDOW = {
+    "inner_steps": 10,
+    "window": 4,
+    "learning_rate": 0.01,
+    "batch": 128,
+    "images": "real",
+    "inner_batch": 6,
+    "augment": "none",
+}
 MOVED = {"augment": "crop_scale_rotate", "trained_with": "none"}
 
 
@@ -111,6 +120,8 @@ ROWS = [
         "ConvNetD1W16",
         replace(OUTER, look_every=60),
     ),
+    Row("rat_bptt", METHODS.get("rat_bptt").build(WINDOW), "random-init", 1, 120),
+    Row("rat_bptt", METHODS.get("rat_bptt").build(WINDOW | {"labels": "soft"}), "random-init", 1, 120, "-soft"),
     Row("random_teacher", METHODS.get("random_teacher").build({}), "random-init", 2, 1, "", "mlp"),
 ]
 

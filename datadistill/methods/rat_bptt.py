@@ -1,0 +1,144 @@
+"""RaT-BPTT: backpropagation through a window of long training, placed at random.
+
+Feng, Vedantam and Kempe, "Embarrassingly Simple Dataset Distillation" (ICLR 2024), section 4: a network is trained on
+the distilled images for a random number of steps, and only the last W of them are differentiated. Every part of the
+training is inside the window now and then, while no gradient is long enough to explode. Training is by Adam, whose
+moments are carried from before the window into it, and are differentiated through inside it.
+
+Where this differs from the authors' code:
+    - the window is placed anew in each outer step, theirs in each epoch of ten;
+    - the batches of training are walks over all images in shuffled order, theirs are drawn for each class;
+    - images may start from real ones;
+    - networks are trained on the result by protocol `dc`.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from datadistill.data.augment import one_of, parse_augmentation
+from datadistill.distilled import DistilledData
+from datadistill.engine.cuda_graph import outer_step
+from datadistill.engine.functional import Weights, batch_gradient
+from datadistill.engine.hypergradient import Hypergradient
+from datadistill.engine.optimizers import Adam
+from datadistill.engine.parallel import map_on_cores
+from datadistill.engine.planner import Workload
+from datadistill.engine.unroll import InnerStep, with_noise
+from datadistill.methods.base import Context, Problem, State, Step, options_of
+from datadistill.methods.initial_images import shuffled_batches
+from datadistill.methods.judging import judged_by_protocol
+from datadistill.utils.errors import RequestError
+
+
+@dataclass(frozen=True)
+class RaTBPTT:
+    """Hyper-parameters of random truncated backpropagation; the defaults are the authors' for CIFAR-10, 10 per class.
+
+    Attributes:
+        inner_steps: gradient steps T on the distilled images.
+        window: the last steps W before the outer loss, which are differentiated; 0: all of them.
+        placed: where the window lies: at `random` among the T steps, or at their end (`last`), as the authors have it
+            for CIFAR-100 with one image per class.
+        learning_rate: of Adam, on the distilled images; it is not learned.
+        inner_batch: distilled images per gradient step, in shuffled order; 0 takes all of them.
+        labels: `hard` class indices, or `soft` ones that are learned.
+        images: what the images start from: `noise` (standard normal), `mean` (class means), `real` images, or `kmeans`
+            (cluster centres).
+        augment: how the images of a step and the real ones are changed: one of these parts for a batch, each image by
+            draws of its own; `none` for none.
+        batch: real images per outer step.
+        networks: fresh networks per outer step.
+    """
+
+    inner_steps: int = 200
+    window: int = 60
+    placed: Literal["random", "last"] = "random"
+    learning_rate: float = 0.001
+    inner_batch: int = 0
+    labels: Literal["hard", "soft"] = "hard"
+    images: Literal["noise", "mean", "real", "kmeans"] = "noise"
+    augment: str = "flip_rotate"
+    batch: int = 5000
+    networks: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("inner_steps", 1), ("window", 0), ("inner_batch", 0), ("batch", 1), ("networks", 1)):
+            if getattr(self, name) < least:
+                raise RequestError(f"{name} is {getattr(self, name)}, but must be at least {least}")
+        if self.window > self.inner_steps:
+            raise RequestError(f"a window of {self.window} steps does not fit in {self.inner_steps} inner steps")
+        if not 0 < self.learning_rate < math.inf:
+            raise RequestError(f"the learning rate is {self.learning_rate}, but must be positive and finite")
+        parse_augmentation(self.augment)
+
+    @property
+    def name(self) -> str:
+        return "rat_bptt"
+
+    def resolve(self, problem: Problem) -> "RaTBPTT":
+        """The same with `window` said, and `inner_batch` of no more images than there are."""
+        size = self.inner_batch or problem.count
+        return replace(self, window=self.window or self.inner_steps, inner_batch=min(size, problem.count))
+
+    def init(self, problem: Problem, generator: torch.Generator) -> tuple[DistilledData, State]:
+        """Images of every class; hard labels, or soft ones that start as those."""
+        if self.placed == "random" and problem.engine.execution == "graph":
+            raise RequestError("execution graph needs the same steps each time: choose placed last, or leave it out")
+        data = judged_by_protocol(problem, self.images, generator, self.name, options_of(self), self.augment)
+        soft = F.one_hot(data.labels, problem.real.num_classes).to(data.images) if self.labels == "soft" else None
+        return replace(data, soft_labels=soft), {}
+
+    def workload(self, problem: Problem) -> Workload:
+        """What an outer step asks of the engine."""
+        return Workload(
+            steps=self.inner_steps,
+            images=self.inner_batch,
+            distilled=problem.count,
+            classes=problem.real.num_classes,
+            networks=1 if problem.starts.fixed is not None else self.networks,
+            real=self.batch,
+            optimizer=Adam(),
+            window=self.window,
+        )
+
+    def step(self, distilled: DistilledData, state: State, context: Context, generator: torch.Generator) -> Step:
+        """The outer loss on one real batch after training that ends at random, and its derivative in the window."""
+        problem, engine, train = context.problem, context.engine, context.problem.real.train
+        real = problem.wanted(train.take(train.draw(self.batch, generator)))
+        real = replace(real, images=one_of(real.images, parse_augmentation(self.augment), generator))
+        latest = self.inner_steps - self.window
+        first = latest if self.placed == "last" else int(torch.randint(latest + 1, (), generator=generator))
+        batches = shuffled_batches(problem.count, self.inner_batch, first + self.window, generator)
+        batches = [batch.to(problem.device) for batch in batches]
+        network = problem.seen_through(self.augment)
+        starts = problem.starts.sample(self.workload(problem).networks, generator)
+        steps = [with_noise(network, self._steps(distilled, batches, first), generator) for _ in starts]
+
+        def outer(last: Weights, images: Tensor, labels: Tensor) -> tuple[Float[Tensor, ""], Weights]:
+            precision = engine.real_precision
+            return batch_gradient(problem.network, last, images, labels, engine.chunk, precision=precision)
+
+        def through(one: tuple[Weights, list[InnerStep]]) -> Hypergradient:
+            return outer_step(network, Adam(), *one, outer, [real.images, real.labels], engine, first=first)
+
+        results = map_on_cores(through, list(zip(starts, steps, strict=True)), problem.device)
+        gradients = {"images": torch.zeros_like(distilled.images)}
+        if distilled.soft_labels is not None:
+            gradients["soft_labels"] = torch.zeros_like(distilled.soft_labels)
+        for result in results:
+            for name, parts in (("images", result.images), ("soft_labels", result.labels)):
+                for number, gradient in parts.items():
+                    gradients[name].index_add_(0, batches[number], gradient / len(results))
+        return Step(torch.stack([result.loss for result in results]).mean(), gradients, state)
+
+    def _steps(self, distilled: DistilledData, batches: list[Tensor], first: int) -> list[InnerStep]:
+        rate = torch.tensor(self.learning_rate).to(distilled.images)
+        data = [(distilled.images[batch], distilled.targets[batch]) for batch in batches]
+        numbers = [t % len(batches) for t in range(first + self.window)]
+        return [InnerStep(*data[number], rate, number) for number in numbers]
