@@ -17,6 +17,7 @@ from datadistill.data import DATASETS, Options, RealData, Source, is_named, load
 from datadistill.data.readers.huggingface import PREFIX
 from datadistill.distilled import DistilledData
 from datadistill.evaluation import NETS, PROTOCOLS, Score
+from datadistill.methods import METHODS
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.training.dc_recipe import EPOCHS, EPOCHS_AUGMENTED
 from datadistill.utils.errors import RequestError, plain
@@ -237,6 +238,8 @@ def repeated(arguments: argparse.Namespace, command: str, skipped: tuple[str, ..
     """
     words = ["datadistill", command]
     for name, value in vars(arguments).items():
+        if name == "method" and value is not None:
+            value = METHODS.get(value).code or value
         if value is not None and value is not False and name not in skipped:
             values = [":".join(value)] if isinstance(value, tuple) else value if isinstance(value, list) else [value]
             words += ["--" + name.replace("_", "-"), *([] if value is True else map(str, values))]

@@ -23,6 +23,8 @@ from datadistill.cli import (
     show,
 )
 from datadistill.cli.parsing import Parser, command_line
+from datadistill.methods import METHODS
+from datadistill.methods.external import register_code
 from datadistill.models import is_code
 from datadistill.utils.errors import DatadistillError, Interrupted, explain_os_error, plain, unknown_name
 from datadistill.utils.runtime import keep_freed_memory
@@ -89,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given[0] = given[0].lower() if given[0].lower() in COMMANDS else given[0]
         if not given[0].startswith("-") and given[0] not in COMMANDS:
             raise unknown_name("command", given[0], COMMANDS)
+        given = _with_methods(given)
         parser, commands = make_parser(given[0] if given[0] in COMMANDS else None)
         parsed, rest = parser.parse_known_args(given)
         (commands[parsed.command] if parsed.command else parser).refuse(rest)
@@ -97,6 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = command_line("distill", "--resume", "--out", str(error.folder))
         if is_code(getattr(parsed, "model", None) or ""):
             hint += " --model " + shlex.quote(parsed.model)
+        if (method := getattr(parsed, "method", None)) and METHODS.get(method).code:
+            hint += " --method " + shlex.quote(METHODS.get(method).code)
         if given[0] in ("pretrain", "reproduce"):
             hint = command_line(*(word for word in given if word != "--resume"), "--resume")
         return _fail(f"{error}; go on with: {hint}", error.exit_code)
@@ -118,6 +123,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     return 0
+
+
+def _with_methods(given: list[str]) -> list[str]:
+    """The words with each method of the user's own by its name; its code is loaded, so that its flags are known."""
+    words = [part for word in given for part in (word.split("=", 1) if word.startswith("--method=") else [word])]
+    for place, word in enumerate(words[1:], 1):
+        if words[place - 1] == "--method" and ":" in word:
+            words[place] = register_code(word).name
+    return words
 
 
 def _fail(text: str, code: int) -> int:

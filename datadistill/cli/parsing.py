@@ -110,7 +110,7 @@ def add_fields(
         if entry.name in skip:
             continue
         hint = hints[entry.name]
-        options: dict[str, Any] = {"dest": prefix + entry.name, "default": None, "help": lines[entry.name]}
+        options: dict[str, Any] = {"dest": prefix + entry.name, "default": None}
         if get_origin(hint) is Literal:
             options |= {"type": one_of(entry.name, get_args(hint)), "metavar": "|".join(get_args(hint))}
         elif get_origin(hint) is tuple:
@@ -124,7 +124,8 @@ def add_fields(
             }
         if hint is int and isinstance(entry.default, int) and entry.default <= 0:
             options["type"] = int
-        options["help"] = f"{lines[entry.name].rstrip('.')} (default: {in_cases(bases, entry)})".replace("%", "%%")
+        line = lines.get(entry.name, entry.name).rstrip(".")
+        options["help"] = f"{line} (default: {in_cases(bases, entry)})".replace("%", "%%")
         parser.add_argument("--" + (prefix + entry.name).replace("_", "-"), **options)
 
 

@@ -84,6 +84,7 @@ class MethodInfo:
         year: of publication.
         make: the dataclass of its hyper-parameters.
         learns: the variables that are optimised, by their names in `DistilledData`.
+        code: where a method of the user's own lies, as `--method` names it.
         non_negative: those of them that are cut off below zero after each step.
         needs: what it cannot do without.
         kind: how its images come about.
@@ -104,6 +105,7 @@ class MethodInfo:
     kind: Literal["optimised", "synthesised", "selected"] = "optimised"
     exact: Mapping[str, Any] = field(default_factory=dict)
     non_negative: tuple[str, ...] = ()
+    code: str = ""
     defaults: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
     outer: dict[str, Any] = field(default_factory=dict)
