@@ -10,7 +10,7 @@ from datadistill.cli.common import print_table
 from datadistill.cli.parsing import Parser, positive_int
 from datadistill.cli.problem import add_problem_flags, problem_of
 from datadistill.distillation.optimizer import Outer, Variables
-from datadistill.distillation.state import Best, Moment, pack
+from datadistill.distillation.state import Best, RunState, pack
 from datadistill.distilled import DistilledData
 from datadistill.engine import Network, Prediction, kernels, predict
 from datadistill.engine.config import Storage
@@ -138,10 +138,10 @@ def _document(prediction: Prediction) -> dict[str, Any]:
 def _disk(start: DistilledData) -> int:
     """The run folder's tensors: the best data and the checkpoints, which hold the optimiser's moments too."""
     variables = Variables.of(start, ("images", "learning_rates", "soft_labels"), Outer())
-    moment = Moment(variables, best=Best(0.0, 0.0, 0, variables.average))
+    state = RunState(variables, best=Best(0.0, 0.0, 0, variables.average))
     tensors = [start.images, start.labels, *(start.initial_weights or {}).values()]
     result = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    checkpoint = sum(tensor.numel() * tensor.element_size() for tensor in pack(moment).tensors.values())
+    checkpoint = sum(tensor.numel() * tensor.element_size() for tensor in pack(state).tensors.values())
     return result + _CHECKPOINTS * checkpoint
 
 

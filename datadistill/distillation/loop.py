@@ -1,11 +1,11 @@
 """THE outer loop, behind `datadistill.distill()`. Read this first.
 
-A run is a chain of moments. Each outer step draws a real batch, asks the method for the gradient of the outer loss with
-respect to the distilled data, and takes one Adam step. Every so often a *look* measures the data on the held-out slice
-of the training split, remembers the best, and saves a checkpoint. The test split is not touched.
+A run is a chain of states. Each outer step draws a real batch, asks the method for the gradient of the outer loss with
+respect to the distilled data, and takes one optimiser step. Every so often *validation* measures the data on the
+held-out slice of the training split, remembers the best, and saves a checkpoint. The test split is not touched.
 
-Every random draw comes from a generator made from the seed and the step's number, and a moment is immutable, so a run
-that was killed and resumed goes through the same moments, to the bit, as one left alone (on a CPU, with the same number
+Every random draw comes from a generator made from the seed and the step's number, and a state is immutable, so a run
+that was killed and resumed goes through the same states, to the bit, as one left alone (on a CPU, with the same number
 of threads, and with `iterations`; a `budget` follows the clock and cannot).
 """
 
@@ -24,7 +24,7 @@ from datadistill.distillation.config import Settings
 from datadistill.distillation.memory import Fallback
 from datadistill.distillation.optimizer import Outer, Variables, improve
 from datadistill.distillation.run_folder import RunFolder
-from datadistill.distillation.state import Best, Moment, pack, unpack
+from datadistill.distillation.state import Best, RunState, pack, unpack
 from datadistill.distillation.synthesis import synthesise
 from datadistill.distillation.validation import held_out, is_finite, is_sound, slower
 from datadistill.distilled import FILE_NAME, DistilledData
@@ -181,11 +181,13 @@ def distill(
                 folder.begin(settings)
             return _synthesised(resolved, problem, folder, command, reporter, stop)
         assert started is not None
-        template, state = started
+        template, method_state = started
         template = replace(template, provenance=replace(template.provenance, recipe=command, versions=versions()))
-        loop = _Loop(problem, resolved, outer, length, template, state, _planned(problem, resolved), reporter, folder)
-        moment = loop.first() if folder is None else _open(folder, before, settings, loop, resume)
-        return loop.finish(loop.run(moment, stop))
+        loop = _Loop(
+            problem, resolved, outer, length, template, method_state, _planned(problem, resolved), reporter, folder
+        )
+        state = loop.first() if folder is None else _open(folder, before, settings, loop, resume)
+        return loop.finish(loop.run(state, stop))
 
 
 def _check_asked(method: Method | Synthesis, problem: Problem) -> None:
@@ -251,8 +253,8 @@ def _check_same(folder: RunFolder, before: Settings, settings: Settings) -> None
         raise RequestError(f"the run in {folder.path} has other settings: {difference}")
 
 
-def _open(folder: RunFolder, before: Settings | None, settings: Settings, loop: "_Loop", resume: bool) -> Moment:
-    """The moment to go on from."""
+def _open(folder: RunFolder, before: Settings | None, settings: Settings, loop: "_Loop", resume: bool) -> RunState:
+    """The state to go on from."""
     if before is None:
         folder.begin(settings)
         if resume:
@@ -266,10 +268,10 @@ def _open(folder: RunFolder, before: Settings | None, settings: Settings, loop: 
     checkpoint, complaints = folder.latest()
     for complaint in complaints:
         loop.reporter.say(complaint)
-    moment = loop.first() if checkpoint is None else unpack(checkpoint, loop.problem.device)
-    folder.rewind(moment.step)
-    loop.reporter.say(f"resuming {folder.path} at step {moment.step}.")
-    return moment
+    state = loop.first() if checkpoint is None else unpack(checkpoint, loop.problem.device)
+    folder.rewind(state.step)
+    loop.reporter.say(f"resuming {folder.path} at step {state.step}.")
+    return state
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,211 +283,211 @@ class _Loop:
     outer: Outer
     length: Length
     template: DistilledData
-    state: State
+    method_state: State
     fallback: Fallback
     reporter: Reporter
     folder: RunFolder | None
 
-    def first(self) -> Moment:
-        """The moment before the first outer step."""
+    def first(self) -> RunState:
+        """The state before the first outer step."""
         variables = Variables.of(self.template, record_of(self.method).learns, self.outer)
-        return Moment(variables, method_state=self.state)
+        return RunState(variables, method_state=self.method_state)
 
-    def run(self, moment: Moment, stop: StopRequest) -> Moment:
+    def run(self, state: RunState, stop: StopRequest) -> RunState:
         """The outer loop."""
-        good = moment.good or moment
-        moment = replace(moment, good=None)
-        began = time.perf_counter() - moment.seconds
-        while not moment.finished:
-            progress = self.length.progress(moment.step, moment.seconds)
-            step, fallbacks, remarks = self._step(moment, progress)
+        good = state.good or state
+        state = replace(state, good=None)
+        began = time.perf_counter() - state.seconds
+        while not state.finished:
+            progress = self.length.progress(state.step, state.seconds)
+            step, fallbacks, remarks = self._step(state, progress)
             if not is_finite(step):
-                moment = good = self._roll_back(good, moment, "the outer loss or its gradient is not finite")
+                state = good = self._roll_back(good, state, "the outer loss or its gradient is not finite")
                 continue
             for remark in remarks:
                 self._say(remark)
-            moment = replace(moment, fallbacks=fallbacks, remarks=(*moment.remarks, *remarks))
-            moment = self._improve(moment, step, progress, time.perf_counter() - began)
-            loss = moment.loss
-            if moment.step % self.outer.look_every == 0 or self._is_over(moment):
-                if self._has_diverged(moment):
-                    moment = good = self._roll_back(good, moment, f"the outer loss rose to {moment.loss:.3g}")
+            state = replace(state, fallbacks=fallbacks, remarks=(*state.remarks, *remarks))
+            state = self._improve(state, step, progress, time.perf_counter() - began)
+            loss = state.loss
+            if state.step % self.outer.look_every == 0 or self._is_over(state):
+                if self._has_diverged(state):
+                    state = good = self._roll_back(good, state, f"the outer loss rose to {state.loss:.3g}")
                     continue
-                looked = self._look(moment)
-                if looked is None:
-                    moment = good = self._roll_back(good, moment, "the held-out loss is not finite")
+                validated = self._validate(state)
+                if validated is None:
+                    state = good = self._roll_back(good, state, "the held-out loss is not finite")
                     continue
-                moment = good = looked
-            self._report(moment, progress, loss)
-            if stop.requested and not moment.finished:
-                self._interrupt(moment, good)
-        return moment
+                state = good = validated
+            self._report(state, progress, loss)
+            if stop.requested and not state.finished:
+                self._interrupt(state, good)
+        return state
 
-    def finish(self, moment: Moment) -> Run:
+    def finish(self, state: RunState) -> Run:
         """The best data of a finished run, with what it cost."""
-        if self.length.iterations and self.length.budget and moment.step < self.length.iterations:
-            self._say(f"the clock ended it after {moment.step:,} of {self.length.iterations:,} outer steps.")
-        best = moment.best
-        assert best is not None, "a finished run has looked at least once"
+        if self.length.iterations and self.length.budget and state.step < self.length.iterations:
+            self._say(f"the clock ended it after {state.step:,} of {self.length.iterations:,} outer steps.")
+        best = state.best
+        assert best is not None, "a finished run was validated at least once"
         # With protocol dc there are no rates of steps to choose, and that many networks would take hours.
         settle = self.outer.settle and not self.template.is_condensed
         if settle:
-            best = self._settled(moment, best)
-        distilled = self._result(moment, best)
+            best = self._settled(state, best)
+        distilled = self._result(state, best)
         if settle and self.folder is not None:
             distilled.save(self.folder.path / FILE_NAME)
         return Run(
             distilled=distilled,
             held_out=Accuracy(best.correct, best.loss),
-            steps=moment.step,
-            seconds=moment.seconds,
+            steps=state.step,
+            seconds=state.seconds,
             folder=self.folder.path if self.folder else None,
-            remarks=moment.remarks,
+            remarks=state.remarks,
         )
 
-    def _settled(self, moment: Moment, best: Best) -> Best:
-        """The best look or the last, with learning rates as they are or lower, by many more networks than a look."""
-        last = replace(best, step=moment.step, values=moment.variables.average)
-        candidates = slower(best) + (slower(last) if moment.step != best.step else [])
+    def _settled(self, state: RunState, best: Best) -> Best:
+        """The best of the validated data and the last, each with its learning rates scaled by `SLOWER`, on more networks."""
+        last = replace(best, step=state.step, values=state.variables.average)
+        candidates = slower(best) + (slower(last) if state.step != best.step else [])
         self.reporter.say(f"choosing between {len(candidates)} results with {self.outer.settle} networks each.")
         measured = []
         for candidate in candidates:
-            distilled = replace(moment.variables, average=candidate.values).put_average(self.template)
+            distilled = replace(state.variables, average=candidate.values).put_average(self.template)
             if is_sound(distilled):
                 seen = held_out(self.problem, distilled, self.outer.settle, "settle")
                 measured.append(replace(candidate, correct=seen.correct, loss=seen.loss))
         return max(measured, key=lambda one: (one.correct, -one.loss))
 
-    def _step(self, moment: Moment, progress: float) -> tuple[Step, int, tuple[str, ...]]:
+    def _step(self, state: RunState, progress: float) -> tuple[Step, int, tuple[str, ...]]:
         """The method's step, the choices of the engine that are given up by now, and sentences on new ones."""
-        distilled = moment.variables.put(self.template)
+        distilled = state.variables.put(self.template)
 
         def step(engine: Engine) -> Step:
-            generator = stream(self.problem.seed, "step", moment.step, moment.rollbacks)
+            generator = stream(self.problem.seed, "step", state.step, state.rollbacks)
             context = Context(self.problem, engine, progress)
-            return self.method.step(distilled, moment.method_state, context, generator)
+            return self.method.step(distilled, state.method_state, context, generator)
 
-        return self.fallback.run(moment.fallbacks, step)
+        return self.fallback.run(state.fallbacks, step)
 
-    def _improve(self, moment: Moment, step: Step, progress: float, seconds: float) -> Moment:
-        rate = self._rate(moment, progress)
+    def _improve(self, state: RunState, step: Step, progress: float, seconds: float) -> RunState:
+        rate = self._rate(state, progress)
         loss = float(step.loss)
         return replace(
-            moment,
-            variables=improve(moment.variables, step.gradients, self.outer, rate, record_of(self.method).non_negative),
-            step=moment.step + 1,
+            state,
+            variables=improve(state.variables, step.gradients, self.outer, rate, record_of(self.method).non_negative),
+            step=state.step + 1,
             seconds=seconds,
             method_state=step.state,
-            loss_sum=moment.loss_sum + loss,
-            loss_count=moment.loss_count + 1,
-            first_loss=loss if moment.first_loss is None else moment.first_loss,
+            loss_sum=state.loss_sum + loss,
+            loss_count=state.loss_count + 1,
+            first_loss=loss if state.first_loss is None else state.first_loss,
         )
 
-    def _report(self, moment: Moment, progress: float, loss: float) -> None:
-        done = self.length.progress(moment.step, moment.seconds)
+    def _report(self, state: RunState, progress: float, loss: float) -> None:
+        done = self.length.progress(state.step, state.seconds)
         memory = peak_memory(self.problem.device)
         self.reporter.update(
             Status(
-                step=moment.step,
+                step=state.step,
                 fraction=done,
-                seconds=moment.seconds,
+                seconds=state.seconds,
                 loss=loss,
-                accuracy=moment.accuracy,
-                rate=self._rate(moment, progress),
+                accuracy=state.accuracy,
+                rate=self._rate(state, progress),
                 memory=memory,
             )
         )
 
-    def _look(self, moment: Moment) -> Moment | None:
+    def _validate(self, state: RunState) -> RunState | None:
         """Measure the data on the held-out slice, remember the best, and save; None where it gives no finite loss."""
-        distilled = moment.variables.put_average(self.template)
-        if not (moment.variables.are_sound() and is_sound(distilled)):
+        distilled = state.variables.put_average(self.template)
+        if not (state.variables.are_sound() and is_sound(distilled)):
             return None
         seen = held_out(self.problem, distilled)
         if not math.isfinite(seen.loss):
             return None
-        best = moment.best
+        best = state.best
         better = best is None or (seen.correct, -seen.loss) > (best.correct, -best.loss)
         if best is None or better:
-            best = Best(seen.correct, seen.loss, moment.step, moment.variables.average)
-        looked = replace(
-            moment,
+            best = Best(seen.correct, seen.loss, state.step, state.variables.average)
+        validated = replace(
+            state,
             best=best,
             accuracy=seen.correct,
             loss_sum=0.0,
             loss_count=0,
-            finished=self._is_over(moment),
+            finished=self._is_over(state),
         )
         if self.folder is not None:
-            self.folder.record(self._metrics(moment, seen, distilled))
+            self.folder.record(self._metrics(state, seen, distilled))
             if better:
-                self._result(looked, best).save(self.folder.path / FILE_NAME)
-            self.folder.save(moment.step, pack(looked))
-        return looked
+                self._result(validated, best).save(self.folder.path / FILE_NAME)
+            self.folder.save(state.step, pack(validated))
+        return validated
 
-    def _metrics(self, moment: Moment, seen: Accuracy, distilled: DistilledData) -> dict[str, object]:
+    def _metrics(self, state: RunState, seen: Accuracy, distilled: DistilledData) -> dict[str, object]:
         rates = distilled.learning_rates
         return {
-            "step": moment.step,
-            "seconds": round(moment.seconds, 3),
-            "outer_loss": moment.loss,
+            "step": state.step,
+            "seconds": round(state.seconds, 3),
+            "outer_loss": state.loss,
             "held_out_accuracy": seen.correct,
             "held_out_loss": seen.loss,
-            "rate": self._rate(moment, self.length.progress(moment.step, moment.seconds)),
+            "rate": self._rate(state, self.length.progress(state.step, state.seconds)),
             "learning_rates": None if rates is None else [float(f"{rate:.6g}") for rate in rates.tolist()],
             "peak_bytes": peak_memory(self.problem.device),
         }
 
-    def _rate(self, moment: Moment, progress: float) -> float:
-        return self.outer.rate_at(progress) * 0.5**moment.rollbacks
+    def _rate(self, state: RunState, progress: float) -> float:
+        return self.outer.rate_at(progress) * 0.5**state.rollbacks
 
-    def _is_over(self, moment: Moment) -> bool:
-        return self.length.progress(moment.step, moment.seconds) >= 1
+    def _is_over(self, state: RunState) -> bool:
+        return self.length.progress(state.step, state.seconds) >= 1
 
-    def _has_diverged(self, moment: Moment) -> bool:
+    def _has_diverged(self, state: RunState) -> bool:
         chance = math.log(self.problem.real.num_classes)
-        return moment.loss > DIVERGED * max(chance, moment.first_loss or 0.0)
+        return state.loss > DIVERGED * max(chance, state.first_loss or 0.0)
 
-    def _roll_back(self, good: Moment, moment: Moment, trouble: str) -> Moment:
-        """The last good moment with half the outer rate; after three times, the end."""
+    def _roll_back(self, good: RunState, state: RunState, trouble: str) -> RunState:
+        """The last good state with half the outer rate; after three times, the end."""
         if good.rollbacks == ROLLBACKS:
-            remark = f"step {moment.step}: {trouble}, for the {ROLLBACKS + 1}th time; stopped with the best so far."
-            looked = good if good.best is not None else self._look(good)
-            if looked is None:
+            remark = f"step {state.step}: {trouble}, for the {ROLLBACKS + 1}th time; stopped with the best so far."
+            validated = good if good.best is not None else self._validate(good)
+            if validated is None:
                 raise DatadistillError("the loss is not finite even at the start: give a lower --learning-rate")
-            ended = replace(looked, finished=True)
+            ended = replace(validated, finished=True)
         else:
             rate = self.outer.rate * 0.5 ** (good.rollbacks + 1)
-            remark = f"step {moment.step}: {trouble}; back to step {good.step}, outer rate halved to {rate:g}."
+            remark = f"step {state.step}: {trouble}; back to step {good.step}, outer rate halved to {rate:g}."
             ended = replace(good, rollbacks=good.rollbacks + 1)
         self._say(remark)
-        ended = replace(ended, remarks=(*good.remarks, remark), seconds=moment.seconds)
+        ended = replace(ended, remarks=(*good.remarks, remark), seconds=state.seconds)
         if ended.finished and self.folder is not None:
             self.folder.save(ended.step, pack(ended))
         return ended
 
-    def _interrupt(self, moment: Moment, good: Moment) -> None:
-        """Save between two looks and leave.
+    def _interrupt(self, state: RunState, good: RunState) -> None:
+        """Save between two validations and leave.
 
         Raises:
             Interrupted: always.
         """
         if self.folder is None:
             raise KeyboardInterrupt
-        self.folder.save(moment.step, pack(moment if good is moment else replace(moment, good=good)))
-        raise Interrupted(f"interrupted at step {moment.step} and saved", self.folder.path)
+        self.folder.save(state.step, pack(state if good is state else replace(state, good=good)))
+        raise Interrupted(f"interrupted at step {state.step} and saved", self.folder.path)
 
     def _say(self, text: str) -> None:
         self.reporter.say(text)
         if self.folder is not None:
             self.folder.log(text)
 
-    def _result(self, moment: Moment, best: Best) -> DistilledData:
-        values = replace(moment.variables, average=best.values)
+    def _result(self, state: RunState, best: Best) -> DistilledData:
+        values = replace(state.variables, average=best.values)
         distilled = values.put_average(self.template)
         cost = {
-            "seconds": round(moment.seconds, 3),
-            "outer_steps": moment.step,
+            "seconds": round(state.seconds, 3),
+            "outer_steps": state.step,
             "peak_bytes": peak_memory(self.problem.device),
             "device": str(self.problem.device),
             "threads": torch.get_num_threads(),

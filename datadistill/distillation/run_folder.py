@@ -24,7 +24,7 @@ KEPT_CHECKPOINTS = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A moment of a run: tensors by name, and JSON."""
+    """A saved run state: tensors by name, and JSON."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
@@ -38,8 +38,8 @@ class Checkpoint:
 class RunFolder:
     """A folder with one run in it.
 
-    `config.json`, `metrics.jsonl` (one line per look), `checkpoint/` (the last two), `distilled.safetensors` (best on
-    held-out data), `log.txt`; the command line adds `sheet.png`, `curve.png` and `README.md`.
+    `config.json`, `metrics.jsonl` (one line per validation), `checkpoint/` (the last two), `distilled.safetensors` (best
+    on held-out data), `log.txt`; the command line adds `sheet.png`, `curve.png` and `README.md`.
     """
 
     path: Path

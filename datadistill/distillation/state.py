@@ -1,4 +1,4 @@
-"""Moments of a run: everything the next outer step depends on, and how it is written down."""
+"""Run state between two outer steps, and its checkpoint format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -34,8 +34,8 @@ class Best:
 
 
 @dataclass(frozen=True, eq=False)
-class Moment:
-    """A run between two outer steps. Immutable; the losses are those since the last look.
+class RunState:
+    """A run between two outer steps. Immutable; the losses are those since the last validation.
 
     Attributes:
         variables: what is learned.
@@ -44,14 +44,14 @@ class Moment:
         method_state: the method's own.
         fallbacks: choices of the engine that were given up because memory ran out.
         rollbacks: how often the run went back and halved its rate.
-        loss_sum: of the outer loss since the last look.
-        loss_count: outer steps since the last look.
+        loss_sum: of the outer loss since the last validation.
+        loss_count: outer steps since the last validation.
         first_loss: of the first outer step, against which divergence is told.
-        accuracy: on held-out images at the last look.
-        best: the best look so far.
+        accuracy: on held-out images at the last validation.
+        best: the best validated data so far.
         finished: nothing is left to do.
         remarks: sentences on what went wrong on the way.
-        good: the moment to roll back to, when that is not this one.
+        good: the state to roll back to, when that is not this one.
     """
 
     variables: Variables
@@ -67,11 +67,11 @@ class Moment:
     best: Best | None = None
     finished: bool = False
     remarks: tuple[str, ...] = ()
-    good: "Moment | None" = None
+    good: "RunState | None" = None
 
     @property
     def loss(self) -> float:
-        """Mean outer loss since the last look."""
+        """Mean outer loss since the last validation."""
         return self.loss_sum / max(1, self.loss_count)
 
 
@@ -120,30 +120,30 @@ def _listed(value: Any) -> Any:
     return [entries[f"#{index}"] for index in range(len(entries))] if is_list else entries
 
 
-def pack(moment: Moment) -> Checkpoint:
-    """A moment as a checkpoint."""
-    variables = moment.variables
+def pack(run: RunState) -> Checkpoint:
+    """A run state as a checkpoint."""
+    variables = run.variables
     groups: dict[str, dict[str, Tensor]] = {
         f"{_VARIABLES}.values": variables.values,
         f"{_VARIABLES}.moments": variables.moments,
         f"{_VARIABLES}.average": variables.average,
-        _STATE: flat(moment.method_state),
+        _STATE: flat(run.method_state),
     }
-    facts: dict[str, Any] = {name: getattr(moment, name) for name in _FACTS}
-    facts |= {"norm": variables.norm, "steps": variables.steps, "fallbacks": moment.fallbacks}
-    if moment.best is not None:
-        groups[_BEST] = moment.best.values
-        facts["best"] = [moment.best.correct, moment.best.loss, moment.best.step]
+    facts: dict[str, Any] = {name: getattr(run, name) for name in _FACTS}
+    facts |= {"norm": variables.norm, "steps": variables.steps, "fallbacks": run.fallbacks}
+    if run.best is not None:
+        groups[_BEST] = run.best.values
+        facts["best"] = [run.best.correct, run.best.loss, run.best.step]
     tensors = {f"{group}:{name}": t.clone() for group, named in groups.items() for name, t in named.items()}
-    if moment.good is not None:
-        inner = pack(moment.good)
+    if run.good is not None:
+        inner = pack(run.good)
         facts["good"] = inner.facts
         tensors |= {f"{_GOOD}:{name}": tensor for name, tensor in inner.tensors.items()}
     return Checkpoint(tensors, facts)
 
 
-def unpack(checkpoint: Checkpoint, device: torch.device) -> Moment:
-    """The moment of a checkpoint.
+def unpack(checkpoint: Checkpoint, device: torch.device) -> RunState:
+    """The run state of a checkpoint.
 
     Raises:
         DamagedFileError: it is not a checkpoint of this version.
@@ -167,14 +167,14 @@ def unpack(checkpoint: Checkpoint, device: torch.device) -> Moment:
         state = group(_STATE)
         # Files from before the loop looked after memory have this among the method's tensors.
         fallbacks = int(state.pop("engine.cheaper", torch.tensor(facts.get("fallbacks", 0))))
-        moment = Moment(variables, method_state=nested(state), fallbacks=fallbacks, **plain)
+        run = RunState(variables, method_state=nested(state), fallbacks=fallbacks, **plain)
         if "best" in facts:
             correct, loss, step = facts["best"]
-            moment = replace(moment, best=Best(correct, loss, step, group(_BEST)))
+            run = replace(run, best=Best(correct, loss, step, group(_BEST)))
         if "good" in facts:
             start = f"{_GOOD}:"
             tensors = {n.removeprefix(start): t for n, t in checkpoint.tensors.items() if n.startswith(start)}
-            moment = replace(moment, good=unpack(Checkpoint(tensors, facts["good"]), device))
+            run = replace(run, good=unpack(Checkpoint(tensors, facts["good"]), device))
     except (KeyError, TypeError) as error:
         raise DamagedFileError(f"the checkpoint lacks {error}") from error
-    return moment
+    return run

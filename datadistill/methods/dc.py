@@ -13,7 +13,7 @@ Where this differs from the authors' code:
       50 images per class; other numbers are interpolated here;
     - several classes can be matched together;
     - gradients can be matched on another network than the one that the result is for;
-    - the choice of the best look is made on held-out training data, theirs is the last.
+    - the best data are chosen on held-out training data, theirs is the last.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What people look at: sheets, curves, cards."""
+"""Sheets, curves and cards."""
 
 from datadistill.report.card import conclude
 from datadistill.report.sheet import save_sheet

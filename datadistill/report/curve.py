@@ -10,7 +10,7 @@ from datadistill.utils.files import write_atomically
 
 
 def save_curve(metrics: list[dict[str, Any]], path: Path) -> None:
-    """Held-out accuracy and learned rates over outer steps, as a PNG; nothing where no look was recorded."""
+    """Held-out accuracy and learned rates over outer steps, as a PNG; nothing where no validation was recorded."""
     if not metrics:
         return
     from matplotlib.backends.backend_agg import FigureCanvasAgg

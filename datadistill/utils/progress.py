@@ -25,8 +25,8 @@ class Status:
         step: outer steps done.
         fraction: of the whole run, 0 to 1.
         seconds: spent so far, earlier parts of a resumed run included.
-        loss: mean outer loss since the last look; None where there is no outer loss.
-        accuracy: on held-out images at the last look, or None before the first.
+        loss: mean outer loss since the last validation; None where there is no outer loss.
+        accuracy: on held-out images at the last validation, or None before the first.
         rate: the outer learning rate, likewise.
         memory: peak bytes.
     """
