@@ -346,7 +346,7 @@ class _Loop:
         )
 
     def _settled(self, state: RunState, best: Best) -> Best:
-        """The best of the validated data and the last, each with its learning rates scaled by `SLOWER`, on more networks."""
+        """The best of the validated data and the last, with learning rates scaled by `SLOWER`, on more networks."""
         last = replace(best, step=state.step, values=state.variables.average)
         candidates = slower(best) + (slower(last) if state.step != best.step else [])
         self.reporter.say(f"choosing between {len(candidates)} results with {self.outer.settle} networks each.")

@@ -38,8 +38,8 @@ class Checkpoint:
 class RunFolder:
     """A folder with one run in it.
 
-    `config.json`, `metrics.jsonl` (one line per validation), `checkpoint/` (the last two), `distilled.safetensors` (best
-    on held-out data), `log.txt`; the command line adds `sheet.png`, `curve.png` and `README.md`.
+    `config.json`, `metrics.jsonl` (a line per validation), `checkpoint/` (the last two), `distilled.safetensors` (best
+    on held-out data) and `log.txt`; the command line adds `sheet.png`, `curve.png` and `README.md`.
     """
 
     path: Path
