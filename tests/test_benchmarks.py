@@ -111,3 +111,29 @@ def test_judging_prints_json_and_agrees_with_the_reference() -> None:
     assert max(row["error"], row["own_error"]) < 1e-3
     assert min(row["seconds"], row["seconds_own"], row["seconds_plain"]) > 0
     assert min(row["time_ratio"], row["own_ratio"], row["limit_ratio"]) > 0
+
+
+@pytest.mark.slow
+def test_same_bits_finds_what_differs_and_nothing_else(tmp_path: Path) -> None:
+    package = tmp_path / "datadistill"
+    package.mkdir()
+    lines = (
+        "import sys",
+        f"sys.path.insert(0, {str(ROOT)!r})",
+        "del sys.modules['datadistill']",
+        "from datadistill.cli.main import main",
+        "sys.exit(main([*sys.argv[1:], '--seed', '1']))",
+    )
+    (package / "__main__.py").write_text("\n".join(lines))
+    (package / "__init__.py").touch()
+    (row,) = rows_of("benchmarks/same_bits.py", ".", ".", "--case", "dm")
+    assert (row["case"], row["same"], row["differs"]) == ("dm", True, {})
+    assert min(row["seconds"].values()) > 0
+    command = [sys.executable, "benchmarks/same_bits.py", ".", str(tmp_path), "--case", "dm"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    row = json.loads(done.stdout)
+    assert not row["same"]
+    assert row["differs"]["run/distilled.safetensors/images"] > 0
+    (allowed,) = rows_of(*command[1:], "--allow", "dm/run/*")
+    assert allowed["differs"] == row["differs"]
