@@ -67,7 +67,7 @@ CASES: dict[str, tuple[str, ...]] = {
         "--max-start-epoch 1 --augment crop_scale",
     ),
     "resumed": (
-        f"distill {MLP} --iterations 1000 --outer-look-every 100 --nets 1 --batch 64 --out run",
+        f"distill {MLP} --iterations 300 --outer-look-every 50 --nets 1 --batch 64 --out run",
         "distill --resume --nets 1 --out run",
     ),
     "random": (f"{BASELINE} --how random --sets 2",),
