@@ -166,6 +166,10 @@ def improve(
         rate: the learning rate of the images; that of the others is in proportion.
         non_negative: variables that are cut off below zero.
     """
+    if unknown := gradients.keys() - _KEYS:
+        raise RequestError(
+            f"the method gives a gradient of '{min(unknown)}', but what is learned is {', '.join(_KEYS)}"
+        )
     slopes = {_KEYS[name]: gradient for name, gradient in gradients.items() if _KEYS[name] in variables.values}
     for name in _POSITIVE & gradients.keys():  # d/d log(r) = r * d/dr
         if (key := _KEYS[name]) in slopes:

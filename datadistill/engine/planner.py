@@ -53,7 +53,7 @@ class Workload:
         optimizer: of the inner loop.
         kink_width: as for `hypergradient`.
         window: the last steps that are differentiated, of a stretch that ends anywhere; 0: all of them.
-        derivatives: how often the network is differentiated, 1 or 2.
+        derivatives: how often the network is differentiated: 0 where the loss has none, 1 or 2.
         model: the network that does the work, by name; `same` is the one that is distilled for.
     """
 
