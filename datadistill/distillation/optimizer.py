@@ -165,6 +165,9 @@ def improve(
         outer: the optimiser's hyper-parameters.
         rate: the learning rate of the images; that of the others is in proportion.
         non_negative: variables that are cut off below zero.
+
+    Raises:
+        RequestError: a gradient of something that is no variable.
     """
     if unknown := gradients.keys() - _KEYS:
         raise RequestError(
