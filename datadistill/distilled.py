@@ -1,7 +1,6 @@
 """DistilledData: what distilling makes, and the one thing that everything after it takes."""
 
 import json
-import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,23 @@ from datadistill.data.real import RealData
 from datadistill.data.transforms import Normalization, Whitening
 from datadistill.engine.functional import Labels, Weights
 from datadistill.engine.unroll import InnerStep
-from datadistill.utils.errors import DamagedFileError, RequestError
+from datadistill.utils.errors import DamagedFileError, RequestError, require
 from datadistill.utils.files import read_tensors, write_tensors
+from datadistill.utils.schema import from_json, read_header
 
 FORMAT = 1
 FILE_NAME = "distilled.safetensors"
 _WEIGHT_PREFIX = "initial_weights."
 _ZCA = ("transform.zca_mean", "transform.zca_matrix")
+_LAYOUT = {
+    "images": (torch.float32, 4),
+    "labels": (torch.int64, 1),
+    "batches": (torch.int64, 2),
+    "learning_rates": (torch.float32, 1),
+    "soft_labels": (torch.float32, 2),
+    **{name: (torch.float32, dims) for dims, name in enumerate(_ZCA, 1)},
+}
+"""Type and number of dimensions of each tensor but initial weights."""
 
 CONDENSATION = "dc"
 """The protocol of data without rates for each step, as `inner` names it: see `training.dc_recipe`."""
@@ -206,120 +215,69 @@ def parse_distilled(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Dis
     Raises:
         DamagedFileError: they break the format.
     """
-    try:
-        return _parse(tensors, metadata)
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise DamagedFileError(f"its metadata is malformed ({repr(error)[:200]})") from error
-
-
-def _parse(tensors: dict[str, Tensor], metadata: dict[str, str]) -> DistilledData:
-    _require("datadistill" in metadata, "the metadata key 'datadistill' is missing")
-    header = json.loads(metadata["datadistill"])
-    _require(isinstance(header, dict), "its metadata is not a JSON object")
-    _require(header.get("format") == FORMAT, f"it has format {header.get('format')!r}")
+    header = read_header(metadata, "datadistill", FORMAT)
     provenance = _parse_provenance(header)
     for name in ("images", "labels", "batches"):
-        _require(name in tensors, f"the tensor '{name}' is missing")
-    known = ("images", "labels", "batches", "learning_rates", "soft_labels", *_ZCA)
+        require(name in tensors, f"the tensor '{name}' is missing")
     for name, tensor in tensors.items():
-        _require(name in known or name.startswith(_WEIGHT_PREFIX), f"the tensor '{name}' is unknown")
-        _require(tensor.dtype in (torch.float32, torch.int64), f"'{name}' is {tensor.dtype}")
-        _require(tensor.is_floating_point() or not name.startswith(_WEIGHT_PREFIX), f"'{name}' is {tensor.dtype}")
-        _require(not tensor.is_floating_point() or bool(tensor.isfinite().all()), f"'{name}' is not finite")
-    images = _typed(tensors, "images", torch.float32, 4)
-    zca = _parse_whitening(tensors, images, header["normalization"].get("zca", False))
-    provenance = replace(provenance, normalization=replace(provenance.normalization, zca=zca))
+        dtype, dims = (torch.float32, tensor.dim()) if name.startswith(_WEIGHT_PREFIX) else _LAYOUT.get(name, (None, 0))
+        require(dtype is not None, f"the tensor '{name}' is unknown")
+        require(tensor.dtype == dtype, f"'{name}' is {tensor.dtype}, not {dtype}")
+        require(tensor.dim() == dims, f"'{name}' has {tensor.dim()} dimensions, not {dims}")
+        require(dtype != torch.float32 or bool(tensor.isfinite().all()), f"'{name}' is not finite")
+    zca = _parse_whitening(tensors, header["normalization"].get("zca", False))
+    weights = {n.removeprefix(_WEIGHT_PREFIX): tensor for n, tensor in tensors.items() if n.startswith(_WEIGHT_PREFIX)}
     data = DistilledData(
-        images=images,
-        labels=_typed(tensors, "labels", torch.int64, 1),
-        batches=_typed(tensors, "batches", torch.int64, 2),
-        learning_rates=_typed(tensors, "learning_rates", torch.float32, 1) if "learning_rates" in tensors else None,
-        soft_labels=_typed(tensors, "soft_labels", torch.float32, 2) if "soft_labels" in tensors else None,
-        provenance=provenance,
-        initial_weights={
-            name.removeprefix(_WEIGHT_PREFIX): tensor
-            for name, tensor in tensors.items()
-            if name.startswith(_WEIGHT_PREFIX)
-        }
-        or None,
+        images=tensors["images"],
+        labels=tensors["labels"],
+        batches=tensors["batches"],
+        learning_rates=tensors.get("learning_rates"),
+        soft_labels=tensors.get("soft_labels"),
+        provenance=replace(provenance, normalization=replace(provenance.normalization, zca=zca)),
+        initial_weights=weights or None,
     )
     _check(data)
     return data
 
 
-def _parse_whitening(tensors: dict[str, Tensor], images: Float[Tensor, "n c h w"], is_told: Any) -> Whitening | None:
+def _parse_provenance(header: dict[str, Any]) -> Provenance:
+    """The provenance, without whitening; what else a file says is not read."""
+    known = {entry.name: header[entry.name] for entry in fields(Provenance) if entry.name in header}
+    if isinstance(known.get("normalization"), dict):
+        known["normalization"] = {name: value for name, value in known["normalization"].items() if name != "zca"}
+    provenance = from_json(Provenance, known, optional=())
+    require(len(provenance.classes) > 0, "it has no classes")
+    require(provenance.normalization.is_whole, "its normalisation is malformed")
+    return provenance
+
+
+def _parse_whitening(tensors: dict[str, Tensor], is_told: Any) -> Whitening | None:
     """What whitened the images, where the metadata says that something did."""
-    _require(isinstance(is_told, bool), "'zca' in its metadata has the wrong type")
+    require(isinstance(is_told, bool), "'zca' in its metadata is neither true nor false")
     for name in _ZCA:
         has = "is missing" if is_told else "is there, but its metadata does not say that its images are whitened"
-        _require((name in tensors) == is_told, f"the tensor '{name}' {has}")
+        require((name in tensors) == is_told, f"the tensor '{name}' {has}")
     if not is_told:
         return None
-    mean, matrix = (_typed(tensors, name, torch.float32, dims) for dims, name in enumerate(_ZCA, 1))
-    numbers = images[0].numel()
-    _require(mean.shape == (numbers,), f"'{_ZCA[0]}' has {len(mean)} numbers, but its images have {numbers}")
-    _require(matrix.shape == (numbers, numbers), f"'{_ZCA[1]}' is {list(matrix.shape)}, not {[numbers, numbers]}")
+    (mean, matrix), numbers = (tensors[name] for name in _ZCA), tensors["images"].shape[1:].numel()
+    require(mean.shape == (numbers,), f"'{_ZCA[0]}' has {len(mean)} numbers, but its images have {numbers}")
+    require(matrix.shape == (numbers, numbers), f"'{_ZCA[1]}' is {list(matrix.shape)}, not {[numbers, numbers]}")
     return Whitening(mean, matrix)
 
 
 def _check(data: DistilledData) -> None:
     count, num_classes = len(data.images), len(data.provenance.classes)
-    _require(data.images.numel() > 0, "it holds no images")
-    _require(len(data.labels) == count, f"{count} images but {len(data.labels)} labels")
+    require(data.images.numel() > 0, "it holds no images")
+    require(len(data.labels) == count, f"{count} images but {len(data.labels)} labels")
     in_range = bool(((data.labels >= 0) & (data.labels < num_classes)).all())
-    _require(in_range, f"a label is outside its {num_classes} classes")
-    _require(data.batches.numel() > 0, "it has no batches")
-    _require(bool(((data.batches >= 0) & (data.batches < count)).all()), "a batch names an image that is not there")
+    require(in_range, f"a label is outside its {num_classes} classes")
+    require(data.batches.numel() > 0, "it has no batches")
+    require(bool(((data.batches >= 0) & (data.batches < count)).all()), "a batch names an image that is not there")
     channels = len(data.provenance.normalization.mean)
-    _require(channels == data.images.shape[1], f"{channels} normalisation channels for {data.images.shape[1]}")
+    require(channels == data.images.shape[1], f"{channels} normalisation channels for {data.images.shape[1]}")
     if data.learning_rates is not None:
-        _require(len(data.learning_rates) > 0, "it has no learning rates")
-        _require(len(data.learning_rates) % len(data.batches) == 0, "its learning rates are not whole epochs")
-        _require(bool((data.learning_rates > 0).all()), "a learning rate is not positive")
+        require(len(data.learning_rates) > 0, "it has no learning rates")
+        require(len(data.learning_rates) % len(data.batches) == 0, "its learning rates are not whole epochs")
+        require(bool((data.learning_rates > 0).all()), "a learning rate is not positive")
     if data.soft_labels is not None:
-        _require(data.soft_labels.shape == (count, num_classes), "its soft labels have the wrong shape")
-
-
-def _parse_provenance(header: dict[str, Any]) -> Provenance:
-    kinds: dict[str, type | tuple[type, ...]] = {
-        "dataset": str,
-        "classes": list,
-        "normalization": dict,
-        "model": str,
-        "weights": dict,
-        "inner": dict,
-        "method": dict,
-        "seed": int,
-        "versions": dict,
-        "cost": dict,
-        "scores": list,
-        "recipe": str,
-    }
-    values = {}
-    for entry in fields(Provenance):
-        _require(entry.name in header, f"'{entry.name}' is missing from its metadata")
-        value = header[entry.name]
-        _require(isinstance(value, kinds[entry.name]), f"'{entry.name}' in its metadata has the wrong type")
-        values[entry.name] = value
-    _require(all(isinstance(name, str) for name in values["classes"]), "a class name is not text")
-    _require(len(values["classes"]) > 0, "it has no classes")
-    values["classes"] = tuple(values["classes"])
-    mean, std = (tuple(float(x) for x in values["normalization"][key]) for key in ("mean", "std"))
-    _require(
-        len(mean) == len(std) and all(map(math.isfinite, mean + std)) and all(s > 0 for s in std),
-        "its normalisation is malformed",
-    )
-    values["normalization"] = Normalization(mean, std)
-    return Provenance(**values)
-
-
-def _typed(tensors: dict[str, Tensor], name: str, dtype: torch.dtype, dims: int) -> Tensor:
-    tensor = tensors[name]
-    _require(tensor.dtype == dtype, f"'{name}' is {tensor.dtype}, not {dtype}")
-    _require(tensor.dim() == dims, f"'{name}' has {tensor.dim()} dimensions, not {dims}")
-    return tensor
-
-
-def _require(condition: bool, otherwise: str) -> None:
-    if not condition:
-        raise DamagedFileError(otherwise)
+        require(data.soft_labels.shape == (count, num_classes), "its soft labels have the wrong shape")

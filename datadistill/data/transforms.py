@@ -139,6 +139,11 @@ class Normalization:
         return {"mean": list(self.mean), "std": list(self.std)} | ({} if self.zca is None else {"zca": True})
 
     @property
+    def is_whole(self) -> bool:
+        """Whether there are as many deviations as means, all of them positive."""
+        return len(self.mean) == len(self.std) and all(deviation > 0 for deviation in self.std)
+
+    @property
     def by_channel(self) -> "Normalization":
         """Mean and deviation alone."""
         return Normalization(self.mean, self.std)

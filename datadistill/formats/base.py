@@ -15,7 +15,7 @@ from datadistill.data.compatibility import check_classes, check_normalization, c
 from datadistill.data.real import RealData
 from datadistill.data.transforms import Normalization
 from datadistill.distilled import DistilledData, Provenance, parse_distilled
-from datadistill.utils.errors import DamagedFileError, RequestError, explain_os_error
+from datadistill.utils.errors import RequestError, explain_os_error, require
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,12 +187,6 @@ def _finite(tensor: Tensor, what: str) -> Tensor:
 
 def _kind(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-
-
-def require(condition: bool, otherwise: str) -> None:
-    """Raise DamagedFileError unless a condition holds."""
-    if not condition:
-        raise DamagedFileError(otherwise)
 
 
 def assemble(info: FormatInfo, foreign: Foreign, real: RealData, usage: Usage, recipe: str) -> DistilledData:

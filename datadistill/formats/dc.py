@@ -6,8 +6,9 @@ A dict: `data` is a list with [images, labels] for each experiment, `accs_all_ex
 from pathlib import Path
 
 from datadistill.distilled import DistilledData
-from datadistill.formats.base import Foreign, require, take_images, take_labels
+from datadistill.formats.base import Foreign, take_images, take_labels
 from datadistill.formats.pickles import read_pickle, write_pickle
+from datadistill.utils.errors import require
 
 
 def write_dc(distilled: DistilledData, path: Path) -> None:

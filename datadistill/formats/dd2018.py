@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from datadistill.distilled import DistilledData
-from datadistill.formats.base import Foreign, require, take_images, take_labels, take_rate
+from datadistill.formats.base import Foreign, take_images, take_labels, take_rate
 from datadistill.formats.pickles import read_pickle, write_pickle
-from datadistill.utils.errors import RequestError
+from datadistill.utils.errors import RequestError, require
 
 
 def write_2018(distilled: DistilledData, path: Path) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 from torch import Tensor
 
 from datadistill.distilled import DistilledData
-from datadistill.formats.base import Foreign, only_rate, require, take_images, take_labels, take_rate, whole_folder
+from datadistill.formats.base import Foreign, only_rate, take_images, take_labels, take_rate, whole_folder
 from datadistill.formats.pickles import read_pickle, write_pickle
-from datadistill.utils.errors import RequestError
+from datadistill.utils.errors import RequestError, require
 
 
 def write_mtt(distilled: DistilledData, path: Path) -> None:

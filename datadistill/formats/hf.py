@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from datadistill.distilled import DistilledData
-from datadistill.formats.base import Foreign, require, take_images, take_labels, whole_folder
+from datadistill.formats.base import Foreign, take_images, take_labels, whole_folder
 from datadistill.formats.sidecar import read_sidecar, restore, write_sidecar
-from datadistill.utils.errors import DamagedFileError, RequestError, how_to_install
+from datadistill.utils.errors import DamagedFileError, RequestError, how_to_install, require
 
 
 def write_hf(distilled: DistilledData, path: Path) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from datadistill.distilled import DistilledData, parse_distilled
-from datadistill.formats.base import Foreign, require, take_images, take_labels
-from datadistill.utils.errors import DamagedFileError, explain_os_error
+from datadistill.formats.base import Foreign, take_images, take_labels
+from datadistill.utils.errors import DamagedFileError, explain_os_error, require
 from datadistill.utils.files import write_atomically
 
 _KEY = "datadistill"

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from datadistill.formats.base import require
-from datadistill.utils.errors import DamagedFileError, explain_os_error
+from datadistill.utils.errors import DamagedFileError, explain_os_error, require
 from datadistill.utils.files import write_atomically
 
 _WHOLE_NUMBERS = {"BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4"}

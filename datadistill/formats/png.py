@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from datadistill.distilled import DistilledData
-from datadistill.formats.base import Foreign, require, whole_folder
+from datadistill.formats.base import Foreign, whole_folder
 from datadistill.formats.sidecar import read_sidecar, restore, write_sidecar
-from datadistill.utils.errors import DamagedFileError, RequestError
+from datadistill.utils.errors import DamagedFileError, RequestError, require
 from datadistill.utils.files import write_atomically
 
 _MOST_PIXELS = 1 << 24

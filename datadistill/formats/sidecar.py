@@ -9,8 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from datadistill.distilled import DistilledData, parse_distilled
-from datadistill.formats.base import require
-from datadistill.utils.errors import DamagedFileError
+from datadistill.utils.errors import DamagedFileError, require
 from datadistill.utils.files import read_json, write_json
 
 NAME = "datadistill.json"

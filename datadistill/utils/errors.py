@@ -37,6 +37,12 @@ class Interrupted(DatadistillError):
         self.folder = folder
 
 
+def require(condition: bool, otherwise: str) -> None:
+    """Raise DamagedFileError unless a condition holds."""
+    if not condition:
+        raise DamagedFileError(otherwise)
+
+
 def plain(text: str) -> str:
     """A text on one line, without characters that a terminal obeys; names in files are anybody's."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))

@@ -4,9 +4,10 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -14,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from datadistill.utils.errors import DamagedFileError, explain_os_error
+
+Found = TypeVar("Found")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -64,8 +67,12 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     write_atomically(path, safetensors.torch.save(ready, metadata))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file: its tensors on the CPU, and its metadata. Nothing in it is ever executed.
+def look_into(path: Path, look: Callable[[Any], Found]) -> Found:
+    """What a function finds in a safetensors file. Nothing in it is ever executed.
+
+    Args:
+        path: of the file.
+        look: is given the open file, as `safetensors.safe_open` does, whose tensors go with it.
 
     Raises:
         DamagedFileError: truncated, altered beyond reading, or no safetensors file.
@@ -74,15 +81,22 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         # Claimed sizes are checked against the file's before memory is taken.
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            # Cloned, so that nothing points into the file once somebody replaces it.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return look(file)
     except OSError as error:
         raise explain_os_error(error, f"read {path}") from error
-    except (SafetensorError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+    except (SafetensorError, ValueError, RuntimeError, LookupError, AttributeError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedFileError(f"{path} is damaged or no safetensors file: {reason}") from error
-    return tensors, metadata
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A safetensors file's tensors, on the CPU, and its metadata; errors are those of `look_into`."""
+
+    def look(file: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+        # Cloned, so that nothing points into the file once somebody replaces it.
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+    return look_into(path, look)
 
 
 def digest_of(tensors: dict[str, Tensor], text: str = "") -> str:
