@@ -1,6 +1,5 @@
 """Choosing real images by features: what reaches the last linear layer of a network trained on the training split."""
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,18 +7,18 @@ from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from datadistill.baselines.base import assemble, by_class, finished
 from datadistill.data.real import Split
 from datadistill.distilled import DistilledData
+from datadistill.engine.features import headless
 from datadistill.engine.functional import Network, Weights
 from datadistill.methods import Problem
 from datadistill.models import draw_weights
 from datadistill.training.accuracy import accuracy_of
 from datadistill.training.dc_recipe import Condensation
 from datadistill.training.train import Training, train
-from datadistill.utils.errors import RequestError
 from datadistill.utils.progress import Bar
 from datadistill.utils.runtime import stream
 
@@ -85,7 +84,7 @@ def make_features(problem: Problem, number: int, bar: Bar) -> Features:
         found: Features = problem.kept[key]
         return found
     network, real = problem.network, problem.real
-    features_of(network, draw_weights(network.module, problem.scheme, stream(0)), real.train.take(torch.arange(1)))
+    headless(network, real.train.images[:1])  # refused before a network is trained
     start = draw_weights(network.module, problem.scheme, stream(problem.seed, "features", number))
     training = Training()
     steps = math.ceil(len(real.train) / training.batch)
@@ -105,18 +104,5 @@ def features_of(network: Network, weights: Weights, split: Split) -> Float[Tenso
     Raises:
         RequestError: there is no linear layer.
     """
-    module, seen = copy.deepcopy(network.module), dict[str, Tensor]()
-
-    def remember(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen["last"] = inputs[0]
-
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            layer.register_forward_pre_hook(remember)
-    listening, rows = Network(module), []
-    for first in range(0, len(split), _BATCH):
-        listening.logits(weights, split.images[first : first + _BATCH])
-        if "last" not in seen:
-            raise RequestError("this network has no linear layer to take features from: use random, kmeans or average")
-        rows.append(seen["last"].flatten(1))
-    return torch.cat(rows)
+    body = headless(network.plain, split.images[:1])
+    return torch.cat([body.logits(weights, images) for images in torch.split(split.images, _BATCH)])

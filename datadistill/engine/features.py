@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,9 +13,9 @@ from datadistill.utils.errors import RequestError
 
 
 def headless(network: Network, image: Float[Tensor, "1 c h w"]) -> Network:
-    """The network without the linear layer that is called last: its outputs are features [n, d].
+    """The network whose outputs are features [n, d], the inputs of the linear layer that is called last.
 
-    It is called with the weights of the whole network.
+    It is called with the weights of the whole network. What follows that layer has no part in its outputs.
 
     Args:
         network: any that has a linear layer.
@@ -30,9 +31,20 @@ def headless(network: Network, image: Float[Tensor, "1 c h w"]) -> Network:
     with torch.no_grad():
         module.to(image.dtype)(image)
     if not called:
-        raise RequestError("this network has no linear layer, which features are taken from")
-    # A copy without hooks.
+        raise RequestError(
+            "this network has no linear layer, which features are taken from: the baselines random, kmeans and average "
+            "and the methods dd and dc need none"
+        )
+    last = called[-1]
+
+    def remember(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        layer.seen = inputs[0].flatten(1)
+
+    def recall(whole: nn.Module, inputs: Any, output: Any) -> Tensor:
+        return vars(whole.get_submodule(last)).pop("seen")  # type: ignore[no-any-return]
+
+    # They find what they need in the module that is called, so that they go along with its copies in other threads.
     module = copy.deepcopy(network.module)
-    owner, _, last = called[-1].rpartition(".")
-    setattr(module.get_submodule(owner), last, nn.Flatten())
+    module.get_submodule(last).register_forward_pre_hook(remember)
+    module.register_forward_hook(recall)
     return replace(network, module=module)

@@ -69,6 +69,14 @@ def test_features_are_what_the_last_linear_layer_is_given(digits: dd.RealData) -
     assert torch.allclose(logits, network.logits(weights, digits.train.images), atol=1e-5)
 
 
+def test_what_follows_the_last_linear_layer_is_no_part_of_the_features(digits: dd.RealData) -> None:
+    body = [nn.Flatten(), nn.Linear(64, 16), nn.ReLU()]
+    network = make_network(nn.Sequential(*body, nn.Linear(16, 10), nn.LogSoftmax(dim=1)))
+    weights = draw_weights(network.module, "xavier", stream(0))
+    expected = torch.relu(digits.train.images.flatten(1) @ weights["1.weight"].T + weights["1.bias"])
+    assert torch.allclose(features_of(network, weights, digits.train), expected, atol=1e-6)
+
+
 def test_the_features_come_from_a_network_that_learned(digits: dd.RealData) -> None:
     cpu = torch.device("cpu")
     problem = make_problem(digits, model="mlp", weights="random-init", scheme="xavier", ipc=2, seed=0, device=cpu)
