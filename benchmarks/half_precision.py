@@ -20,7 +20,7 @@ import datadistill as dd
 from datadistill.engine import Weights, make_network
 from datadistill.methods import Context, make_problem, plan
 from datadistill.models import create_model, draw_weights
-from datadistill.pretraining.make_trajectories import EXPERT_TRAINING, make_trajectories
+from datadistill.pretraining.make import EXPERT_TRAINING, make_trajectories
 from datadistill.pretraining.pool import stacked_in_half
 from datadistill.pretraining.trajectories import ExpertFile
 from datadistill.training.train import train
@@ -82,7 +82,8 @@ def main() -> None:
         for kept in experts:
             found = []
             for change in (lambda weights: weights, rounded):
-                part = Stretch(Path(), (), 0.0, 0.0, change(kept[epoch]), change(kept[epoch + DISTANCE]))
+                ends = change(kept[epoch]), change(kept[epoch + DISTANCE])
+                part = Stretch(Path(), frame.experts[0].facts, frame.experts[0].shapes, *ends)
                 problem = make_problem(
                     real,
                     model=given.model,

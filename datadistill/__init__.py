@@ -22,8 +22,7 @@ from datadistill.distilled import DistilledData, load_distilled
 from datadistill.engine import Engine
 from datadistill.evaluation import Score, evaluate
 from datadistill.formats import Usage, export_to, import_from
-from datadistill.pretraining.make_pool import make_pool
-from datadistill.pretraining.make_trajectories import make_trajectories
+from datadistill.pretraining.make import make_pool, make_trajectories
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.pretraining.trajectories import Trajectories, load_trajectories
 from datadistill.training.train import Training

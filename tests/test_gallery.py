@@ -129,16 +129,16 @@ def card_of(folder: Path) -> str:
     pool = None
     if asked is not None:
         facts = PoolFacts(
-            asked.dataset,
-            data.provenance.classes,
-            data.provenance.normalization,
-            tuple(data.images.shape[1:]),
-            asked.model,
-            asked.scheme,
-            asked.batch_norm,
-            asked.training,
-            asked.seed,
-            asked.reserved,
+            dataset=asked.dataset,
+            classes=data.provenance.classes,
+            normalization=data.provenance.normalization,
+            image_shape=tuple(data.images.shape[1:]),
+            model=asked.model,
+            scheme=asked.scheme,
+            batch_norm=asked.batch_norm,
+            training=asked.training,
+            seed=asked.seed,
+            reserved=asked.reserved,
             accuracies=(0.0,) * asked.nets,
             recipe=asked.command,
         )

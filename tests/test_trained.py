@@ -7,8 +7,6 @@ import torch
 import trained
 
 import datadistill as dd
-from datadistill.pretraining import pool as pool_files
-from datadistill.pretraining import trajectories as trajectory_files
 
 # Processors round differently: with the widest and the narrowest instructions of one of them, weights differed by
 # 0.0001 here and 0.00002 there. Without its last epoch, or with another seed, they differ by 0.01 and more.
@@ -23,7 +21,7 @@ def test_the_pool_is_what_training_gives(digits: dd.RealData, pool: dd.Pool, tmp
         assert torch.allclose(stack.float(), pool.stacked[name].float(), rtol=0, atol=TOLERANCE), name
     assert made.facts.accuracies == pytest.approx(pool.facts.accuracies, abs=0.02)
     known, kept = made.facts.known(), pool.facts.known()
-    for name in known.keys() - set(pool_files.MEASURED) - {"accuracies"}:
+    for name in known.keys() - set(made.facts.MEASURED) - {"accuracies"}:
         assert known[name] == kept[name], name
 
 
@@ -39,5 +37,5 @@ def test_the_experts_are_what_training_gives(
             assert weights.keys() == kept.keys()
             assert all(torch.allclose(weights[n], kept[n], rtol=0, atol=TOLERANCE) for n in weights), epoch
     known, kept_facts = made.facts.known(), trajectories.facts.known()
-    for name in known.keys() - set(trajectory_files.MEASURED) - {"digests"}:
+    for name in known.keys() - set(made.facts.MEASURED) - {"digests"}:
         assert known[name] == kept_facts[name], name

@@ -18,9 +18,16 @@ from datadistill.cli.common import (
 )
 from datadistill.cli.parsing import Parser, add_fields, command_line, given_fields, number, positive_int
 from datadistill.data import RealData
-from datadistill.pretraining.make_pool import MAX_GB, NETS, RESERVED, make_pool
-from datadistill.pretraining.make_trajectories import EXPERT_TRAINING, EXPERTS, make_trajectories
-from datadistill.pretraining.make_trajectories import MAX_GB as MOST_OF_TRAJECTORIES
+from datadistill.pretraining.make import (
+    EXPERT_TRAINING,
+    EXPERTS,
+    NETS,
+    POOL_GB,
+    RESERVED,
+    TRAJECTORIES_GB,
+    make_pool,
+    make_trajectories,
+)
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.pretraining.trajectories import Trajectories
 from datadistill.training.train import Training
@@ -49,12 +56,12 @@ examples:
   datadistill pretrain --trajectories --dataset digits --model mlp --nets 10 --augment crop_scale_rotate
 """
 
-_POOL: dict[str, Any] = {"model": "lenet", "scheme": "xavier", "nets": NETS, "max_gb": MAX_GB}
+_POOL: dict[str, Any] = {"model": "lenet", "scheme": "xavier", "nets": NETS, "max_gb": POOL_GB}
 _TRAJECTORIES: dict[str, Any] = {
     "model": "convnet",
     "scheme": "default",
     "nets": EXPERTS,
-    "max_gb": MOST_OF_TRAJECTORIES,
+    "max_gb": TRAJECTORIES_GB,
 }
 
 

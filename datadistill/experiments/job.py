@@ -12,8 +12,7 @@ from datadistill.engine import Engine
 from datadistill.experiments.recipes import RUN_DEFAULTS, ExpertsRecipe, PoolRecipe, Recipe
 from datadistill.methods import METHODS
 from datadistill.methods.base import Method
-from datadistill.pretraining.make_pool import make_pool
-from datadistill.pretraining.make_trajectories import make_trajectories
+from datadistill.pretraining.make import make_pool, make_trajectories
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.pretraining.trajectories import Trajectories
 from datadistill.training.train import Training

@@ -10,7 +10,7 @@ rounded weights.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,78 +18,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datadistill.data.compatibility import check_whitened
+from datadistill.data.compatibility import check_shape, check_whitened
 from datadistill.data.real import RealData
-from datadistill.data.transforms import Normalization
 from datadistill.engine.functional import Network, Weights
 from datadistill.models import same_model
-from datadistill.training.train import Training
-from datadistill.utils.errors import DamagedFileError, RequestError
+from datadistill.pretraining.facts import NetworkFacts, check_weights, parse_facts
+from datadistill.utils.errors import DamagedFileError, RequestError, require
 from datadistill.utils.files import digest_of, read_tensors, write_tensors
+from datadistill.utils.schema import read_header
 
 FORMAT = 1
 _KEY = "datadistill-pool"
-MEASURED = ("unrounded", "test", "seconds", "versions", "recipe")
-"""Facts that say nothing of what the networks are: the same networks made again have the same digest."""
 
 
-@dataclass(frozen=True)
-class PoolFacts:
+@dataclass(frozen=True, kw_only=True)
+class PoolFacts(NetworkFacts):
     """What a pool holds and how it was made; the file's JSON.
 
     Attributes:
-        dataset: what the networks were trained on: its training split less the held-out slice.
-        classes: class names, by index.
-        normalization: by channel, how the real pixels in [0, 1] became what the networks were fed.
-        image_shape: channels, height and width.
-        model: the architecture's name.
-        scheme: how the weights before training were drawn.
-        batch_norm: what layers with running statistics did, as for `engine.make_network`.
-        training: how they were trained.
-        seed: of all networks.
         reserved: how many networks at the end are for judging only.
-        accuracies: of each network on the held-out slice, with the weights as they are in the file.
-        unrounded: the same before the weights were rounded, which tells what that costs.
-        test: of each network on the test split, where that was measured; nothing is chosen by it.
-        seconds: of training, added up over networks.
-        versions: of the software.
-        recipe: the command that made it.
-        zca: whether the images were whitened then.
+        unrounded: accuracies before the weights were rounded, which tell what that costs.
+        test: accuracies on the test split, where they were measured; nothing is chosen by them.
         start: the digest of the pool from whose networks training went on; empty where it began with drawn weights.
     """
 
-    dataset: str
-    classes: tuple[str, ...]
-    normalization: Normalization
-    image_shape: tuple[int, ...]
-    model: str
-    scheme: str
-    batch_norm: str
-    training: Training
-    seed: int
     reserved: int
-    accuracies: tuple[float, ...]
     unrounded: tuple[float, ...] = ()
     test: tuple[float, ...] = ()
-    seconds: float = 0.0
-    versions: dict[str, str] = field(default_factory=dict)
-    recipe: str = ""
-    zca: bool = False
     start: str = ""
+
+    MEASURED = ("unrounded", "test", "seconds", "versions", "recipe")
+    RESULTS = ("accuracies", *MEASURED)
+    COUNT = "nets"
 
     def __post_init__(self) -> None:
         check_shares(len(self.accuracies), self.reserved)
 
     def known(self) -> dict[str, Any]:
         """JSON-ready."""
-        known = asdict(self) | {"training": self.training.known(), "normalization": self.normalization.known()}
-        # Only where they say something, zca beside mean and deviation: files from before there was a choice keep their
-        # digest.
-        if known.pop("zca"):
-            known["normalization"]["zca"] = True
-        if not self.start:
-            del known["start"]
-        return known
+        known = super().known()
+        # Only where it says something: files from before there was a choice keep their digest.
+        start = known.pop("start")
+        return known | ({"start": start} if start else {})
 
 
 def check_shares(nets: int, reserved: int) -> None:
@@ -167,8 +137,7 @@ class Pool:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the weights and of the facts that are not measurements, hexadecimal."""
-        known = {name: value for name, value in self.facts.known().items() if name not in MEASURED}
-        return digest_of(self.stacked, json.dumps(known, sort_keys=True))
+        return digest_of(self.stacked, self.facts.digested())
 
     @property
     def label(self) -> str:
@@ -181,9 +150,8 @@ class Pool:
         Raises:
             RequestError: naming what differs.
         """
-        mine, shape = self.facts, tuple(real.train.images.shape[1:])
-        if mine.image_shape != shape:
-            raise RequestError(f"the pool is for images of {mine.image_shape}, but those of {real.name} are {shape}")
+        mine = self.facts
+        check_shape(mine.image_shape, real, "the pool's images")
         if len(mine.classes) != real.num_classes:
             raise RequestError(
                 f"the pool's networks tell {len(mine.classes)} classes apart, but {real.name} has {real.num_classes}"
@@ -191,12 +159,8 @@ class Pool:
         check_whitened(mine.zca, real, "the pool's images")
         if not same_model(mine.model, model):
             raise RequestError(f"the pool holds networks {mine.model}, but the network here is {model}")
-        if any(getattr(layer, "track_running_stats", False) for layer in network.module.modules()):
-            raise RequestError("a pool holds no running statistics: choose --batch-norm batch, also when making it")
-        expected = {name: tuple(weight.shape) for name, weight in network.module.named_parameters()}
-        found = {name: tuple(stack.shape[1:]) for name, stack in self.stacked.items()}
-        if expected != found:
-            raise RequestError(f"the pool's weights do not fit {model}: it was made for another network of that name")
+        shapes = {name: tuple(stack.shape[1:]) for name, stack in self.stacked.items()}
+        check_weights(shapes, network, model, "the pool's")
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically (layout: docs/pools.md)."""
@@ -227,68 +191,20 @@ def load_pool(path: str | Path) -> Pool:
         raise RequestError(f"no pool of networks at {path}: make one with `datadistill pretrain --out {path}`")
     tensors, metadata = read_tensors(path)
     try:
-        pool = Pool(_parse(metadata), tensors, path)
+        pool = Pool(parse_facts(PoolFacts, read_header(metadata, _KEY, FORMAT), ["start"]), tensors, path)
         _check(pool)
-        _require(metadata.get("sha256") == pool.digest, "its checksum differs")
-    except (
-        DamagedFileError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-    ) as error:
-        whole = isinstance(error, DamagedFileError)
-        reason = str(error) if whole else f"its metadata is malformed ({repr(error)[:200]})"
-        raise DamagedFileError(f"{path} is not a pool of format {FORMAT}: {reason}") from error
+        require(metadata.get("sha256") == pool.digest, "its checksum differs")
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{path} is not a pool of format {FORMAT}: {error}") from error
     return pool
 
 
-def _parse(metadata: dict[str, str]) -> PoolFacts:
-    _require(_KEY in metadata, f"the metadata key '{_KEY}' is missing")
-    header = json.loads(metadata[_KEY])
-    _require(isinstance(header, dict), "its metadata is not a JSON object")
-    _require(header.pop("format", None) == FORMAT, "it has another format")
-    kinds: dict[str, type | tuple[type, ...]] = {
-        **dict.fromkeys(("dataset", "model", "scheme", "batch_norm", "recipe", "start"), str),
-        **dict.fromkeys(("classes", "image_shape", "accuracies", "unrounded", "test"), list),
-        **dict.fromkeys(("normalization", "training", "versions"), dict),
-        **dict.fromkeys(("seed", "reserved"), int),
-        "seconds": (int, float),
-        "zca": bool,
-    }
-    header["zca"] = header["normalization"].get("zca", False)
-    header.setdefault("start", "")
-    for entry in fields(PoolFacts):
-        _require(entry.name in header, f"'{entry.name}' is missing from its metadata")
-        _require(isinstance(header[entry.name], kinds[entry.name]), f"'{entry.name}' has the wrong type")
-    _require(all(isinstance(name, str) for name in header["classes"]), "a class name is not text")
-    _require(all(isinstance(size, int) and size > 0 for size in header["image_shape"]), "its image shape is malformed")
-    shares = [float(share) for share in header["accuracies"] + header["unrounded"] + header["test"]]
-    _require(all(0 <= share <= 1 for share in shares), "an accuracy is not between 0 and 1")
-    mean, std = (tuple(map(float, header["normalization"][key])) for key in ("mean", "std"))
-    for name in ("classes", "image_shape", "accuracies", "unrounded", "test"):
-        header[name] = tuple(header[name])
-    return PoolFacts(**header | {"normalization": Normalization(mean, std), "training": Training(**header["training"])})
-
-
 def _check(pool: Pool) -> None:
-    facts = pool.facts
-    _require(len(facts.classes) > 0, "it has no classes")
-    _require(len(facts.image_shape) == 3, "its image shape is malformed")
-    mean, std = facts.normalization.mean, facts.normalization.std
-    whole = len(mean) == len(std) == facts.image_shape[0] and all(map(math.isfinite, mean + std))
-    _require(whole and min(std) > 0, "its normalisation is malformed")
-    counts = {len(facts.unrounded), len(facts.test)}
-    _require(counts <= {0, len(pool)}, "it has more or fewer accuracies than networks")
-    _require(len(pool.stacked) > 0, "it holds no weights")
+    for shares in (pool.facts.unrounded, pool.facts.test):
+        require(len(shares) in (0, len(pool)), "it has more or fewer accuracies than networks")
+        require(all(0 <= share <= 1 for share in shares), "an accuracy is not between 0 and 1")
+    require(len(pool.stacked) > 0, "it holds no weights")
     for name, stack in pool.stacked.items():
-        _require(stack.dtype in (torch.float16, torch.bfloat16), f"'{name}' is {stack.dtype}")
-        _require(stack.dim() > 0 and len(stack) == len(pool), f"'{name}' does not hold {len(pool)} networks")
-        _require(bool(stack.isfinite().all()), f"'{name}' is not finite")
-
-
-def _require(condition: bool, otherwise: str) -> None:
-    if not condition:
-        raise DamagedFileError(otherwise)
+        require(stack.dtype in (torch.float16, torch.bfloat16), f"'{name}' is {stack.dtype}")
+        require(stack.dim() > 0 and len(stack) == len(pool), f"'{name}' does not hold {len(pool)} networks")
+        require(bool(stack.isfinite().all()), f"'{name}' is not finite")

@@ -69,10 +69,10 @@ def test_further_training_and_its_recorded_command(capsys: pytest.CaptureFixture
 
 
 def test_resume(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from datadistill.pretraining import make_pool
+    from datadistill.pretraining import make as making
 
     assert main(["pretrain", *SMALL, "--out", "whole"]) == 0
-    train, calls = make_pool.train, []
+    train, calls = making.train, []
 
     def interrupted(*arguments: object) -> object:
         calls.append(None)
@@ -81,7 +81,7 @@ def test_resume(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
         return train(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr(make_pool, "train", interrupted)
+        patched.setattr(making, "train", interrupted)
         assert main(["pretrain", *SMALL, "--out", "cut"]) == 130
     capsys.readouterr()
     assert main(["pretrain", *SMALL, "--out", "cut"]) == 2
@@ -154,7 +154,7 @@ WRONG: dict[str, tuple[Callable[[str], list[str]], str]] = {
     ),
     "other images": (
         lambda file: ["distill", *PROBLEM, *QUICK, "--dataset", "mnist", "--pool", file],
-        "the pool is for images of (1, 8, 8), but those of mnist are (1, 28, 28)",
+        "the pool's images are (1, 8, 8), but those of mnist are (1, 28, 28)",
     ),
     "more judges than there are": (
         lambda file: ["distill", *PROBLEM, *QUICK, "--pool", file, "--nets", "11"],

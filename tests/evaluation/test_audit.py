@@ -10,7 +10,7 @@ from datadistill.cli.main import main
 from datadistill.engine import make_network
 from datadistill.evaluation.audit import Audit, audit
 from datadistill.models import create_model
-from datadistill.pretraining.make_pool import make_pool
+from datadistill.pretraining.make import make_pool
 from datadistill.pretraining.pool import Pool
 from datadistill.training.train import Training
 from datadistill.utils.runtime import stream

@@ -164,7 +164,7 @@ def test_a_pool_that_does_not_fit_is_refused(digits: dd.RealData, mnist: dd.Real
     fewer = replace(digits, classes=digits.classes[:9])
     wider = dd.Pool(pool.facts, {**pool.stacked, "layers.1.bias": torch.zeros(35, 7).half()})
     for real, one, model, sentence in (
-        (mnist, pool, "mlp", r"images of \(1, 8, 8\), but those of mnist are \(1, 28, 28\)"),
+        (mnist, pool, "mlp", r"images are \(1, 8, 8\), but those of mnist are \(1, 28, 28\)"),
         (fewer, pool, "mlp", "10 classes apart, but digits has 9"),
         (digits, pool, "ConvNetD1W4", "holds networks mlp, but the network here is convnetd1w4"),
         (digits, wider, "mlp", "weights do not fit mlp"),

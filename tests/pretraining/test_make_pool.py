@@ -108,10 +108,10 @@ def test_a_network_does_not_depend_on_those_beside_it(digits: dd.RealData, tmp_p
 def test_weights_are_drawn_while_no_other_thread_calls_the_module(
     digits: dd.RealData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from datadistill.pretraining import make_pool
+    from datadistill.pretraining import make as making
 
     made: list[Network] = []
-    draw, make_one = make_pool.draw_weights, make_pool.make_network
+    draw, make_one = making.draw_weights, making.make_network
 
     def remember(*arguments: Any) -> Network:
         made.append(make_one(*arguments))
@@ -121,8 +121,8 @@ def test_weights_are_drawn_while_no_other_thread_calls_the_module(
         assert made[-1].alone.locked()
         return draw(*arguments)
 
-    monkeypatch.setattr(make_pool, "make_network", remember)
-    monkeypatch.setattr(make_pool, "draw_weights", watched)
+    monkeypatch.setattr(making, "make_network", remember)
+    monkeypatch.setattr(making, "draw_weights", watched)
     assert len(make(digits, tmp_path / "p")) == 5
 
 
@@ -234,7 +234,7 @@ def with_batch_norm() -> nn.Module:
 
 
 def test_running_statistics_need_a_policy(digits: dd.RealData, tmp_path: Path) -> None:
-    for policy, sentence in (("refused", "running statistics"), ("frozen", "a pool holds no running statistics")):
+    for policy, sentence in (("refused", "running statistics"), ("frozen", "no running statistics are kept here")):
         with pytest.raises(RequestError, match=sentence):
             make(digits, tmp_path / "p", model=with_batch_norm, batch_norm=policy)
     pool = make(digits, tmp_path / "p", model=with_batch_norm, batch_norm="batch")

@@ -14,7 +14,7 @@ from datadistill.experiments.recipes.record import (
     check_keys,
     parse_expect,
 )
-from datadistill.pretraining.make_trajectories import EXPERT_TRAINING
+from datadistill.pretraining.make import EXPERT_TRAINING
 from datadistill.training.train import Training
 from datadistill.utils.errors import RequestError
 

@@ -1,0 +1,442 @@
+"""Experts: many networks trained on real images, kept as a pool or, after every epoch, as trajectories.
+
+Every network has generators of its own, and on a CPU a single core, so that its bits depend neither on the number of
+cores nor on which networks are trained beside it or were kept from before.
+"""
+
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datadistill.data import Datasets, RealData, Split, as_real
+from datadistill.engine import Network, Weights, kernels, make_network
+from datadistill.engine.parallel import each_on_one_core
+from datadistill.models import SCHEMES, ModelFactory, create_model, draw_weights, model_name
+from datadistill.pretraining.facts import NetworkFacts
+from datadistill.pretraining.pool import Networks, Pool, PoolFacts, check_shares, load_pool, stacked_in_half
+from datadistill.pretraining.trajectories import (
+    FACTS_NAME,
+    Trajectories,
+    TrajectoryFacts,
+    load_trajectories,
+    read_expert,
+    save_facts,
+    write_expert,
+)
+from datadistill.training.accuracy import accuracy_of
+from datadistill.training.train import Training, train
+from datadistill.utils.errors import DamagedFileError, DatadistillError, Interrupted, RequestError
+from datadistill.utils.files import digest_of, read_json, read_tensors, write_json, write_tensors
+from datadistill.utils.interrupts import StopRequest
+from datadistill.utils.runtime import resolve_device, stream, versions
+
+NETS, RESERVED, POOL_GB = 50, 10, 2.0
+EXPERTS, TRAJECTORIES_GB = 100, 5.0
+EXPERT_TRAINING = Training(
+    epochs=50,
+    rate=0.01,
+    batch=256,
+    optimizer="sgd",
+    falls="constant",
+    augment="color_crop_cutout_flip_scale_rotate",
+)
+"""How Cazenavette et al. 2022 train experts for CIFAR-10, as their code does by default."""
+
+
+def make_pool(
+    real: RealData | Datasets,
+    out: str | Path,
+    *,
+    model: str | ModelFactory = "lenet",
+    scheme: str = "xavier",
+    nets: int | None = None,
+    reserved: int | None = None,
+    training: Training | None = None,
+    start: Pool | str | Path | None = None,
+    batch_norm: str = "refused",
+    seed: int = 0,
+    device: str = "auto",
+    test: bool = False,
+    max_gb: float = POOL_GB,
+    resume: bool = False,
+    command: str = "",
+    say: Callable[[str], None] = lambda text: None,
+    count: Callable[[], None] = lambda: None,
+) -> Pool:
+    """Train networks on a dataset, several at a time, and write them to one file.
+
+    Every finished network is kept in a folder beside that file until all are done.
+
+    Args:
+        real: the dataset, or a training and a test `Dataset`; training sees its training split, and never
+            the held-out slice.
+        out: the file.
+        model: the network, by name or as a function that returns a `torch.nn.Module`.
+        scheme: how weights before training are drawn, one of `models.SCHEMES`.
+        nets: how many networks; 50 without it.
+        reserved: how many of them are for judging only; 10 without it.
+        training: epochs, rate and batch; `Training()` without one.
+        start: another pool, or its file, such as of networks that know other images: each of them is trained further.
+            The scheme, the number of networks and how many are reserved are then that pool's.
+        batch_norm: what layers with running statistics do: `refused` or `batch`.
+        seed: of all randomness; the same seed gives the same bits.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        test: measure accuracies on the test split too.
+        max_gb: a pool that would take more gigabytes on the disk while it is made is refused.
+        resume: keep the networks that an earlier call with the same settings has finished.
+        command: what to record as the command that made the pool.
+        say: called with a sentence worth reading.
+        count: called after each epoch of each network, `nets x epochs` times.
+
+    Raises:
+        RequestError: the request was wrong.
+        Interrupted: Ctrl-C; finished networks are kept.
+        DatadistillError: training diverged, or a file could not be written.
+    """
+    start = load_pool(start) if isinstance(start, str | Path) else start
+    total, reserved = _shares(nets, reserved, start)
+
+    def size(weights: int) -> str:
+        last, meanwhile = 2 * weights * total, 4 * weights * total
+        sizes = f"{total} networks take {last / 1e6:.1f} MB, and {meanwhile / 1e6:.1f} MB more while they are trained"
+        if not last + meanwhile <= max_gb * 1e9:
+            raise RequestError(f"{sizes}, but {max_gb:g} GB are allowed: lower --nets or raise --max-gb")
+        return f"{sizes}."
+
+    real, network, known = _prepare(real, model, batch_norm, device, size, say)
+    if start is not None:
+        start.check_fits(network, model_name(model), real)
+    facts = PoolFacts(
+        **known,
+        scheme=SCHEMES.get(scheme).name if start is None else start.facts.scheme,
+        training=training or Training(),
+        seed=seed,
+        recipe=command,
+        reserved=reserved,
+        accuracies=(0.0,) * total,
+        start="" if start is None else start.digest,
+    )
+    out, starts = Path(out), None if start is None else start.networks
+    parts = out.with_name(out.name + ".parts")
+    maker = _Maker(real, network, facts, "network", out, parts, out, say, count, starts, epochs_kept=1)
+    if maker.begin(resume, lambda: load_pool(out).facts):
+        maker.train_missing(_read_part, _write_part)
+        _joined(maker, facts, test).save(out)
+        shutil.rmtree(parts, ignore_errors=True)
+    return load_pool(out)
+
+
+def make_trajectories(
+    real: RealData | Datasets,
+    out: str | Path,
+    *,
+    model: str | ModelFactory = "convnet",
+    scheme: str = "default",
+    experts: int = EXPERTS,
+    training: Training = EXPERT_TRAINING,
+    batch_norm: str = "refused",
+    seed: int = 0,
+    device: str = "auto",
+    max_gb: float = TRAJECTORIES_GB,
+    resume: bool = False,
+    command: str = "",
+    say: Callable[[str], None] = lambda text: None,
+    count: Callable[[], None] = lambda: None,
+) -> Trajectories:
+    """Train experts on a dataset, several at a time, and write the weights of every epoch into a folder.
+
+    Args:
+        real: the dataset, or a training and a test `Dataset`; training sees its training split, and never the
+            held-out slice.
+        out: the folder.
+        model: the network, by name or as a function that returns a `torch.nn.Module`.
+        scheme: how weights before training are drawn, one of `models.SCHEMES`.
+        experts: how many.
+        training: epochs, rate, batch and augmentation.
+        batch_norm: what layers with running statistics do: `refused` or `batch`.
+        seed: of all randomness; the same seed gives the same bits.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        max_gb: more gigabytes on the disk are refused.
+        resume: keep the experts that an earlier call with the same settings has finished.
+        command: what to record as the command that made them.
+        say: called with a sentence worth reading.
+        count: called after each epoch of each expert, `experts x epochs` times.
+
+    Raises:
+        RequestError: the request was wrong.
+        Interrupted: Ctrl-C; finished experts are kept.
+        DatadistillError: training diverged, or a file could not be written.
+    """
+    if experts < 1 or training.epochs < 1:
+        raise RequestError(f"{experts} experts of {training.epochs} epochs are no trajectories: ask for 1 or more each")
+
+    def size(weights: int) -> str:
+        total = 2 * weights * (training.epochs + 1) * experts
+        if not total <= max_gb * 1e9:
+            raise RequestError(
+                f"the trajectories of {experts} experts take {total / 1e9:.3g} GB, but {max_gb:g} GB are allowed: "
+                "lower --nets or --epochs, or raise --max-gb"
+            )
+        return f"{experts} experts, {training.epochs + 1} times each, take {total / 1e6:.1f} MB."
+
+    real, network, known = _prepare(real, model, batch_norm, device, size, say)
+    facts = TrajectoryFacts(
+        **known,
+        scheme=SCHEMES.get(scheme).name,
+        training=training,
+        seed=seed,
+        recipe=command,
+        accuracies=(0.0,) * experts,
+    )
+    out = Path(out)
+    maker = _Maker(real, network, facts, "expert", out, out, out / FACTS_NAME, say, count)
+
+    def write(path: Path, epochs: Sequence[Weights], began: float) -> None:
+        seconds, last = time.perf_counter() - began, Networks(stacked_in_half(epochs[-1:])).to(maker.device)
+        write_expert(path, epochs, accuracy_of(network, last[0], real.held_out).correct, seconds)
+
+    if maker.begin(resume, lambda: load_trajectories(out).facts):
+        maker.train_missing(lambda path: read_expert(path, training.epochs).check(), write)
+        finished = [read_expert(path, training.epochs).facts for path in maker.files]
+        facts = replace(
+            facts,
+            digests=tuple(expert.digest for expert in finished),
+            accuracies=tuple(expert.accuracy for expert in finished),
+            seconds=round(sum(expert.seconds for expert in finished), 3),
+        )
+        save_facts(out, facts)
+        maker.config.unlink()
+    return load_trajectories(out)
+
+
+def _shares(nets: int | None, reserved: int | None, start: Pool | None) -> tuple[int, int]:
+    """How many networks there are, and how many of them are reserved.
+
+    Raises:
+        RequestError: impossible numbers, or others than the pool to start from has.
+    """
+    if start is None:
+        shares = (NETS if nets is None else nets, RESERVED if reserved is None else reserved)
+        check_shares(*shares)
+        return shares
+    shares = (len(start), start.facts.reserved)
+    if nets not in (None, shares[0]) or reserved not in (None, shares[1]):
+        raise RequestError(
+            f"the pool to start from has {shares[0]} networks and reserves {shares[1]}, which stays so: ask for no "
+            "other numbers"
+        )
+    return shares
+
+
+def _prepare(
+    real: RealData | Datasets,
+    model: str | ModelFactory,
+    batch_norm: str,
+    device: str,
+    size: Callable[[int], str],
+    say: Callable[[str], None],
+) -> tuple[RealData, Network, dict[str, Any]]:
+    """The dataset and the network on the device, and the facts of both; `size` refuses too many weights."""
+    if batch_norm not in ("refused", "batch"):
+        raise RequestError(f"the batch norm policy is {batch_norm}, but no running statistics are kept here: use batch")
+    on = resolve_device(device)
+    real = as_real(real).to(on)
+    module = create_model(model, real).to(on)
+    say(size(sum(weight.numel() for weight in module.parameters())))
+    if on.type == "cpu":
+        kernels.prepare(say)
+    known = {
+        "dataset": real.origin,
+        "classes": real.classes,
+        "normalization": real.normalization.by_channel,
+        "zca": real.is_whitened,
+        "image_shape": tuple(real.train.images.shape[1:]),
+        "model": model_name(model),
+        "batch_norm": batch_norm,
+        "versions": versions(),
+    }
+    return real, make_network(module, batch_norm), known
+
+
+@dataclass(frozen=True, eq=False)
+class _Maker:
+    """Networks in the making, each of which has a file in a folder when it is finished.
+
+    Attributes:
+        real: the dataset, on the device.
+        network: the architecture, on the device.
+        facts: of the networks; results are not known yet.
+        word: what one of them is called.
+        out: where all of them go together.
+        folder: where their files lie until then.
+        whole: the file that is written last.
+        say: called with a sentence worth reading.
+        count: called after each epoch of each network.
+        starts: the networks that are trained further, where they are not drawn.
+        epochs_kept: of how many epochs, the last ones, weights are kept; None: of all, and those before the first.
+    """
+
+    real: RealData
+    network: Network
+    facts: NetworkFacts
+    word: str
+    out: Path
+    folder: Path
+    whole: Path
+    say: Callable[[str], None]
+    count: Callable[[], None]
+    starts: Networks | None = None
+    epochs_kept: int | None = None
+    _alone: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def device(self) -> torch.device:
+        return self.real.train.images.device
+
+    @property
+    def config(self) -> Path:
+        """What was asked for, as long as something is missing."""
+        return self.folder / "config.json"
+
+    @property
+    def files(self) -> list[Path]:
+        """Of all networks."""
+        return [self.folder / f"{self.word}-{index:05d}.safetensors" for index in range(len(self.facts.accuracies))]
+
+    def begin(self, resume: bool, load: Callable[[], NetworkFacts]) -> bool:
+        """Make or check the folder; False where all is there already, with facts that can be loaded.
+
+        Raises:
+            RequestError: something else is in the way.
+        """
+        if resume and not self.folder.exists() and not self.out.exists():
+            self.say(f"there is nothing of {self.out} yet: starting from the beginning.")
+        if self.whole.exists() and not self.config.exists():
+            if not resume or load().asked() != self.facts.asked():
+                raise RequestError(f"{self.out} is there already: give another --out")
+            self.say(f"{self.out} is finished already.")
+            return False
+        settings = self.facts.asked() | {"device": self.device.type}
+        if not self.config.exists():
+            if self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
+                raise RequestError(f"{self.folder} holds something else than {self.word}s: give another --out")
+            write_json(self.config, settings)
+        elif not resume:
+            raise RequestError(f"{self.folder} holds {self.word}s from before: add --resume to keep them, or remove it")
+        before = read_json(self.config)
+        before = before if isinstance(before, dict) else {}
+        for name in settings | before:
+            there, value = before.get(name), settings.get(name)
+            if there != value:
+                raise RequestError(f"the {self.word}s in {self.folder} have {name} {there}, but {value} is asked for")
+        return True
+
+    def train_missing(
+        self, read: Callable[[Path], object], write: Callable[[Path, Sequence[Weights], float], None]
+    ) -> None:
+        """Train the networks that are not finished yet.
+
+        Args:
+            read: raises DatadistillError where a file is not whole.
+            write: is given the file, the weights of the epochs that are kept, and when training began.
+        """
+        files = self.files
+
+        def one(index: int) -> None:
+            began = time.perf_counter()
+            write(files[index], self._train(index, stop), began)
+
+        with StopRequest() as stop:
+            each_on_one_core(one, self._missing(read), self.device)
+
+    def _missing(self, read: Callable[[Path], object]) -> list[int]:
+        """The networks that are not finished; the epochs of the others are counted."""
+        missing, total = list[int](), len(self.files)
+        for index, path in enumerate(self.files):
+            try:
+                read(path)
+            except DatadistillError as error:
+                if path.exists():
+                    self.say(f"{self.word} {index + 1} is trained again: {error}.")
+                missing.append(index)
+        if len(missing) < total:
+            self.say(f"{total - len(missing)} of {total} {self.word}s are there already.")
+        for _ in range((total - len(missing)) * self.facts.training.epochs):
+            self.count()
+        return missing
+
+    def _train(self, index: int, stop: StopRequest) -> list[Weights]:
+        """The weights of a network after the epochs that are kept, on the CPU."""
+        epochs: deque[Weights] = deque(maxlen=self.epochs_kept)
+
+        def count() -> None:
+            with self._alone:
+                self.count()
+            if stop.requested:
+                raise Interrupted(f"interrupted; {self.word}s that are finished are kept", self.folder)
+
+        def keep(weights: Weights) -> None:
+            epochs.append({name: weight.cpu() for name, weight in weights.items()})
+
+        training, order = self.facts.training, stream(self.facts.seed, "expert", index, "order")
+        split = self.real.train
+        train(self.network, self._start(index), split.images, split.labels, training, order, count, keep)
+        if not all(bool(weight.isfinite().all()) for weight in epochs[-1].values()):
+            raise DatadistillError(f"the weights of {self.word} {index + 1} are not finite: give a lower --rate")
+        return list(epochs)
+
+    def _start(self, index: int) -> Weights:
+        """The weights with which the training of a network begins."""
+        if self.starts is not None:
+            return {name: weight.to(self.device) for name, weight in self.starts[index].items()}
+        draw = stream(self.facts.seed, "expert", index, "start")
+        with self.network.alone:
+            return draw_weights(self.network.module, self.facts.scheme, draw)
+
+
+def _write_part(path: Path, epochs: Sequence[Weights], began: float) -> None:
+    """Keep a network of a pool, in full precision until all are finished."""
+    seconds = str(time.perf_counter() - began)
+    write_tensors(path, epochs[-1], {"seconds": seconds, "sha256": digest_of(epochs[-1], seconds)})
+
+
+def _read_part(path: Path) -> tuple[Weights, float]:
+    """A finished network of a pool, and the seconds it took.
+
+    Raises:
+        DatadistillError: it is not there, or it is damaged.
+    """
+    weights, metadata = read_tensors(path)
+    if metadata.get("sha256") != digest_of(weights, metadata.get("seconds", "")):
+        raise DamagedFileError(f"{path} is damaged: its checksum differs")
+    return weights, float(metadata["seconds"])
+
+
+def _joined(maker: _Maker, facts: PoolFacts, test: bool) -> Pool:
+    """A pool of networks that are finished: their weights are rounded, and what they are worth is measured."""
+    parts, device = [_read_part(path) for path in maker.files], maker.device
+    exact = [{name: weight.to(device) for name, weight in weights.items()} for weights, _ in parts]
+    stacked = stacked_in_half([weights for weights, _ in parts])
+    rounded = Networks(stacked).to(device)
+
+    def accuracies(networks: Networks | list[Weights], split: Split) -> tuple[float, ...]:
+        def correct(index: int) -> float:
+            return accuracy_of(maker.network, networks[index], split).correct
+
+        return tuple(each_on_one_core(correct, range(len(networks)), device))
+
+    facts = replace(
+        facts,
+        accuracies=accuracies(rounded, maker.real.held_out),
+        unrounded=accuracies(exact, maker.real.held_out),
+        test=accuracies(rounded, maker.real.test) if test else (),
+        seconds=round(sum(seconds for _, seconds in parts), 3),
+    )
+    return Pool(facts, stacked)
