@@ -5,13 +5,12 @@ import itertools
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -19,13 +18,12 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
 from datadistill.engine import kernels
+from datadistill.engine.losses import CROSS_ENTROPY, Labels, Loss
 from datadistill.engine.overrides import Replaced, dropouts
 from datadistill.engine.parallel import map_on_cores, shared_out
 from datadistill.utils.errors import RequestError
 
 Weights: TypeAlias = dict[str, Tensor]
-Labels: TypeAlias = Int64[Tensor, "n"] | Float[Tensor, "n k"]
-"""Class indices, or soft labels: the targets as the cross-entropy uses them."""
 BatchNorm: TypeAlias = Literal["refused", "batch", "frozen"]
 
 
@@ -51,6 +49,7 @@ class Network:
         module: gives the architecture. It must keep no state from call to call.
         operations: of `kernels`, which take the place of PyTorch's; they must have been built.
         augment: changes images before the module sees them, by draws for the whole batch, wherever dropout would draw.
+        criterion: what it is trained by.
 
     Raises:
         RequestError: a layer keeps running statistics.
@@ -59,6 +58,7 @@ class Network:
     module: nn.Module
     operations: tuple[str, ...] = ()
     augment: Callable[[Tensor, Noise], Tensor] | None = None
+    criterion: Loss = CROSS_ENTROPY
     _spare: list["_Body"] = field(default_factory=list, init=False, repr=False)
     _alone: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -88,7 +88,16 @@ class Network:
     @cached_property
     def plain(self) -> "Network":
         """The same network with PyTorch's own operations alone."""
-        return Network(self.module, augment=self.augment) if self.operations else self
+        return Network(self.module, augment=self.augment, criterion=self.criterion) if self.operations else self
+
+    def trained_by(self, criterion: Loss) -> "Network":
+        """The same network with another loss. Both call one module, and so share the lock on it."""
+        if criterion == self.criterion:
+            return self
+        other = replace(self, criterion=criterion)
+        for name in ("_spare", "_alone"):
+            object.__setattr__(other, name, getattr(self, name))
+        return other
 
     @cached_property
     def draws(self) -> bool:
@@ -128,8 +137,8 @@ class Network:
         labels: Labels,
         noise: Noise | None = None,
     ) -> Float[Tensor, ""]:
-        """Mean cross-entropy."""
-        return F.cross_entropy(self.logits(weights, images, noise), labels)
+        """The mean of `criterion` over the images."""
+        return self.criterion(self.logits(weights, images, noise), labels)
 
     def gradient(
         self,

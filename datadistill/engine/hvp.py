@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datadistill.engine.functional import Labels, Network, Noise, Weights, as_leaves
+from datadistill.engine.functional import Network, Noise, Weights, as_leaves
+from datadistill.engine.losses import Labels
 from datadistill.engine.surrogate import widened
 
 _ONE_AT_A_TIME = threading.Lock()

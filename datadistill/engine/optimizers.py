@@ -181,6 +181,23 @@ class Adam:
         return UpdatePulledBack(weights=pulled[0], state=pulled[1], gradients=pulled[2], rate=d_rate)
 
 
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2, as PyTorch has it).
+
+    Attributes:
+        weight_decay: this share of the weights, times the learning rate, is taken from them before Adam's step.
+    """
+
+    weight_decay: float = 0.01
+
+    def update(
+        self, weights: Weights, gradients: Weights, state: State, rate: Tensor | float, step: int
+    ) -> tuple[Weights, State]:
+        kept = {name: weight * (1 - rate * self.weight_decay) for name, weight in weights.items()}
+        return Adam(self.betas, self.eps).update(kept, gradients, state, rate, step)
+
+
 def _decayed(weights: Weights, gradients: Weights, decay: float) -> Weights:
     """`gradients + decay * weights`."""
     if decay == 0:

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datadistill.engine.functional import Labels, Network, Weights, batch_gradient
+from datadistill.engine.functional import Network, Weights, batch_gradient
+from datadistill.engine.losses import Labels
 from datadistill.engine.optimizers import Optimizer, State
 
 

@@ -12,8 +12,10 @@ import datadistill as dd
 from datadistill.engine import (
     SGD,
     Adam,
+    AdamW,
     Engine,
     InnerStep,
+    Loss,
     Optimizer,
     hypergradient,
     make_network,
@@ -287,12 +289,28 @@ def test_a_weight_the_loss_does_not_use_is_an_error() -> None:
         case.analytic(EXACT[0])
 
 
+def test_decoupled_weight_decay() -> None:
+    check(Case(MLP(3, 1, 4, width=8), 4, AdamW(weight_decay=0.5), 0.01), 1e-5)
+
+
+@pytest.mark.parametrize("loss", [Loss("mse"), Loss("kl", 3.0)], ids=str)
+def test_other_losses(loss: Loss) -> None:
+    case = Case(MLP(3, 1, 4, width=8), 4, SGD(momentum=0.9), 0.1)
+    case.network = case.network.trained_by(loss)
+    check(case, 1e-5)
+
+
 @pytest.mark.parametrize(
     "engine", [*EXACT, Engine("recompute", "reverse", "eager", inner_chunk=2)], ids=lambda e: e.storage
 )
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["sgd", "momentum", "adam"])
-def test_soft_labels(engine: Engine, optimizer: Optimizer) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "criterion"),
+    [*((optimizer, Loss()) for optimizer in OPTIMIZERS), (SGD(), Loss("mse")), (SGD(), Loss("kl", 2.0))],
+    ids=["sgd", "momentum", "adam", "mse", "kl"],
+)
+def test_soft_labels(engine: Engine, optimizer: Optimizer, criterion: Loss) -> None:
     case = Case(MLP(3, 1, 4), 4, optimizer, 0.05)
+    case.network = case.network.trained_by(criterion)
     soft = torch.rand(2, 3, 3, generator=stream(4), dtype=torch.float64)
 
     def steps(labels: Tensor) -> list[InnerStep]:

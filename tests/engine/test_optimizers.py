@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from datadistill.engine import SGD, Adam, Optimizer
+from datadistill.engine import SGD, Adam, AdamW, Optimizer
 from datadistill.utils.runtime import stream
 
 
@@ -15,8 +15,12 @@ from datadistill.utils.runtime import stream
         (SGD(0.9, 0.01), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.01)),
         (Adam((0.5, 0.99)), lambda p: torch.optim.Adam(p, 0.1, betas=(0.5, 0.99))),
         (Adam(weight_decay=0.01), lambda p: torch.optim.Adam(p, 0.1, weight_decay=0.01)),
+        (
+            AdamW((0.5, 0.99), weight_decay=0.1),
+            lambda p: torch.optim.AdamW(p, 0.1, betas=(0.5, 0.99), weight_decay=0.1),
+        ),
     ],
-    ids=["sgd", "momentum", "decay", "adam", "adam-decay"],
+    ids=["sgd", "momentum", "decay", "adam", "adam-decay", "adamw"],
 )
 def test_same_path_as_torch(mine: Optimizer, theirs: type[torch.optim.Optimizer]) -> None:
     draw = stream(0)
