@@ -23,7 +23,7 @@ from datadistill.models import create_model, draw_weights
 from datadistill.pretraining.make import EXPERT_TRAINING, make_trajectories
 from datadistill.pretraining.pool import stacked_in_half
 from datadistill.pretraining.trajectories import ExpertFile
-from datadistill.training.train import train
+from datadistill.training.fit import fit
 from datadistill.utils.runtime import stream
 
 EXPERTS, DISTANCE = 3, 2
@@ -55,14 +55,14 @@ def main() -> None:
     given = parser.parse_args()
     real = dd.load(given.dataset)
     training = replace(
-        EXPERT_TRAINING, epochs=given.epochs, batch=given.batch, rate=given.rate, augment="crop_scale_rotate"
+        EXPERT_TRAINING, epochs=given.epochs, batch=given.batch, lr=given.rate, augment="crop_scale_rotate"
     )
     network = make_network(create_model(given.model, real))
     experts = []
     for number in range(EXPERTS):
         kept: list[Weights] = []
         start = draw_weights(network.module, "default", stream(number, "start"))
-        train(network, start, real.train.images, real.train.labels, training, stream(number, "order"), keep=kept.append)
+        fit(network, start, real.train, training, stream(number, "order"), keep=kept.append)
         experts.append(kept)
     short = replace(training, epochs=DISTANCE)
     frame = make_trajectories(

@@ -40,16 +40,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datadistill.data.real import Split
 from datadistill.engine import kernels, make_network
 from datadistill.engine.functional import Weights
 from datadistill.engine.parallel import each_on_one_core
 from datadistill.models.convnet import ConvNet
 from datadistill.models.init import draw_weights
-from datadistill.training.train import PIECE, Training, train
+from datadistill.training.fit import PIECE, fit
+from datadistill.training.recipe import DC
 from datadistill.utils.runtime import keep_freed_memory, stream
 
 CPU = torch.device("cpu")
-SETTINGS = Training(rate=0.01, batch=256, optimizer="sgd", momentum=0.9, weight_decay=0.0005, falls="constant")
+SETTINGS = replace(DC, schedule="constant")
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,11 @@ CASES = (
 
 
 def ours(case: Case, nets: int, epochs: int, operations: str = "auto") -> list[Weights]:
-    network, (images, labels) = make_network(case.module(), operations=operations), case.batch()
+    network, split = make_network(case.module(), operations=operations), Split(*case.batch(), num_classes=10)
     training = replace(SETTINGS, epochs=epochs)
 
     def one(net: int) -> Weights:
-        return train(network, case.start(net), images, labels, training, stream(net))
+        return fit(network, case.start(net), split, training, stream(net))
 
     return each_on_one_core(one, range(nets), CPU)
 
@@ -95,7 +97,7 @@ def plain(case: Case, nets: int, epochs: int) -> list[Weights]:
         module = case.module()
         module.load_state_dict(case.start(net))
         optimizer = torch.optim.SGD(
-            module.parameters(), lr=SETTINGS.rate, momentum=SETTINGS.momentum, weight_decay=SETTINGS.weight_decay
+            module.parameters(), lr=0.01, momentum=SETTINGS.momentum, weight_decay=SETTINGS.weight_decay
         )
         for _ in range(epochs):
             optimizer.zero_grad()

@@ -25,7 +25,7 @@ from datadistill.formats import Usage, export_to, import_from
 from datadistill.pretraining.make import make_pool, make_trajectories
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.pretraining.trajectories import Trajectories, load_trajectories
-from datadistill.training.train import Training
+from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.errors import DamagedFileError, DatadistillError, Interrupted, RequestError
 from datadistill.utils.progress import Progress
 
@@ -42,7 +42,7 @@ __all__ = [
     "RequestError",
     "Run",
     "Score",
-    "Training",
+    "TrainRecipe",
     "Trajectories",
     "Usage",
     "distill",

@@ -1,6 +1,7 @@
 """DistilledData: what distilling makes, and the one thing that everything after it takes."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from torch.utils.data import DataLoader, TensorDataset
 from datadistill.data.compatibility import check_classes, check_normalization, check_shape, check_whitening
 from datadistill.data.real import RealData
 from datadistill.data.transforms import Normalization, Whitening
-from datadistill.engine.functional import Labels, Weights
+from datadistill.engine.functional import Weights
+from datadistill.engine.losses import Labels
 from datadistill.engine.unroll import InnerStep
 from datadistill.utils.errors import DamagedFileError, RequestError, require
 from datadistill.utils.files import read_tensors, write_tensors
 from datadistill.utils.schema import from_json, read_header
 
-FORMAT = 1
+FORMATS = (1, 2)
 FILE_NAME = "distilled.safetensors"
 _WEIGHT_PREFIX = "initial_weights."
 _ZCA = ("transform.zca_mean", "transform.zca_matrix")
@@ -35,7 +37,12 @@ _LAYOUT = {
 """Type and number of dimensions of each tensor but initial weights."""
 
 CONDENSATION = "dc"
-"""The protocol of data without rates for each step, as `inner` names it: see `training.dc_recipe`."""
+"""The protocol of data without rates for each step, as `inner` names it: see `training.carried`."""
+
+
+def is_format_2(inner: Mapping[str, Any]) -> bool:
+    """Whether `inner` is a `TrainRecipe` by its fields, for which files have another format and the key `training`."""
+    return "lr" in inner
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,8 @@ class Provenance:
         normalization: how the real pixels in [0, 1] became what the network is fed.
         model: the network it was made for.
         weights: the kind of initial weights and the scheme they were drawn by.
-        inner: optimizer, steps, epochs, augment and loss of the inner loop; or `protocol` dc with its settings.
+        inner: how networks are trained on it: optimizer, steps, epochs, augment and loss of the inner loop; `protocol`
+            dc with its settings; or any `TrainRecipe`. `training.carried` reads all three.
         method: name and hyper-parameters.
         seed: of the run.
         versions: of the software.
@@ -188,7 +196,10 @@ class DistilledData:
         """The provenance as a file's JSON."""
         normalization = self.provenance.normalization
         plain = replace(self.provenance, normalization=normalization.by_channel)
-        return json.dumps({"format": FORMAT, **asdict(plain), "normalization": normalization.known()}, allow_nan=False)
+        known = {"format": 1, **asdict(plain), "normalization": normalization.known()}
+        if is_format_2(self.provenance.inner):
+            known |= {"format": 2, "training": known.pop("inner")}
+        return json.dumps(known, allow_nan=False)
 
 
 def load_distilled(path: str | Path) -> DistilledData:
@@ -206,7 +217,7 @@ def load_distilled(path: str | Path) -> DistilledData:
     try:
         return parse_distilled(tensors, metadata)
     except DamagedFileError as error:
-        raise DamagedFileError(f"{file} is not distilled data of format {FORMAT}: {error}") from error
+        raise DamagedFileError(f"{file} is not distilled data of format 1 or 2: {error}") from error
 
 
 def parse_distilled(tensors: dict[str, Tensor], metadata: dict[str, str]) -> DistilledData:
@@ -215,8 +226,11 @@ def parse_distilled(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Dis
     Raises:
         DamagedFileError: they break the format.
     """
-    header = read_header(metadata, "datadistill", FORMAT)
+    header = read_header(metadata, "datadistill", *FORMATS)
+    is_recipe = "training" in header and "inner" not in header
+    header |= {"inner": header["training"]} if is_recipe else {}
     provenance = _parse_provenance(header)
+    require(is_format_2(provenance.inner) or not is_recipe, "'lr' is missing from its training")
     for name in ("images", "labels", "batches"):
         require(name in tensors, f"the tensor '{name}' is missing")
     for name, tensor in tensors.items():
@@ -277,7 +291,8 @@ def _check(data: DistilledData) -> None:
     require(channels == data.images.shape[1], f"{channels} normalisation channels for {data.images.shape[1]}")
     if data.learning_rates is not None:
         require(len(data.learning_rates) > 0, "it has no learning rates")
-        require(len(data.learning_rates) % len(data.batches) == 0, "its learning rates are not whole epochs")
+        whole = is_format_2(data.provenance.inner) or len(data.learning_rates) % len(data.batches) == 0
+        require(whole, "its learning rates are not whole epochs")
         require(bool((data.learning_rates > 0).all()), "a learning rate is not positive")
     if data.soft_labels is not None:
         require(data.soft_labels.shape == (count, num_classes), "its soft labels have the wrong shape")

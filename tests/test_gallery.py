@@ -21,8 +21,9 @@ from datadistill.experiments.recipes import recipes
 from datadistill.models import create_model, draw_weights
 from datadistill.pretraining.pool import Pool, PoolFacts
 from datadistill.report.card import make_card
-from datadistill.training.accuracy import accuracy_along, accuracy_of
-from datadistill.training.dc_recipe import condensation_for
+from datadistill.training.accuracy import accuracy_of
+from datadistill.training.carried import recipe_of
+from datadistill.training.fit import fit
 from datadistill.utils.runtime import stream
 
 SETS = sorted((ROOT / "gallery").iterdir())
@@ -63,10 +64,10 @@ def short_loss(data: dd.DistilledData, real: dd.RealData) -> float:
     start, scheme = data.initial_weights, str(data.provenance.weights.get("scheme", "default"))
     if start is None:
         start = draw_weights(network.module, scheme, stream(0, "evaluation", 0))
-    if not data.is_condensed:
-        return accuracy_along(network, start, data.inner_steps(), few)[-1].loss
-    settings = replace(condensation_for(data), epochs=5 if len(data.labels) <= 10 else 2)
-    reached = settings.train(network, start, data.images, data.targets, stream(0, "evaluation-training", 0))
+    recipe = recipe_of(data)
+    if data.is_condensed:
+        recipe = replace(recipe, epochs=5 if len(data.labels) <= 10 else 2)
+    reached = fit(network, start, data, recipe, stream(0, "evaluation-training", 0))
     return accuracy_of(network, reached, few).loss
 
 

@@ -22,7 +22,7 @@ def make_pool(real: dd.RealData, out: Path) -> dd.Pool:
         model="mlp",
         nets=35,
         reserved=10,
-        training=dd.Training(epochs=1, batch=64),
+        training=dd.TrainRecipe(epochs=1, batch=64),
         device="cpu",
         command="python tests/trained.py",
     )
@@ -35,7 +35,7 @@ def make_experts(real: dd.RealData, out: Path) -> dd.Trajectories:
         out,
         model="ConvNetD1W16",
         experts=4,
-        training=dd.Training(10, 0.01, 64, "sgd", falls="constant", augment="crop_scale_rotate"),
+        training=dd.TrainRecipe(10, 0.01, 64, "sgd", schedule="constant", augment="crop_scale_rotate"),
         device="cpu",
         command="python tests/trained.py",
     )

@@ -12,7 +12,7 @@ from datadistill.baselines.optimized import SETS, optimized
 from datadistill.baselines.random_real import random_real
 from datadistill.distilled import DistilledData
 from datadistill.methods import Problem
-from datadistill.training.dc_recipe import Condensation
+from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.progress import Bar
 from datadistill.utils.registry import Registry
 
@@ -36,14 +36,14 @@ class BaselineInfo:
     Attributes:
         name: what people type.
         line: one line of explanation.
-        choose: from a problem, steps, epochs, a number of sets, what shows progress, and settings of protocol `dc` if
+        choose: from a problem, steps, epochs, a number of sets, what shows progress, and protocol `dc` if
             it is for that; the best or first set first.
         sets: how many are made, or drawn from, unless somebody says otherwise.
     """
 
     name: str
     line: str
-    choose: Callable[[Problem, int, int, int, Bar, Condensation | None], list[DistilledData]]
+    choose: Callable[[Problem, int, int, int, Bar, TrainRecipe | None], list[DistilledData]]
     sets: int = 1
 
 

@@ -11,7 +11,7 @@ import torch
 from datadistill.baselines.base import assemble, by_class, finished
 from datadistill.distilled import DistilledData
 from datadistill.methods import Problem
-from datadistill.training.dc_recipe import Condensation
+from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.errors import RequestError
 from datadistill.utils.progress import Bar, quiet
 
@@ -22,7 +22,7 @@ def average(
     epochs: int,
     sets: int = 1,
     bar: Bar = quiet,
-    settings: Condensation | None = None,
+    recipe: TrainRecipe | None = None,
 ) -> list[DistilledData]:
     """The class means as one set.
 
@@ -32,7 +32,7 @@ def average(
         epochs: how often they are walked.
         sets: one; the means leave nothing to chance.
         bar: shows progress.
-        settings: for protocol `dc` instead of rates that are tuned; then steps and epochs are 1.
+        recipe: of protocol `dc`, instead of rates that are tuned; then steps and epochs are 1.
 
     Raises:
         RequestError: more than one set.
@@ -45,4 +45,4 @@ def average(
     drawn = assemble(replace(problem, ipc=steps), steps, epochs, images.repeat(steps, 1, 1, 1), {"name": "average"})
     labels = torch.arange(classes, device=problem.device)
     data = replace(drawn, images=images, labels=labels, batches=labels.repeat(steps, 1))
-    return [finished(data, problem, bar, settings)]
+    return [finished(data, problem, bar, recipe)]

@@ -10,12 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from datadistill.distilled import DistilledData
-from datadistill.engine import Weights, with_noise
+from datadistill.engine import Weights
 from datadistill.engine.parallel import map_on_cores
 from datadistill.methods import DD, Problem
 from datadistill.methods.dd import SCHEDULES
-from datadistill.training.accuracy import Accuracy, accuracy_along
-from datadistill.training.dc_recipe import Condensation
+from datadistill.training.accuracy import Accuracy, accuracy_of
+from datadistill.training.carried import BATCH_NORM, inner_of, recipe_of
+from datadistill.training.fit import fit
+from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.errors import DatadistillError
 from datadistill.utils.progress import Bar, quiet
 from datadistill.utils.runtime import stream
@@ -70,16 +72,16 @@ def assemble(
 
 
 def finished(
-    data: DistilledData, problem: Problem, bar: Bar = quiet, settings: Condensation | None = None
+    data: DistilledData, problem: Problem, bar: Bar = quiet, recipe: TrainRecipe | None = None
 ) -> DistilledData:
-    """Chosen images with tuned rates; or without any, for protocol `dc` with these settings."""
-    if settings is None:
+    """Chosen images with tuned rates; or without any, to be trained on by a recipe."""
+    if recipe is None:
         return tune(data, problem, bar)
     mine = data.provenance
-    inner = settings.as_inner() | {name: value for name, value in mine.inner.items() if name == "batch_norm"}
+    inner = inner_of(recipe) | {name: value for name, value in mine.inner.items() if name == BATCH_NORM}
     batches = torch.arange(len(data.labels), device=data.labels.device).view(1, -1)
-    condensed = replace(data, batches=batches, learning_rates=None, initial_weights=None)
-    return replace(condensed, provenance=replace(mine, inner=inner))
+    judged = replace(data, batches=batches, learning_rates=None, provenance=replace(mine, inner=inner))
+    return replace(judged, initial_weights=None) if judged.is_condensed else judged
 
 
 def by_class(problem: Problem, pick: Callable[[int], Float[Tensor, "ipc c h w"]]) -> Float[Tensor, "n c h w"]:
@@ -99,10 +101,11 @@ def tuning_networks(problem: Problem) -> list[Weights]:
 
 def held_out_accuracy(data: DistilledData, problem: Problem, starts: list[Weights]) -> float:
     """Mean accuracy on the held-out slice; -1 where a network ends without a finite loss, so that it never wins."""
-    steps = with_noise(problem.network, data.inner_steps(), stream(problem.seed, "tuning-noise"))
+    recipe = recipe_of(data)
 
     def one(start: Weights) -> Accuracy:
-        return accuracy_along(problem.network, start, steps, problem.real.held_out)[-1]
+        last = fit(problem.network, start, data, recipe, stream(problem.seed, "tuning-noise"))
+        return accuracy_of(problem.network, last, problem.real.held_out)
 
     found = map_on_cores(one, starts, problem.device)
     if not all(math.isfinite(accuracy.loss) for accuracy in found):

@@ -17,8 +17,8 @@ from datadistill.engine.functional import Network, Weights
 from datadistill.methods import Problem
 from datadistill.models import draw_weights
 from datadistill.training.accuracy import accuracy_of
-from datadistill.training.dc_recipe import Condensation
-from datadistill.training.train import Training, train
+from datadistill.training.fit import fit, walk_of
+from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.progress import Bar
 from datadistill.utils.runtime import stream
 
@@ -49,7 +49,7 @@ def chosen_by_features(
     epochs: int,
     sets: int,
     bar: Bar,
-    settings: Condensation | None = None,
+    recipe: TrainRecipe | None = None,
 ) -> list[DistilledData]:
     """Sets of real images, each chosen by the features of another network."""
     ipc = problem.real.check_ipc(problem.ipc)
@@ -64,7 +64,7 @@ def chosen_by_features(
 
         options = {"name": name, "set": number, "feature_network_held_out": features.accuracy}
         data = assemble(problem, steps, epochs, by_class(problem, pick), options)
-        made.append(finished(data, problem, bar, settings))
+        made.append(finished(data, problem, bar, recipe))
     return made
 
 
@@ -86,12 +86,12 @@ def make_features(problem: Problem, number: int, bar: Bar) -> Features:
     network, real = problem.network, problem.real
     headless(network, real.train.images[:1])  # refused before a network is trained
     start = draw_weights(network.module, problem.scheme, stream(problem.seed, "features", number))
-    training = Training()
-    steps = math.ceil(len(real.train) / training.batch)
-    training = replace(training, epochs=max(training.epochs, math.ceil(_LEAST_STEPS / steps)))
+    training = TrainRecipe()
+    walk = walk_of(training, real.train)
+    training = replace(training, epochs=max(training.epochs, math.ceil(_LEAST_STEPS / walk)))
     generator = stream(problem.seed, "features-order", number)
     with bar("training a network for features", training.epochs) as count:
-        weights = train(network, start, real.train.images, real.train.labels, training, generator, count)
+        weights = fit(network, start, real.train, training, generator, count)
     made = Features(features_of(network, weights, real.train), accuracy_of(network, weights, real.held_out).correct)
     problem.kept[key] = made
     return made

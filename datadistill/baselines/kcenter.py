@@ -12,7 +12,7 @@ from torch import Tensor
 from datadistill.baselines.features import chosen_by_features
 from datadistill.distilled import DistilledData
 from datadistill.methods import Problem
-from datadistill.training.dc_recipe import Condensation
+from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.progress import Bar, quiet
 
 
@@ -22,7 +22,7 @@ def kcenter(
     epochs: int,
     sets: int = 1,
     bar: Bar = quiet,
-    settings: Condensation | None = None,
+    recipe: TrainRecipe | None = None,
 ) -> list[DistilledData]:
     """Sets of k-center images, each by the features of another network.
 
@@ -32,9 +32,9 @@ def kcenter(
         epochs: how often they are walked.
         sets: how many.
         bar: shows progress.
-        settings: for protocol `dc` instead of rates that are tuned; then steps and epochs are 1.
+        recipe: of protocol `dc`, instead of rates that are tuned; then steps and epochs are 1.
     """
-    return chosen_by_features("kcenter", spread, problem, steps, epochs, sets, bar, settings)
+    return chosen_by_features("kcenter", spread, problem, steps, epochs, sets, bar, recipe)
 
 
 def spread(features: Float[Tensor, "n d"], count: int) -> Int64[Tensor, "{count}"]:

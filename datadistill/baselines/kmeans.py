@@ -9,7 +9,7 @@ from datadistill.baselines.base import assemble, by_class, finished
 from datadistill.data.kmeans import STARTS, cluster_centres
 from datadistill.distilled import DistilledData
 from datadistill.methods import Problem
-from datadistill.training.dc_recipe import Condensation
+from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.progress import Bar, quiet
 from datadistill.utils.runtime import stream
 
@@ -20,7 +20,7 @@ def kmeans(
     epochs: int,
     sets: int = 1,
     bar: Bar = quiet,
-    settings: Condensation | None = None,
+    recipe: TrainRecipe | None = None,
 ) -> list[DistilledData]:
     """Sets of cluster centres, which differ in where k-means starts.
 
@@ -30,7 +30,7 @@ def kmeans(
         epochs: how often they are walked.
         sets: how many.
         bar: shows progress.
-        settings: for protocol `dc` instead of rates that are tuned; then steps and epochs are 1.
+        recipe: of protocol `dc`, instead of rates that are tuned; then steps and epochs are 1.
     """
     ipc, made = problem.real.check_ipc(problem.ipc), list[DistilledData]()
     for number in range(sets):
@@ -44,5 +44,5 @@ def kmeans(
 
             images = by_class(problem, pick)
         options = {"name": "kmeans", "set": number, "starts": STARTS}
-        made.append(finished(assemble(problem, steps, epochs, images, options), problem, bar, settings))
+        made.append(finished(assemble(problem, steps, epochs, images, options), problem, bar, recipe))
     return made

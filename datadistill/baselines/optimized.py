@@ -11,7 +11,7 @@ from datadistill.baselines.base import Rates, held_out_accuracy, held_out_score,
 from datadistill.baselines.random_real import draw
 from datadistill.distilled import DistilledData
 from datadistill.methods import Problem
-from datadistill.training.dc_recipe import Condensation
+from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.errors import RequestError
 from datadistill.utils.progress import Bar, quiet
 
@@ -24,7 +24,7 @@ def optimized(
     epochs: int,
     sets: int = SETS,
     bar: Bar = quiet,
-    settings: Condensation | None = None,
+    recipe: TrainRecipe | None = None,
 ) -> list[DistilledData]:
     """The best fifth of the sets that `random` draws, best first.
 
@@ -37,12 +37,12 @@ def optimized(
         epochs: how often they are walked.
         sets: how many are drawn.
         bar: shows progress.
-        settings: must be None.
+        recipe: must be None.
 
     Raises:
         RequestError: it was asked for protocol `dc`.
     """
-    if settings is not None:
+    if recipe is not None:
         raise RequestError(
             f"baseline optimized trains networks on {sets} sets to choose among them, which takes protocol dc too "
             "long: use another one, such as random"

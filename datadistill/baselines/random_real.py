@@ -7,7 +7,7 @@ from torch import Tensor
 from datadistill.baselines.base import assemble, by_class, finished
 from datadistill.distilled import DistilledData
 from datadistill.methods import Problem
-from datadistill.training.dc_recipe import Condensation
+from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.progress import Bar, quiet
 from datadistill.utils.runtime import stream
 
@@ -18,7 +18,7 @@ def random_real(
     epochs: int,
     sets: int = 1,
     bar: Bar = quiet,
-    settings: Condensation | None = None,
+    recipe: TrainRecipe | None = None,
 ) -> list[DistilledData]:
     """Sets of random real images, each with rates of its own.
 
@@ -28,9 +28,9 @@ def random_real(
         epochs: how often they are walked.
         sets: how many.
         bar: shows progress.
-        settings: for protocol `dc` instead of rates that are tuned; then steps and epochs are 1.
+        recipe: of protocol `dc`, instead of rates that are tuned; then steps and epochs are 1.
     """
-    return [finished(draw(problem, steps, epochs, "random", number), problem, bar, settings) for number in range(sets)]
+    return [finished(draw(problem, steps, epochs, "random", number), problem, bar, recipe) for number in range(sets)]
 
 
 def draw(problem: Problem, steps: int, epochs: int, name: str, number: int) -> DistilledData:

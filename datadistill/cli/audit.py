@@ -19,7 +19,8 @@ from datadistill.engine import Network, Weights, make_network
 from datadistill.engine.parallel import map_on_cores
 from datadistill.evaluation.audit import APART, SHARE, Audit, audit
 from datadistill.models import chosen_model, create_model, draw_weights
-from datadistill.training.train import Training, train
+from datadistill.training.fit import fit
+from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.errors import DatadistillError
 from datadistill.utils.progress import counting
 from datadistill.utils.runtime import resolve_device, stream, versions
@@ -104,14 +105,14 @@ def _try(
 
 
 def _trained(arguments: argparse.Namespace, real: RealData, network: Network) -> list[Weights]:
-    training = Training(epochs=arguments.train_epochs, rate=arguments.train_rate)
+    training = TrainRecipe(epochs=arguments.train_epochs, lr=arguments.train_rate)
     with counting("training good networks", arguments.nets * training.epochs) as count:
 
         def one(number: int) -> Weights:
             with network.alone:
                 start = draw_weights(network.module, "xavier", stream(arguments.seed, "audit-start", number))
             draw = stream(arguments.seed, "audit-training", number)
-            return train(network, start, real.train.images, real.train.labels, training, draw, count)
+            return fit(network, start, real.train, training, draw, count)
 
         return map_on_cores(one, range(arguments.nets), real.test.images.device)
 

@@ -31,7 +31,7 @@ from datadistill.methods import make_problem
 from datadistill.pretraining.initial_weights import KINDS
 from datadistill.pretraining.pool import Pool
 from datadistill.report.card import judging
-from datadistill.training.dc_recipe import Condensation, changed
+from datadistill.training.recipe import DC, TrainRecipe, changed
 from datadistill.utils.errors import RequestError
 from datadistill.utils.progress import counting
 from datadistill.utils.runtime import resolve_device, versions
@@ -152,7 +152,7 @@ def run(arguments: argparse.Namespace) -> None:
         _print(sets, score, place, problem.pool)
 
 
-def _settings(arguments: argparse.Namespace) -> Condensation | None:
+def _settings(arguments: argparse.Namespace) -> TrainRecipe | None:
     """Of protocol dc, where it is asked for.
 
     Raises:
@@ -165,11 +165,11 @@ def _settings(arguments: argparse.Namespace) -> Condensation | None:
     if condensed and arguments.weights != "random-init":
         raise RequestError(f"weights is {arguments.weights}, but protocol dc trains fresh networks: leave it out")
     changes = {name: getattr(arguments, name) for name in ("epochs", "augment", "rate")}
-    return changed(Condensation(), **changes) if condensed else None
+    return changed(DC, **changes) if condensed else None
 
 
-def _words(settings: Condensation) -> str:
-    return f"--protocol dc --epochs {settings.epochs} --augment {settings.augment} --rate {settings.rate:g} "
+def _words(settings: TrainRecipe) -> str:
+    return f"--protocol dc --epochs {settings.epochs} --augment {settings.augment} --rate {settings.lr:g} "
 
 
 def _file_name(number: int) -> str:

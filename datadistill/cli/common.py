@@ -16,10 +16,10 @@ from datadistill.cli.parsing import images_per_class, number, one_of, positive_i
 from datadistill.data import DATASETS, Options, RealData, Source, is_named, load
 from datadistill.data.readers.huggingface import PREFIX
 from datadistill.distilled import DistilledData
-from datadistill.evaluation import NETS, PROTOCOLS, Score
+from datadistill.evaluation import NETS, PROTOCOLS, EvalConfig, Score
 from datadistill.methods import METHODS
 from datadistill.pretraining.pool import Pool, load_pool
-from datadistill.training.dc_recipe import EPOCHS, EPOCHS_AUGMENTED
+from datadistill.training.recipe import DC, EPOCHS_AUGMENTED
 from datadistill.utils.errors import RequestError, plain
 from datadistill.utils.runtime import versions
 
@@ -124,7 +124,8 @@ def add_protocol_flags(parser: argparse._ActionsContainer, default: str = "own")
         "--epochs",
         type=positive_int,
         metavar="N",
-        help=f"walks over the images (default: as the data says, or {EPOCHS}, or {EPOCHS_AUGMENTED} with augmentation)",
+        help=f"walks over the images (default: as the data says, or {DC.epochs}, or {EPOCHS_AUGMENTED} with "
+        "augmentation)",
     )
     group.add_argument(
         "--augment",
@@ -138,6 +139,12 @@ def add_protocol_flags(parser: argparse._ActionsContainer, default: str = "own")
 def given_changes(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `add_protocol_flags` gave, as `evaluate` takes it."""
     return {name: getattr(arguments, name) for name in ("epochs", "augment", "rate")}
+
+
+def given_config(arguments: argparse.Namespace, pool: Pool | None) -> EvalConfig:
+    """What `evaluate` and `compare` were given, as `evaluation.evaluate` takes it, but for the network."""
+    names = ("weights", "nets", "protocol", "seed", "scheme", "batch_norm", "epochs", "augment", "rate")
+    return EvalConfig(pool=pool, **{name: getattr(arguments, name) for name in names})
 
 
 def protocol_title(protocol: str, scores: Sequence[Score]) -> str:

@@ -8,7 +8,15 @@ import torch
 
 from datadistill.baselines import BASELINES, full_dataset
 from datadistill.cli import evaluate as evaluate_command
-from datadistill.cli.common import chosen_dataset, given_changes, given_pool, load_data, print_table, protocol_title
+from datadistill.cli.common import (
+    chosen_dataset,
+    given_changes,
+    given_config,
+    given_pool,
+    load_data,
+    print_table,
+    protocol_title,
+)
 from datadistill.cli.parsing import Parser, one_of
 from datadistill.data import RealData
 from datadistill.distilled import DistilledData, load_distilled
@@ -17,7 +25,8 @@ from datadistill.methods import Problem, make_problem
 from datadistill.models import chosen_model, create_model, model_name, same_model
 from datadistill.pretraining.initial_weights import Fixed
 from datadistill.pretraining.pool import Pool
-from datadistill.training.dc_recipe import Condensation, condensation_for
+from datadistill.training.carried import dc_recipe, shared_recipe
+from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.errors import RequestError
 from datadistill.utils.progress import counting
 from datadistill.utils.runtime import resolve_device, versions
@@ -47,7 +56,7 @@ class _Size:
         kind: of initial weights.
         scheme: they are drawn by.
         path: of the set whose saved initial weights are used, or empty.
-        settings: of protocol dc, where it judges; then steps and epochs are 1.
+        recipe: by which both are trained on, but for steps of the set's own; then steps and epochs are 1.
     """
 
     ipc: tuple[int, ...]
@@ -57,7 +66,7 @@ class _Size:
     kind: str
     scheme: str
     path: str
-    settings: Condensation | None = None
+    recipe: TrainRecipe | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,7 @@ def run(arguments: argparse.Namespace) -> None:
     models: list[str | None] = [name.strip() for name in (arguments.models or "").split(",") if name.strip()] or [None]
     sets = {path: load_distilled(path) for path in arguments.paths}
     real, pool = _real(sets, arguments), given_pool(arguments)
+    config = given_config(arguments, pool)
     for data in sets.values():
         for model in models if arguments.protocol != "nearest" else ():
             create_model(chosen_model(model, data.provenance.model), real)  # refused before any is trained
@@ -102,24 +112,11 @@ def run(arguments: argparse.Namespace) -> None:
         for model in models:
             if names or arguments.full_epochs:
                 sizes.setdefault(_size(path, data, model, arguments), data)
-            work = work_of(data, arguments.nets, arguments.protocol, **given_changes(arguments))
+            work = work_of(data, config.nets, config.protocol, **config.changes)
             with counting(f"evaluating {path}", work) as count:
-                score = evaluate(
-                    data,
-                    real,
-                    model=model,
-                    weights=arguments.weights,
-                    nets=arguments.nets,
-                    protocol=arguments.protocol,
-                    seed=arguments.seed,
-                    pool=pool,
-                    scheme=arguments.scheme,
-                    batch_norm=arguments.batch_norm,
-                    count=count,
-                    **given_changes(arguments),
-                )
+                score = evaluate(data, real, config, model=model, count=count)
             lines.append(_Line(path, len(data.labels), score))
-    lengths = {(size.steps, size.epochs) for size in sizes if size.settings is None}
+    lengths = {(size.steps, size.epochs) for size in sizes if size.recipe is None}
     for size, data in sizes.items():
         problem = _problem(size, data, real, arguments, pool)
         lines += [_baseline(name, problem, size, arguments, len(lengths) > 1) for name in names]
@@ -141,31 +138,29 @@ def _real(sets: dict[str, DistilledData], arguments: argparse.Namespace) -> Real
 
 
 def _size(path: str, data: DistilledData, model: str | None, arguments: argparse.Namespace) -> _Size:
-    mine, steps = data.provenance, len(data.batches)
-    settings = None
-    if data.is_condensed or arguments.protocol == "dc":
-        settings = condensation_for(data, **given_changes(arguments))
+    mine, steps, fresh = data.provenance, len(data.batches), data.is_condensed or arguments.protocol == "dc"
+    recipe = dc_recipe(data, **given_changes(arguments)) if fresh else shared_recipe(data)
     counts = torch.bincount(data.labels.cpu(), minlength=len(mine.classes)).tolist()
-    if settings is not None and 0 in counts:
+    if recipe is not None and 0 in counts:
         raise RequestError(f"baselines have images of every class, but {path} has not: leave out --baselines")
-    if settings is None and (0 in counts or sorted(data.batches.flatten().tolist()) != list(range(len(data.labels)))):
+    if recipe is None and (0 in counts or sorted(data.batches.flatten().tolist()) != list(range(len(data.labels)))):
         raise RequestError(
             f"baselines are cut into steps of different images, some of each class, which those of {path} are not: "
             "leave out --baselines"
         )
     epochs = int(mine.inner.get("epochs", 1)) if data.learning_rates is None else len(data.learning_rates) // steps
     chosen = str(chosen_model(model, mine.model))
-    own = settings is None and arguments.weights == "own" and same_model(model_name(chosen), mine.model)
-    usual = "xavier" if settings is None else "default"
+    own = not fresh and arguments.weights == "own" and same_model(model_name(chosen), mine.model)
+    usual = "default" if fresh else "xavier"
     return _Size(
         ipc=tuple(counts),
-        steps=steps if settings is None else 1,
-        epochs=epochs if settings is None else 1,
+        steps=steps if recipe is None else 1,
+        epochs=epochs if recipe is None else 1,
         model=chosen,
         kind=str(mine.weights.get("kind")) if own else "random-init",
         scheme=arguments.scheme or str(mine.weights.get("scheme", usual)),
         path=path if own and data.initial_weights is not None else "",
-        settings=settings,
+        recipe=recipe,
     )
 
 
@@ -189,8 +184,8 @@ def _problem(
 
 def _baseline(name: str, problem: Problem, size: _Size, arguments: argparse.Namespace, says_length: bool) -> _Line:
     info = BASELINES.get(name)
-    sets = info.choose(problem, size.steps, size.epochs, info.sets, counting, size.settings)
-    protocol = "own" if arguments.protocol == "dc" else arguments.protocol  # the sets have the settings
+    sets = info.choose(problem, size.steps, size.epochs, info.sets, counting, size.recipe)
+    protocol = "own" if arguments.protocol == "dc" else arguments.protocol  # the sets have the recipe
     nets = nets_per_set(arguments.nets or NETS, len(sets))
     with counting(f"evaluating {name}", sum(work_of(data, nets, protocol) for data in sets)) as count:
         _, score = evaluate_sets(
@@ -204,7 +199,7 @@ def _baseline(name: str, problem: Problem, size: _Size, arguments: argparse.Name
             count=count,
         )
     like = f"{name} (like {size.path})" if size.path and len(arguments.paths) > 1 else name
-    if says_length and size.settings is None:
+    if says_length and size.recipe is None:
         like += f", {size.steps} steps, {size.epochs} epochs"
     return _Line(like, len(sets[0].labels), score)
 
@@ -213,9 +208,9 @@ def _full(problem: Problem, size: _Size, arguments: argparse.Namespace) -> list[
     """A network that knows the whole dataset, where that is asked for."""
     if not arguments.full_epochs:
         return []
-    if size.settings is None or arguments.protocol == "nearest":
+    if size.recipe is None or arguments.protocol == "nearest":
         raise RequestError("--full-epochs trains on the full dataset by protocol dc: add --protocol dc")
-    data = full_dataset(problem, replace(size.settings, epochs=arguments.full_epochs))
+    data = full_dataset(problem, replace(size.recipe, epochs=arguments.full_epochs))
     with counting("training on the full dataset", work_of(data, 1)) as count:
         score = evaluate(data, problem.real, model=size.model, nets=1, seed=arguments.seed, count=count)
     return [_Line(f"full dataset, {arguments.full_epochs} epochs", len(data.labels), score)]

@@ -12,7 +12,7 @@ from datadistill.cli.common import (
     add_pool_flag,
     add_protocol_flags,
     chosen_dataset,
-    given_changes,
+    given_config,
     given_pool,
     load_data,
     print_table,
@@ -80,10 +80,10 @@ def add_flags(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    device, pool = resolve_device(arguments.device), given_pool(arguments)
+    device, config = resolve_device(arguments.device), given_config(arguments, given_pool(arguments))
     models: list[str | None] = [name.strip() for name in (arguments.models or "").split(",") if name.strip()] or [None]
     loaded: dict[tuple[str, torch.Size, bool], RealData] = {}
-    documents, found, changes = [], [], given_changes(arguments)
+    documents, found = [], []
     for path in arguments.paths:
         distilled = load_distilled(path)
         name = chosen_dataset(arguments.dataset, distilled.provenance.dataset)
@@ -95,23 +95,9 @@ def run(arguments: argparse.Namespace) -> None:
             create_model(chosen_model(model, distilled.provenance.model), real)  # refused before any is trained
         scores = []
         for model in models:
-            work = work_of(distilled, arguments.nets, arguments.protocol, **changes)
+            work = work_of(distilled, config.nets, config.protocol, **config.changes)
             with counting(f"evaluating {path}", work) as count:
-                score = evaluate(
-                    distilled,
-                    real,
-                    model=model,
-                    weights=arguments.weights,
-                    nets=arguments.nets,
-                    protocol=arguments.protocol,
-                    seed=arguments.seed,
-                    pool=pool,
-                    scheme=arguments.scheme,
-                    batch_norm=arguments.batch_norm,
-                    count=count,
-                    **changes,
-                )
-            scores.append(score)
+                scores.append(evaluate(distilled, real, config, model=model, count=count))
         found.append((path, scores))
         documents.append(score_document(path, real, arguments.protocol, scores))
     if arguments.json:

@@ -8,8 +8,10 @@ from pathlib import Path
 from datadistill.cli.common import add_data_flags, add_model_flag, load_data
 from datadistill.cli.parsing import Parser, command_line, number, one_of, positive_int
 from datadistill.data import Normalization
+from datadistill.distilled import is_format_2
 from datadistill.formats import FORMATS, Usage, guess_format, import_from
 from datadistill.models import is_code, model_name
+from datadistill.training.carried import recipe_of
 from datadistill.utils.errors import RequestError
 
 USAGE = "PATH"
@@ -79,12 +81,17 @@ def run(arguments: argparse.Namespace) -> None:
         recipe=shlex.join(["datadistill", *sys.argv[1:]]) if sys.argv[1:2] == ["import"] else "",
     )
     data.save(out)
-    rates = data.learning_rates
-    steps = "no learning rates: protocol dc judges it" if rates is None else f"{len(rates)} steps"
-    print(f"{len(data.labels)} images of {list(data.images.shape[1:])}, {steps}")
+    rates, is_bare = data.learning_rates, False
+    if is_format_2(data.provenance.inner):
+        how = f"trained on by {recipe_of(data)}"
+    elif rates is not None:
+        how = f"{len(rates)} steps"
+    else:
+        how, is_bare = "no learning rates: protocol dc judges it", True
+    print(f"{len(data.labels)} images of {list(data.images.shape[1:])}, {how}")
     print(f"file      {out}")
     own = data.provenance.model
-    words = [*(["--protocol", "dc"] if rates is None else []), *(["--model", own] if is_code(own) else [])]
+    words = [*(["--protocol", "dc"] if is_bare else []), *(["--model", own] if is_code(own) else [])]
     print(f"evaluate  {command_line('evaluate', str(out), *words)}")
 
 

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import Field, fields
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from datadistill.utils.errors import RequestError, suggestion, unknown_name
 
@@ -104,13 +104,18 @@ def add_fields(
         bases: what is taken without a flag, by the name of the case; where it is silent, the dataclass says.
         prefix: put before each flag's name.
         skip: fields that have a flag already.
+
+    A field's metadata may hold another name of its `flag`, or None where there is none.
     """
     hints, lines = get_type_hints(cls), documented(cls)
     for entry in fields(cls):
-        if entry.name in skip:
+        flag = _flag(entry)
+        if entry.name in skip or flag is None:
             continue
         hint = hints[entry.name]
-        options: dict[str, Any] = {"dest": prefix + entry.name, "default": None}
+        if get_origin(hint) is Union:  # a number, or a word that is for no flag
+            hint = get_args(hint)[0]
+        options: dict[str, Any] = {"dest": prefix + flag, "default": None}
         if get_origin(hint) is Literal:
             options |= {"type": one_of(entry.name, get_args(hint)), "metavar": "|".join(get_args(hint))}
         elif get_origin(hint) is tuple:
@@ -126,7 +131,12 @@ def add_fields(
             options["type"] = int
         line = lines.get(entry.name, entry.name).rstrip(".")
         options["help"] = f"{line} (default: {in_cases(bases, entry)})".replace("%", "%%")
-        parser.add_argument("--" + (prefix + entry.name).replace("_", "-"), **options)
+        parser.add_argument("--" + (prefix + flag).replace("_", "-"), **options)
+
+
+def _flag(entry: Field[Any]) -> str | None:
+    flag: str | None = entry.metadata.get("flag", entry.name)
+    return flag
 
 
 def in_cases(bases: Mapping[str, Mapping[str, Any]], entry: Field[Any]) -> str:
@@ -146,7 +156,8 @@ def in_cases(bases: Mapping[str, Mapping[str, Any]], entry: Field[Any]) -> str:
 
 def given_fields(arguments: argparse.Namespace, cls: type[Any], prefix: str = "") -> dict[str, Any]:
     """The fields of a dataclass that were given as flags."""
-    found = {entry.name: getattr(arguments, prefix + entry.name) for entry in fields(cls)}
+    flags = {entry.name: flag for entry in fields(cls) if (flag := _flag(entry))}
+    found = {name: getattr(arguments, prefix + flag) for name, flag in flags.items()}
     return {
         name: tuple(value) if isinstance(value, list) else value for name, value in found.items() if value is not None
     }

@@ -30,7 +30,7 @@ from datadistill.pretraining.make import (
 )
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.pretraining.trajectories import Trajectories
-from datadistill.training.train import Training
+from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.errors import RequestError
 from datadistill.utils.progress import counting, say
 
@@ -90,7 +90,7 @@ def add_flags(parser: Parser) -> None:
         help="another pool, whose networks are trained further; model, scheme, --nets and --reserved are its own",
     )
     bases = {"pools": {}, "trajectories": asdict(EXPERT_TRAINING)}
-    add_fields(parser.add_argument_group("training"), Training, bases)
+    add_fields(parser.add_argument_group("training"), TrainRecipe, bases)
     add_batch_norm_flag(parser)
     parser.add_argument("--test", action="store_true", help="measure a pool on the test split too, for the record")
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of all randomness (default: %(default)s)")
@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
         own = {**own, "model": start.facts.model, "scheme": start.facts.scheme, "nets": None}
     asked = {name: own[name] if getattr(arguments, name) is None else getattr(arguments, name) for name in own}
     base = asdict(EXPERT_TRAINING) if arguments.trajectories else {}
-    training = Training(**{**base, **given_fields(arguments, Training)})
+    training = TrainRecipe(**{**base, **given_fields(arguments, TrainRecipe)})
     name = f"{real.name}{'-zca' if real.is_whitened else ''}-{file_name(asked['model'])}"
     options = {
         "model": asked["model"],

@@ -10,7 +10,7 @@ from datadistill.cli.common import add_batch_norm_flag, add_data_flags, chosen_d
 from datadistill.cli.parsing import Parser, positive_int
 from datadistill.data import RealData
 from datadistill.data.augment import NONE
-from datadistill.distilled import DistilledData, load_distilled
+from datadistill.distilled import DistilledData, is_format_2, load_distilled
 from datadistill.evaluation import (
     AugmentationRobustScore,
     LabelRobustScore,
@@ -27,7 +27,8 @@ from datadistill.methods import Problem, make_problem
 from datadistill.methods.dc import DSA_STRATEGY
 from datadistill.models import chosen_model, create_model, model_name, same_model
 from datadistill.pretraining.initial_weights import Fixed
-from datadistill.training.dc_recipe import Condensation, condensation_for
+from datadistill.training.carried import dc_recipe, shared_recipe
+from datadistill.training.recipe import DC, TrainRecipe
 from datadistill.utils.errors import RequestError
 from datadistill.utils.progress import counting
 from datadistill.utils.runtime import resolve_device, versions
@@ -122,14 +123,14 @@ class _Ranking:
         for name in self.others:
             if same_model(name.lower(), model_name(self.model).lower()):
                 raise RequestError(f"--transfer names {name}, the network of the set itself: name others")
-        own = condensation_for(data)
+        own = dc_recipe(data)
         augment = arguments.augment or (DSA_STRATEGY if own.augment == NONE else own.augment)
         if augment.strip().lower() == NONE:
             raise RequestError("--augment is none, but the score needs an augmentation to compare none with")
-        self.plain = condensation_for(data, augment=NONE, epochs=arguments.epochs)
-        self.augmented = condensation_for(data, augment=augment, epochs=arguments.epochs)
-        by_steps = not data.is_condensed and data.learning_rates is not None
-        self.own = None if by_steps else condensation_for(data, epochs=arguments.epochs)
+        self.plain = dc_recipe(data, augment=NONE, epochs=arguments.epochs)
+        self.augmented = dc_recipe(data, augment=augment, epochs=arguments.epochs)
+        by_own = is_format_2(data.provenance.inner) or not (data.is_condensed or data.learning_rates is None)
+        self.own = None if by_own else dc_recipe(data, epochs=arguments.epochs)
 
     def measure(self) -> dict[str, _Measured]:
         """Every part, by the name under which the scores take it."""
@@ -144,8 +145,9 @@ class _Ranking:
         which = "augmented" if self.own is not None and self.own.augment != NONE else "plain"
         found["syn_hard"] = found[f"syn_{which}"]
         if self.own is None:
-            found["syn_own"] = self._on("the set, by its own steps", [self.data], None)
-            found["random_own"] = self._on("random images, by as many steps", self._random(None), None)
+            shared = shared_recipe(self.data)
+            found["syn_own"] = self._on(f"the set, {shared or 'by its own steps'}", [self.data], None)
+            found["random_own"] = self._on(f"random images, {shared or 'by as many steps'}", self._random(shared), None)
         else:
             same = self.own in (self.plain, self.augmented)
             hard_too = same and self.data.soft_labels is None
@@ -168,14 +170,14 @@ class _Ranking:
         self,
         what: str,
         sets: list[DistilledData],
-        settings: Condensation | None,
+        settings: TrainRecipe | None,
         nets: int | None = None,
         model: str | None = None,
     ) -> _Measured:
-        """Networks trained on some sets, by protocol dc with these settings or by their own steps."""
+        """Networks trained on some sets, by protocol dc with these settings or by their own recipe."""
         changes: dict[str, Any] = {}
         if settings is not None:
-            changes = {name: getattr(settings, name) for name in ("epochs", "augment", "rate")}
+            changes = {"epochs": settings.epochs, "augment": settings.augment, "rate": settings.lr}
         protocol, nets = ("own" if settings is None else "dc"), nets or self.arguments.nets
         share = nets_per_set(nets, len(sets))
         with counting(what, sum(work_of(data, share, protocol, **changes) for data in sets)) as count:
@@ -192,7 +194,7 @@ class _Ranking:
             )
         return _Measured(what, score)
 
-    def _random(self, settings: Condensation | None) -> list[DistilledData]:
+    def _random(self, settings: TrainRecipe | None) -> list[DistilledData]:
         """Random real sets of the same size; without settings for as many steps, with tuned rates."""
         sets = min(self.arguments.sets, self.arguments.nets)
         if settings is not None:
@@ -224,9 +226,9 @@ class _Ranking:
         )
 
 
-def _for_real_images(settings: Condensation) -> Condensation:
+def _for_real_images(settings: TrainRecipe) -> TrainRecipe:
     """The same at the protocol's own rate: one that was learned belongs to the distilled images."""
-    return replace(settings, rate=Condensation().rate)
+    return replace(settings, lr=DC.lr)
 
 
 def _scores(found: dict[str, float]) -> dict[str, float]:

@@ -5,18 +5,19 @@ from dataclasses import replace
 
 from datadistill.distillation.state import Best
 from datadistill.distilled import DistilledData
-from datadistill.engine import with_noise
 from datadistill.engine.parallel import each_on_one_core
 from datadistill.methods.base import Problem, Step
-from datadistill.models import draw_weights
-from datadistill.training.accuracy import Accuracy, accuracy_along, accuracy_of
-from datadistill.training.dc_recipe import condensation_for
+from datadistill.pretraining.initial_weights import Random
+from datadistill.training.accuracy import Accuracy, accuracy_of
+from datadistill.training.carried import recipe_of
+from datadistill.training.fit import fit
+from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.runtime import stream
 
 LOOK_NETWORKS = 4
 CONDENSED_NETWORKS, CONDENSED_EPOCHS = 2, 100
-"""At a look at data for protocol `dc`, at most: the whole protocol would take longer than the steps between looks.
-Here too the rate falls at half."""
+"""At a look at data for protocol `dc` or another long recipe, at most: the whole would take longer than the steps
+between looks. Here too the rate falls at half."""
 
 SLOWER = (1.0, 0.93, 0.86, 0.8)
 """Factors that all learning rates are tried with at the end of a run."""
@@ -38,36 +39,43 @@ def held_out(
     problem: Problem, distilled: DistilledData, networks: int = LOOK_NETWORKS, purpose: str = "look"
 ) -> Accuracy:
     """Mean accuracy and loss of a few networks, the same ones at every look of the same purpose."""
-    seen = _trained if distilled.is_condensed else _stepped
-    found = seen(problem, distilled, networks, purpose)
+    recipe = recipe_of(distilled)
+    if recipe.takes_own_steps:
+        found = _stepped(problem, distilled, recipe, networks, purpose)
+    else:
+        found = _trained(problem, distilled, recipe, networks, purpose)
     return Accuracy(*(sum(values) / len(found) for values in zip(*found, strict=True)))
 
 
-def _stepped(problem: Problem, distilled: DistilledData, networks: int, purpose: str) -> list[Accuracy]:
-    """By the data's own steps."""
+def _stepped(
+    problem: Problem, distilled: DistilledData, recipe: TrainRecipe, networks: int, purpose: str
+) -> list[Accuracy]:
+    """By the data's own steps, with the same dropout for all networks."""
+    network, wanted = problem.network, problem.wanted(problem.real.held_out)
     count = 1 if problem.starts.fixed is not None else networks
-    steps, wanted = distilled.inner_steps(), problem.wanted(problem.real.held_out)
-    steps = with_noise(problem.network, steps, stream(problem.seed, f"{purpose}-noise"))
+    starts = problem.starts.sample(count, stream(problem.seed, purpose))
     return [
-        accuracy_along(problem.network, weights, steps, wanted)[-1]
-        for weights in problem.starts.sample(count, stream(problem.seed, purpose))
+        accuracy_of(network, fit(network, start, distilled, recipe, stream(problem.seed, f"{purpose}-noise")), wanted)
+        for start in starts
     ]
 
 
-def _trained(problem: Problem, distilled: DistilledData, networks: int, purpose: str) -> list[Accuracy]:
-    """By protocol `dc`, but shorter."""
-    settings = condensation_for(distilled)
-    settings = replace(settings, epochs=min(settings.epochs, CONDENSED_EPOCHS))
+def _trained(
+    problem: Problem, distilled: DistilledData, recipe: TrainRecipe, networks: int, purpose: str
+) -> list[Accuracy]:
+    """By any other recipe, but shorter; for protocol `dc` fresh networks."""
+    recipe = replace(recipe, epochs=min(recipe.epochs, CONDENSED_EPOCHS))
     network, wanted = problem.network, problem.wanted(problem.real.held_out)
+    starts = Random(network, problem.scheme) if distilled.is_condensed else problem.starts
+    count = 1 if starts.fixed is not None else min(networks, CONDENSED_NETWORKS)
 
     def one(net: int) -> Accuracy:
         with network.alone:
-            start = draw_weights(network.module, problem.scheme, stream(problem.seed, purpose, net))
+            (start,) = starts.sample(1, stream(problem.seed, purpose, net))
         draws = stream(problem.seed, f"{purpose}-training", net)
-        weights = settings.train(network, start, distilled.images, distilled.targets, draws)
-        return accuracy_of(network, weights, wanted)
+        return accuracy_of(network, fit(network, start, distilled, recipe, draws), wanted)
 
-    return each_on_one_core(one, range(min(networks, CONDENSED_NETWORKS)), problem.device)
+    return each_on_one_core(one, range(count), problem.device)
 
 
 def slower(found: Best) -> list[Best]:

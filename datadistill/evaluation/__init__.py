@@ -1,6 +1,6 @@
 """Judging distilled data: train networks on it, test them on real images."""
 
-from datadistill.evaluation.config import NETS
+from datadistill.evaluation.config import NETS, EvalConfig
 from datadistill.evaluation.protocols import PROTOCOLS, evaluate, work_of
 from datadistill.evaluation.ranking import (
     AugmentationRobustScore,
@@ -11,17 +11,17 @@ from datadistill.evaluation.ranking import (
 )
 from datadistill.evaluation.scores import Score, Summary, percent, summarize
 from datadistill.evaluation.several import evaluate_sets, nets_per_set, pooled_summary
-from datadistill.training.accuracy import Accuracy, accuracy_along, accuracy_of
+from datadistill.training.accuracy import Accuracy, accuracy_of
 
 __all__ = [
     "NETS",
     "PROTOCOLS",
     "Accuracy",
     "AugmentationRobustScore",
+    "EvalConfig",
     "LabelRobustScore",
     "Score",
     "Summary",
-    "accuracy_along",
     "accuracy_of",
     "average_over_augmentations",
     "average_over_transfer",

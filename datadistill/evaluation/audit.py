@@ -18,9 +18,10 @@ from torch import Tensor
 from datadistill.data.real import RealData, Split
 from datadistill.distilled import DistilledData
 from datadistill.engine.functional import Network, Weights
-from datadistill.engine.optimizers import SGD
-from datadistill.engine.unroll import walk, with_noise
 from datadistill.training.accuracy import confusion_of
+from datadistill.training.carried import recipe_of
+from datadistill.training.fit import fit
+from datadistill.utils.errors import RequestError
 from datadistill.utils.runtime import stream
 
 SHARE = 0.2
@@ -104,14 +105,14 @@ def audit(
         count: called after each network.
 
     Raises:
-        RequestError: the set does not fit the dataset, or has no learning rates of its own.
+        RequestError: the set does not fit the dataset, or has no steps of its own.
     """
     distilled.check_matches(real)
-    steps = distilled.to(real.test.images.device).inner_steps()
-    tables = []
+    if distilled.is_condensed:
+        raise RequestError("this distilled data has no steps of its own to try: it is trained on by protocol dc")
+    distilled, recipe, tables = distilled.to(real.test.images.device), recipe_of(distilled), []
     for number, start in enumerate(starts):
-        noisy = with_noise(network, steps, stream(seed, "audit-noise", number))
-        *_, last = walk(network, SGD(), start, noisy)
+        last = fit(network, start, distilled, recipe, stream(seed, "audit-noise", number))
         tables.append(torch.stack([_table(network, weights, real.test) for weights in (start, last)]))
         count()
     before, after = torch.stack(tables).mean(0)

@@ -1,7 +1,8 @@
-"""A trial: what is judged, on what, and how; what every protocol is given."""
+"""What `evaluate` is asked, and what every protocol is given."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
@@ -10,46 +11,85 @@ from datadistill.distilled import DistilledData
 from datadistill.engine.functional import Network, make_network
 from datadistill.models import ModelFactory, chosen_model, create_model, model_name, same_model
 from datadistill.pretraining.pool import Pool
+from datadistill.utils.errors import RequestError, unknown_name
 
 NETS = 20
 
 
 @dataclass(frozen=True, eq=False)
-class Trial:
-    """The arguments of `evaluate`.
+class EvalConfig:
+    """How distilled data is judged.
 
     Attributes:
-        distilled: what is judged.
-        real: the dataset it is judged on.
         model: another network than the one it was made for.
-        weights: `own` or `random-init`.
-        nets: how many networks, if somebody says.
-        split: `test` or `held_out`.
+        weights: `own`: where the data was made to start, so that fixed-init data is judged from its saved initial
+            weights, with one network; `random-init`: fresh draws in any case, as always with protocol `dc`.
+        nets: how many fresh networks; fixed initial weights need one and get one. Without it 20, or as many as the
+            pool has for judging.
+        protocol: one of `PROTOCOLS`.
+        epochs: of protocol `dc`; without it as the data says, or 300, or 1000 with augmentation.
+        augment: of protocol `dc`: `none`, or parts such as `color_crop_flip`; as the data says without it.
+        rate: of protocol `dc`: the learning rate; as the data says, or 0.01, without it.
+        split: `test`, or `held_out` for choosing between sets.
         seed: of the fresh draws.
-        pool: of trained networks.
-        scheme: how fresh networks are drawn, if somebody says.
-        batch_norm: what layers with running statistics do, if somebody says.
-        count: called whenever a piece of the work is done, as many times as `work_of` says.
-        changes: to the settings of protocol `dc`.
+        pool: of trained networks, for data made for random-pretrained ones. Of the pool that the data was made with,
+            only the reserved networks are used; of any other one, all of them.
+        scheme: how fresh networks are drawn, one of `models.SCHEMES`; as the data was made for without it.
+        batch_norm: what layers with running statistics do: `batch` or `frozen`; as the data was made without it.
+
+    Raises:
+        RequestError: a split, a kind of weights or a number of networks that cannot be.
     """
 
-    distilled: DistilledData
-    real: RealData
     model: str | ModelFactory | None = None
-    weights: str = "own"
+    weights: Literal["own", "random-init"] = "own"
     nets: int | None = None
-    split: str = "test"
+    protocol: str = "own"
+    epochs: int | None = None
+    augment: str | None = None
+    rate: float | None = None
+    split: Literal["test", "held_out"] = "test"
     seed: int = 0
     pool: Pool | None = None
     scheme: str | None = None
     batch_norm: str | None = None
+
+    def __post_init__(self) -> None:
+        for kind, given, known in (
+            ("split", self.split, ("test", "held_out")),
+            ("weights", self.weights, ("own", "random-init")),
+        ):
+            if given not in known:
+                raise unknown_name(kind, given, known)
+        if self.nets is not None and self.nets < 1:
+            raise RequestError(f"nets is {self.nets}, but must be at least 1")
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What is asked of protocol `dc` alone."""
+        return {name: getattr(self, name) for name in ("epochs", "augment", "rate")}
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One evaluation.
+
+    Attributes:
+        distilled: what is judged.
+        real: the dataset it is judged on.
+        config: how.
+        count: called whenever a piece of the work is done, as many times as `work_of` says.
+    """
+
+    distilled: DistilledData
+    real: RealData
+    config: EvalConfig
     count: Callable[[], None] = lambda: None
-    changes: dict[str, int | float | str | None] = field(default_factory=dict)
 
     @property
     def judged_on(self) -> Split:
         """The real images that networks are tested on."""
-        return self.real.test if self.split == "test" else self.real.held_out
+        return self.real.test if self.config.split == "test" else self.real.held_out
 
     @property
     def device(self) -> torch.device:
@@ -59,7 +99,7 @@ class Trial:
     @property
     def model_name(self) -> str:
         """The network, by name."""
-        return model_name(chosen_model(self.model, self.distilled.provenance.model))
+        return model_name(chosen_model(self.config.model, self.distilled.provenance.model))
 
     @property
     def is_other_model(self) -> bool:
@@ -69,5 +109,5 @@ class Trial:
     def make_network(self) -> Network:
         """The network that is trained."""
         own = self.distilled.provenance
-        policy = self.batch_norm or str(own.inner.get("batch_norm", "refused"))
-        return make_network(create_model(chosen_model(self.model, own.model), self.real).to(self.device), policy)
+        policy = self.config.batch_norm or str(own.inner.get("batch_norm", "refused"))
+        return make_network(create_model(chosen_model(self.config.model, own.model), self.real).to(self.device), policy)

@@ -1,63 +1,48 @@
 """Protocol `dc`: fresh networks are trained on the distilled images for hundreds of epochs, then tested once."""
 
-import threading
 import time
 
-from datadistill.engine.parallel import each_on_one_core
+from datadistill.engine.functional import Weights
 from datadistill.evaluation.config import NETS, Trial
 from datadistill.evaluation.scores import Score, summarize
+from datadistill.evaluation.trained import accuracies_of
 from datadistill.models import SCHEMES, draw_weights
-from datadistill.training.accuracy import accuracy_of
-from datadistill.training.dc_recipe import condensation_for
+from datadistill.training.carried import dc_recipe, inner_of
 from datadistill.utils.errors import RequestError
-from datadistill.utils.interrupts import StopRequest
 from datadistill.utils.runtime import stream
 
 
 def judge_condensed(trial: Trial) -> Score:
-    """The score of networks that are trained as `Condensation` says.
+    """The score of networks that are trained by `recipe.DC`, with what the data says of it.
 
-    They are always fresh: initial weights and rates of single steps that the data holds are not used. On a CPU each
-    has a core of its own, and generators of its own, so that what it reaches depends on no other network.
+    They are always fresh: initial weights and rates of single steps that the data holds are not used.
 
     Raises:
         RequestError: a pool was given, or the settings are impossible.
     """
-    if trial.pool is not None:
+    config = trial.config
+    if config.pool is not None:
         raise RequestError("protocol dc draws fresh networks, which take no pool: leave it out")
-    settings = condensation_for(trial.distilled, **trial.changes)  # type: ignore[arg-type]
-    began, distilled = time.perf_counter(), trial.distilled.to(trial.device)
-    network, lock = trial.make_network(), threading.Lock()
-    scheme = SCHEMES.get(trial.scheme or str(distilled.provenance.weights.get("scheme", "default"))).name
-    with StopRequest() as stop:
+    recipe = dc_recipe(trial.distilled, **config.changes)
+    began, network = time.perf_counter(), trial.make_network()
+    scheme = SCHEMES.get(config.scheme or str(trial.distilled.provenance.weights.get("scheme", "default"))).name
 
-        def count() -> None:
-            with lock:
-                trial.count()
-            if stop.requested:  # ends every thread; otherwise all would finish first
-                raise KeyboardInterrupt
+    def draw(net: int) -> Weights:
+        return draw_weights(network.module, scheme, stream(config.seed, "evaluation", net))
 
-        def one(net: int) -> tuple[float, float]:
-            with network.alone:
-                start = draw_weights(network.module, scheme, stream(trial.seed, "evaluation", net))
-            before = accuracy_of(network, start, trial.judged_on)
-            draws = stream(trial.seed, "evaluation-training", net)
-            weights = settings.train(network, start, distilled.images, distilled.targets, draws, count)
-            return before.correct, accuracy_of(network, weights, trial.judged_on).correct
-
-        found = each_on_one_core(one, range(trial.nets or NETS), trial.device)
+    found = accuracies_of(trial, network, recipe, draw, config.nets or NETS)
     before, after = (summarize(list(values), len(trial.judged_on)) for values in zip(*found, strict=True))
     return Score(
         model=trial.model_name,
         weights=f"random-init ({scheme})",
         protocol="dc",
         nets=len(found),
-        split=trial.split,
+        split=config.split,
         images=len(trial.judged_on),
         accuracy=after,
         before=before,
         by_step=(),
         seconds=time.perf_counter() - began,
         device=str(trial.device),
-        settings=settings.as_inner(),
+        settings=inner_of(recipe),
     )

@@ -21,9 +21,9 @@ def judge_nearest(trial: Trial) -> Score:
     Raises:
         RequestError: a network or its initial weights were asked for.
     """
-    if trial.scheme is not None:
+    if trial.config.scheme is not None:
         raise RequestError("protocol nearest trains no network: leave out the scheme")
-    if trial.model is not None or trial.weights != "own":
+    if trial.config.model is not None or trial.config.weights != "own":
         raise RequestError("protocol nearest trains no network: leave out the model and the kind of weights")
     began, split = time.perf_counter(), trial.judged_on
     distilled = trial.distilled.to(trial.device)
@@ -37,7 +37,7 @@ def judge_nearest(trial: Trial) -> Score:
         weights="none",
         protocol="nearest",
         nets=1,
-        split=trial.split,
+        split=trial.config.split,
         images=len(split),
         accuracy=summarize([correct], len(split)),
         before=None,

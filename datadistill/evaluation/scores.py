@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from datadistill.training.dc_recipe import read_inner
+from datadistill.training.carried import read_inner
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Score:
         by_step: after each gradient step, where asked for.
         seconds: that the measurement took.
         device: where.
-        settings: of protocol `dc`.
+        settings: the recipe it was trained by, as `training.carried` spells it; None for plain steps of the data's own.
     """
 
     model: str
@@ -79,7 +79,7 @@ class Score:
 
     @property
     def training(self) -> str:
-        """How protocol `dc` was set, for people; empty with others."""
+        """The recipe, for people; empty for plain steps of the data's own."""
         return "" if self.settings is None else str(read_inner(self.settings))
 
     def as_json(self) -> dict[str, Any]:

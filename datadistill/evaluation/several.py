@@ -10,11 +10,9 @@ from scipy.special import stdtrit
 
 from datadistill.data.real import RealData
 from datadistill.distilled import DistilledData
-from datadistill.evaluation.config import NETS
+from datadistill.evaluation.config import NETS, EvalConfig
 from datadistill.evaluation.protocols import evaluate
 from datadistill.evaluation.scores import Score, Summary
-from datadistill.models import ModelFactory
-from datadistill.pretraining.pool import Pool
 
 
 def nets_per_set(nets: int, sets: int) -> int:
@@ -25,35 +23,30 @@ def nets_per_set(nets: int, sets: int) -> int:
 def evaluate_sets(
     sets: Sequence[DistilledData],
     real: RealData,
+    config: EvalConfig | None = None,
     *,
-    model: str | ModelFactory | None = None,
-    nets: int | None = None,
-    protocol: str = "own",
-    seed: int = 0,
-    pool: Pool | None = None,
     count: Callable[[], None] = lambda: None,
-    **changes: Any,
+    **options: Any,
 ) -> tuple[list[Score], Score]:
     """A score of every set, each on fresh networks of its own, and one of all together.
 
     Args:
         sets: of one kind, for the same network.
         real: the dataset.
-        model: the network, where its name alone does not say what it is.
-        nets: fresh networks for all sets together; they are shared out equally, rounded up. Without it 20, or with a
-            pool as many for each set as it has, at most 20.
-        protocol: one of `PROTOCOLS`.
-        seed: of the fresh draws.
-        pool: of trained networks, as for `evaluate`.
+        config: how they are judged. `nets` are shared out equally, rounded up; without it 20, or with a pool as many
+            for each set as it has, at most 20. `model` is needed where its name alone does not say what it is.
         count: called as many times as `work_of` says, for each set.
-        changes: `epochs`, `augment` and `rate` of protocol `dc`, and `scheme` and `batch_norm`, as for `evaluate`.
+        options: fields of `EvalConfig`, in the place of those of `config`.
 
     Raises:
         RequestError: the data does not fit the dataset.
     """
-    share = None if nets is None and pool is not None else nets_per_set(nets or NETS, len(sets))
-    common = {"model": model, "nets": share, "protocol": protocol, "pool": pool, "count": count, **changes}
-    scores = [evaluate(data, real, seed=seed + number, **common) for number, data in enumerate(sets)]
+    config = replace(config or EvalConfig(), **options)
+    share = None if config.nets is None and config.pool is not None else nets_per_set(config.nets or NETS, len(sets))
+    scores = [
+        evaluate(data, real, config, nets=share, seed=config.seed + number, count=count)
+        for number, data in enumerate(sets)
+    ]
     return scores, pooled(scores)
 
 

@@ -1,7 +1,7 @@
 """Jobs: calls of `distill` as data, made from recipes, run folders and flags."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from datadistill.methods.base import Method
 from datadistill.pretraining.make import make_pool, make_trajectories
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.pretraining.trajectories import Trajectories
-from datadistill.training.train import Training
 from datadistill.utils.errors import DamagedFileError, RequestError
 from datadistill.utils.progress import Bar, Reporter, quiet
 
@@ -188,10 +187,9 @@ def get_trajectories(
 def _check_same(pool: Pool, asked: PoolRecipe) -> None:
     facts = pool.facts
     there = {name: getattr(facts, name) for name in ("dataset", "model", "scheme", "batch_norm", "reserved", "seed")}
-    there |= {"nets": len(pool)} | {entry.name: getattr(facts.training, entry.name) for entry in fields(Training)}
-    wanted = {name: getattr(asked.training if hasattr(asked.training, name) else asked, name) for name in there}
-    wanted["model"] = asked.model.lower()
-    there, wanted = there | {"start": facts.start}, wanted | {"start": ""}
+    wanted = {name: getattr(asked, name) for name in there} | {"model": asked.model.lower(), "nets": asked.nets}
+    there |= {"nets": len(pool), **facts.training.words(), "start": facts.start}
+    wanted |= {**asked.training.words(), "start": ""}
     for name, value in there.items():
         if value != wanted[name]:
             raise RequestError(

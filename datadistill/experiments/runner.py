@@ -29,7 +29,7 @@ from datadistill.experiments.verdict import Line, parse_line
 from datadistill.methods import Problem, make_problem
 from datadistill.pretraining.pool import Pool
 from datadistill.report.card import conclude
-from datadistill.training.dc_recipe import condensation_for
+from datadistill.training.carried import shared_recipe
 from datadistill.utils.errors import DamagedFileError
 from datadistill.utils.files import read_json, write_json
 from datadistill.utils.progress import Bar, Reporter
@@ -196,8 +196,8 @@ class Experiment:
         steps, epochs = getattr(job.method, "steps", 1), getattr(job.method, "epochs", 1)
         problem = self._shared_problem
         mine = load_distilled(self.place(self.recipe.points[0]))
-        settings = condensation_for(mine) if mine.is_condensed else None
-        sets = info.choose(problem, steps, epochs, info.sets, self.bar, settings)
+        recipe = shared_recipe(mine)
+        sets = info.choose(problem, steps, epochs, info.sets, self.bar, recipe)
         nets, pool = nets_per_set(self.nets or NETS, len(sets)), None if mine.is_condensed else self.pool
         with self.bar(f"evaluating {name}", sum(work_of(data, nets) for data in sets)) as count:
             _, score = evaluate_sets(sets, problem.real, nets=self.nets, pool=pool, count=count)

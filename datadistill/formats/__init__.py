@@ -5,8 +5,8 @@ from pathlib import Path
 
 from datadistill.data.real import RealData
 from datadistill.data.transforms import Normalization
-from datadistill.distilled import DistilledData
-from datadistill.formats.base import FormatInfo, Usage, assemble
+from datadistill.distilled import DistilledData, load_distilled
+from datadistill.formats.base import HELD, FormatInfo, Usage, assemble
 from datadistill.formats.dc import read_dc, write_dc
 from datadistill.formats.dd2018 import read_2018, write_2018
 from datadistill.formats.folders import read_dd_ranking, read_mtt, write_dd_ranking, write_mtt
@@ -14,6 +14,7 @@ from datadistill.formats.hf import read_hf, write_hf
 from datadistill.formats.npz import read_npz, write_npz
 from datadistill.formats.png import read_png, write_png
 from datadistill.formats.sidecar import NAME
+from datadistill.training.carried import in_format_1
 from datadistill.utils.errors import DamagedFileError, RequestError
 from datadistill.utils.registry import Registry
 
@@ -28,6 +29,16 @@ _HISTORY = "class names, normalisation, provenance"
 FORMATS = Registry(
     "format",
     (
+        FormatInfo(
+            name="1",
+            line="our own format 1, for programs from before format 2: docs/file-format.md",
+            suffix=".safetensors",
+            loses="nothing; recipes of training that it cannot say are refused",
+            holds=HELD,
+            write=lambda distilled, path: in_format_1(distilled).save(path),
+            read=lambda path: [load_distilled(path)],
+            recognises=lambda path: path.suffix == ".safetensors",
+        ),
         FormatInfo(
             name="dc",
             line="res_METHOD_DATASET_MODEL_Nipc.pt of DC, DSA and DM: images and hard labels",
@@ -79,7 +90,7 @@ FORMATS = Registry(
             line="NumPy arrays with the provenance as JSON",
             suffix=".npz",
             loses="nothing",
-            holds=("batches", "rates", "rate", "soft labels", "initial weights", "provenance", "whitening"),
+            holds=HELD,
             write=write_npz,
             read=read_npz,
             recognises=lambda path: path.suffix == ".npz",

@@ -15,6 +15,7 @@ from datadistill.data.compatibility import check_classes, check_normalization, c
 from datadistill.data.real import RealData
 from datadistill.data.transforms import Normalization
 from datadistill.distilled import DistilledData, Provenance, parse_distilled
+from datadistill.training.carried import own_steps
 from datadistill.utils.errors import RequestError, explain_os_error, require
 
 
@@ -215,13 +216,7 @@ def assemble(info: FormatInfo, foreign: Foreign, real: RealData, usage: Usage, r
         normalization=real.normalization,
         model=usage.model,
         weights={"kind": "random-init", "scheme": usage.scheme},
-        inner={
-            "optimizer": "sgd",
-            "steps": len(batches),
-            "epochs": 1 if rates is None else len(rates) // len(batches),
-            "augment": None,
-            "loss": "cross-entropy",
-        },
+        inner=own_steps(len(batches), 1 if rates is None else len(rates) // len(batches)),
         method={"name": "imported", "format": info.name},
         seed=0,
         recipe=recipe,

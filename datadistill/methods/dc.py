@@ -35,7 +35,8 @@ from datadistill.engine.planner import Workload
 from datadistill.methods.base import Context, Problem, State, Step, options_of
 from datadistill.methods.initial_images import some_of_class
 from datadistill.methods.judging import judged_by_protocol
-from datadistill.training.train import Training, train
+from datadistill.training.fit import fit
+from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.errors import RequestError
 
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
@@ -143,16 +144,10 @@ class DC:
         done = int(state.get(_DONE, torch.tensor(self.matches)))
         if done >= self.matches:
             return problem.starts.sample(1, generator)[0], 0
-        training = Training(
-            epochs=self.inner_epochs,
-            rate=self.learning_rate,
-            batch=self.inner_batch,
-            optimizer="sgd",
-            falls="constant",
-            augment=self.augment,
+        recipe = TrainRecipe(
+            self.inner_epochs, self.learning_rate, self.inner_batch, "sgd", schedule="constant", augment=self.augment
         )
-        weights = train(problem.network, state[_WEIGHTS], distilled.images, distilled.targets, training, generator)
-        return weights, done
+        return fit(problem.network, state[_WEIGHTS], distilled, recipe, generator), done
 
     def _groups(self, problem: Problem) -> list[range]:
         classes = problem.real.num_classes

@@ -34,6 +34,7 @@ from datadistill.engine.planner import Workload
 from datadistill.engine.unroll import InnerStep, with_noise
 from datadistill.methods.base import Context, Problem, State, Step, options_of
 from datadistill.methods.initial_images import first_images
+from datadistill.training.carried import own_steps
 from datadistill.utils.errors import RequestError
 
 MOST_STEPS = 100_000
@@ -118,19 +119,12 @@ class DD:
         labels = problem.labels
         soft = _shared_classes(labels, problem.real.num_classes) if self.labels == "soft" else None
         device = problem.real.train.images.device
-        inner = {
-            "optimizer": "sgd",
-            "steps": self.steps,
-            "epochs": self.epochs,
-            "augment": None,
-            "loss": "cross-entropy",
-        }
         distilled = DistilledData(
             images=first_images(self.images, problem, generator).to(device),
             labels=labels.to(device),
             batches=torch.arange(len(labels), device=device).view(self.steps, -1),
             learning_rates=(self.learning_rate * SCHEDULES[self.rates](self.steps * self.epochs)).to(device),
-            provenance=problem.provenance("dd", options_of(self), inner),
+            provenance=problem.provenance("dd", options_of(self), own_steps(self.steps, self.epochs)),
             initial_weights=problem.starts.fixed,
             soft_labels=None if soft is None else soft.to(device),
         )

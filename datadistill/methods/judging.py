@@ -1,5 +1,6 @@
 """Distilled data without learning rates of its own: networks are trained on it by the field's protocol."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from datadistill.data.augment import parse_augmentation
 from datadistill.distilled import DistilledData
 from datadistill.methods.base import Problem
 from datadistill.methods.initial_images import first_images
-from datadistill.training.dc_recipe import EPOCHS, EPOCHS_AUGMENTED, Condensation
+from datadistill.training.carried import inner_of
+from datadistill.training.recipe import DC, EPOCHS_AUGMENTED
 
 
 def judged_by_protocol(
@@ -43,8 +45,8 @@ def for_protocol(
     augment: str,
 ) -> DistilledData:
     """Some images, to be judged as in Zhao et al. 2021; arguments as for `judged_by_protocol`."""
-    epochs = EPOCHS_AUGMENTED if parse_augmentation(augment) else EPOCHS
-    inner = Condensation(epochs=epochs, augment=augment).as_inner()
+    epochs = EPOCHS_AUGMENTED if parse_augmentation(augment) else DC.epochs
+    inner = inner_of(replace(DC, epochs=epochs, augment=augment))
     return DistilledData(
         images=images,
         labels=labels,

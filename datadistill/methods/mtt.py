@@ -42,7 +42,7 @@ from datadistill.methods.dc import DSA_STRATEGY
 from datadistill.methods.initial_images import shuffled_batches
 from datadistill.methods.judging import judged_by_protocol
 from datadistill.pretraining.trajectories import Trajectories
-from datadistill.training.dc_recipe import TAKES_LEARNED
+from datadistill.training.carried import TAKES_LEARNED
 from datadistill.utils.errors import RequestError
 
 

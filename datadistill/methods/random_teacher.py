@@ -24,7 +24,8 @@ from datadistill.engine.functional import Weights
 from datadistill.methods.base import Problem, options_of
 from datadistill.methods.initial_images import some_of_class
 from datadistill.methods.judging import for_protocol
-from datadistill.training.train import Training, train
+from datadistill.training.fit import fit
+from datadistill.training.recipe import DC
 from datadistill.utils.errors import RequestError
 from datadistill.utils.runtime import stream
 
@@ -87,18 +88,12 @@ class RandomTeacher:
     def _teacher(self, problem: Problem) -> Weights:
         """A network trained on all real images, once for all pieces."""
         if self not in problem.kept:
-            training = Training(
-                epochs=self.teacher_epochs,
-                rate=self.learning_rate,
-                batch=self.batch,
-                optimizer="sgd",
-                momentum=0.9,
-                weight_decay=0.0005,
-                falls="constant",
+            recipe = replace(
+                DC, epochs=self.teacher_epochs, lr=self.learning_rate, batch=self.batch, schedule="constant"
             )
-            draw, real = stream(problem.seed, "teacher"), problem.real.train
+            draw = stream(problem.seed, "teacher")
             (start,) = problem.starts.sample(1, draw)
-            problem.kept[self] = train(problem.network, start, real.images, real.labels, training, draw)
+            problem.kept[self] = fit(problem.network, start, problem.real.train, recipe, draw)
         teacher: Weights = problem.kept[self]
         return teacher
 

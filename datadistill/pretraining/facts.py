@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeVar
 
 from datadistill.data.transforms import Normalization
 from datadistill.engine.functional import Network
-from datadistill.training.train import Training
+from datadistill.training.recipe import TrainRecipe, by_field
 from datadistill.utils.errors import RequestError, require
 from datadistill.utils.schema import from_json, to_json
 
@@ -40,7 +40,7 @@ class NetworkFacts:
     model: str
     scheme: str
     batch_norm: str
-    training: Training
+    training: TrainRecipe
     seed: int
     accuracies: tuple[float, ...] = ()
     seconds: float = 0.0
@@ -92,6 +92,8 @@ def parse_facts(kind: type[Facts], header: dict[str, Any], optional: Collection[
     if isinstance(normalization, dict):
         by_channel = {name: value for name, value in normalization.items() if name != "zca"}
         header = header | {"normalization": by_channel, "zca": normalization.get("zca", False)}
+    if isinstance(header.get("training"), dict):
+        header = header | {"training": by_field(header["training"])}
     facts = from_json(kind, header, optional=("zca", *optional))
     require(len(facts.classes) > 0, "it has no classes")
     shape, normalization = facts.image_shape, facts.normalization

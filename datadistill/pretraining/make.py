@@ -31,7 +31,7 @@ from datadistill.pretraining.trajectories import (
     write_expert,
 )
 from datadistill.training.accuracy import accuracy_of
-from datadistill.training.train import Training, train
+from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.errors import DamagedFileError, DatadistillError, Interrupted, RequestError
 from datadistill.utils.files import digest_of, read_json, read_tensors, write_json, write_tensors
 from datadistill.utils.interrupts import StopRequest
@@ -39,14 +39,7 @@ from datadistill.utils.runtime import resolve_device, stream, versions
 
 NETS, RESERVED, POOL_GB = 50, 10, 2.0
 EXPERTS, TRAJECTORIES_GB = 100, 5.0
-EXPERT_TRAINING = Training(
-    epochs=50,
-    rate=0.01,
-    batch=256,
-    optimizer="sgd",
-    falls="constant",
-    augment="color_crop_cutout_flip_scale_rotate",
-)
+EXPERT_TRAINING = TrainRecipe(50, 0.01, 256, "sgd", schedule="constant", augment="color_crop_cutout_flip_scale_rotate")
 """How Cazenavette et al. 2022 train experts for CIFAR-10, as their code does by default."""
 
 
@@ -58,7 +51,7 @@ def make_pool(
     scheme: str = "xavier",
     nets: int | None = None,
     reserved: int | None = None,
-    training: Training | None = None,
+    training: TrainRecipe | None = None,
     start: Pool | str | Path | None = None,
     batch_norm: str = "refused",
     seed: int = 0,
@@ -82,7 +75,7 @@ def make_pool(
         scheme: how weights before training are drawn, one of `models.SCHEMES`.
         nets: how many networks; 50 without it.
         reserved: how many of them are for judging only; 10 without it.
-        training: epochs, rate and batch; `Training()` without one.
+        training: epochs, rate and batch; `TrainRecipe()` without one.
         start: another pool, or its file, such as of networks that know other images: each of them is trained further.
             The scheme, the number of networks and how many are reserved are then that pool's.
         batch_norm: what layers with running statistics do: `refused` or `batch`.
@@ -116,7 +109,7 @@ def make_pool(
     facts = PoolFacts(
         **known,
         scheme=SCHEMES.get(scheme).name if start is None else start.facts.scheme,
-        training=training or Training(),
+        training=training or TrainRecipe(),
         seed=seed,
         recipe=command,
         reserved=reserved,
@@ -140,7 +133,7 @@ def make_trajectories(
     model: str | ModelFactory = "convnet",
     scheme: str = "default",
     experts: int = EXPERTS,
-    training: Training = EXPERT_TRAINING,
+    training: TrainRecipe = EXPERT_TRAINING,
     batch_norm: str = "refused",
     seed: int = 0,
     device: str = "auto",
@@ -386,8 +379,7 @@ class _Maker:
             epochs.append({name: weight.cpu() for name, weight in weights.items()})
 
         training, order = self.facts.training, stream(self.facts.seed, "expert", index, "order")
-        split = self.real.train
-        train(self.network, self._start(index), split.images, split.labels, training, order, count, keep)
+        fit(self.network, self._start(index), self.real.train, training, order, count, keep)
         if not all(bool(weight.isfinite().all()) for weight in epochs[-1].values()):
             raise DatadistillError(f"the weights of {self.word} {index + 1} are not finite: give a lower --rate")
         return list(epochs)

@@ -102,6 +102,7 @@ def make_card(distilled: DistilledData, score: Score, place: str, pool: Pool | N
         p=provenance,
         dataset=Path(provenance.dataset).name,
         score=score,
+        way="steps" if not score.training else "dc" if "protocol" in (score.settings or {}) else "recipe",
         command=shlex.join(["datadistill", *judging(distilled, place, pool)]),
         place=json.dumps(place, ensure_ascii=False),
         path=shlex.quote(place),

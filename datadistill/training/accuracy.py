@@ -1,6 +1,6 @@
 """Accuracy of networks on one split."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,8 +10,6 @@ from torch import Tensor
 
 from datadistill.data.real import Split
 from datadistill.engine.functional import Network, Weights
-from datadistill.engine.optimizers import SGD
-from datadistill.engine.unroll import InnerStep, walk
 
 _BATCH = 500
 
@@ -60,14 +58,3 @@ def _pieces(network: Network, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
         split = split.take(torch.randperm(len(split), generator=torch.Generator().manual_seed(0)))
     count = max(1, -(-len(split) // _BATCH))
     return zip(split.images.tensor_split(count), split.labels.tensor_split(count), strict=True)
-
-
-def accuracy_along(
-    network: Network, weights: Weights, steps: Sequence[InnerStep], split: Split, every: bool = False
-) -> list[Accuracy]:
-    """Accuracy before plain gradient descent and after it, or with `every` after each step too."""
-    return [
-        accuracy_of(network, reached, split)
-        for t, reached in enumerate(walk(network, SGD(), weights, steps))
-        if every or t in (0, len(steps))
-    ]

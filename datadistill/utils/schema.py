@@ -63,30 +63,30 @@ def to_json(document: Any) -> Any:
     return json.loads(json.dumps(document, allow_nan=False))
 
 
-def of_format(document: Any, number: int) -> dict[str, Any]:
+def of_format(document: Any, *numbers: int) -> dict[str, Any]:
     """A JSON object without its `format`.
 
     Raises:
-        DamagedFileError: it is something else, or has another format than this.
+        DamagedFileError: it is something else, or has another format than these.
     """
     require(isinstance(document, dict), "it is not a JSON object")
     given = document.get("format")
-    require(given == number, f"it has format {reprlib.repr(given)}, not {number}")
+    require(given in numbers, f"it has format {reprlib.repr(given)}, not {' or '.join(map(str, numbers))}")
     return {name: value for name, value in document.items() if name != "format"}
 
 
-def read_header(metadata: dict[str, str], key: str, number: int) -> dict[str, Any]:
+def read_header(metadata: dict[str, str], key: str, *numbers: int) -> dict[str, Any]:
     """The JSON object in the metadata of a safetensors file, without its `format`.
 
     Raises:
-        DamagedFileError: it is not there, no JSON object, or of another format than this.
+        DamagedFileError: it is not there, no JSON object, or of another format than these.
     """
     require(key in metadata, f"the metadata key '{key}' is missing")
     try:
         document = json.loads(metadata[key])
     except (ValueError, RecursionError) as error:
         raise DamagedFileError("its metadata is not JSON") from error
-    return of_format(document, number)
+    return of_format(document, *numbers)
 
 
 class _MisfitError(Exception):

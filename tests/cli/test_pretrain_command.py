@@ -42,7 +42,7 @@ def test_a_table_and_what_to_type_next(capsys: pytest.CaptureFixture[str]) -> No
 def test_the_recorded_command_makes_the_same_networks() -> None:
     assert main(["pretrain", *SMALL, "--seed", "3", "--rate", "0.002", "--out", "a.safetensors"]) == 0
     pool = dd.load_pool("a.safetensors")
-    assert pool.facts.training == dd.Training(epochs=2, rate=0.002)
+    assert pool.facts.training == dd.TrainRecipe(epochs=2, lr=0.002)
     words = pool.facts.recipe.split()
     assert words[:2] == ["datadistill", "pretrain"]
     assert main([*words[1:], "--out", "b.safetensors"]) == 0
@@ -72,16 +72,16 @@ def test_resume(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     from datadistill.pretraining import make as making
 
     assert main(["pretrain", *SMALL, "--out", "whole"]) == 0
-    train, calls = making.train, []
+    fit, calls = making.fit, []
 
     def interrupted(*arguments: object) -> object:
         calls.append(None)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return train(*arguments)  # type: ignore[arg-type]
+        return fit(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr(making, "train", interrupted)
+        patched.setattr(making, "fit", interrupted)
         assert main(["pretrain", *SMALL, "--out", "cut"]) == 130
     capsys.readouterr()
     assert main(["pretrain", *SMALL, "--out", "cut"]) == 2

@@ -12,7 +12,8 @@ import datadistill as dd
 from datadistill.baselines import random_real
 from datadistill.cli.main import main
 from datadistill.methods import make_problem
-from datadistill.training.dc_recipe import TAKES_LEARNED, Condensation
+from datadistill.training.carried import TAKES_LEARNED, inner_of
+from datadistill.training.recipe import DC
 from datadistill.utils.progress import quiet
 
 QUICK = ["--nets", "2", "--sets", "2", "--epochs", "4", "--augment", "crop", "--full-epochs", "2"]
@@ -25,7 +26,7 @@ def data(digits: dd.RealData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("datadistill.baselines.base._NETWORKS", 2)
     cpu = torch.device("cpu")
     problem = make_problem(digits, model="mlp", weights="random-init", scheme="default", ipc=5, seed=3, device=cpu)
-    found = random_real(problem, 1, 1, 1, quiet, Condensation(epochs=4))[0]
+    found = random_real(problem, 1, 1, 1, quiet, replace(DC, epochs=4))[0]
     found.save("set.safetensors")
     return found
 
@@ -40,8 +41,8 @@ def test_scores_are_made_of_the_parts(data: dd.DistilledData, capsys: pytest.Cap
     assert scores["LRS, label robust score"] == pytest.approx((math.exp(alpha) - lowest) / (highest - lowest))
     assert scores["average over augmentations"] == pytest.approx((parts["syn_plain"] + parts["syn_augmented"]) / 2)
     assert scores["average over transfer"] == parts["transfer_ConvNetD1W16"]
-    assert document["parts"]["syn_own"]["settings"] == Condensation(epochs=4).as_inner()
-    assert document["parts"]["syn_augmented"]["settings"] == Condensation(epochs=4, augment="crop").as_inner()
+    assert document["parts"]["syn_own"]["settings"] == inner_of(replace(DC, epochs=4))
+    assert document["parts"]["syn_augmented"]["settings"] == inner_of(replace(DC, epochs=4, augment="crop"))
     assert document["parts"]["real_hard"]["settings"]["epochs"] == 2
     assert document["parts"]["real_hard"]["model"] == "mlp"
     assert document["parts"]["random_plain"]["nets"] == 2

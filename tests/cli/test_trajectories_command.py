@@ -25,7 +25,7 @@ def test_a_table_and_what_to_type_next(capsys: pytest.CaptureFixture[str]) -> No
     assert "2 experts, 4 times each, take 0.4 MB." in err
     found = dd.load_trajectories("trajectories/digits-mlp")
     assert f"{100 * sum(found.facts.accuracies) / 2:.2f} %" in out
-    assert (found.facts.scheme, found.facts.training.optimizer, found.facts.training.rate) == ("default", "sgd", 0.01)
+    assert (found.facts.scheme, found.facts.training.optimizer, found.facts.training.lr) == ("default", "sgd", 0.01)
     (line,) = [line for line in out.splitlines() if line.startswith("distil ")]
     words = line.split("datadistill ")[1].split()
     quick = ["--iterations", "2", "--augment", "none", "--student-steps", "2", "--nets", "1", "--device", "cpu"]

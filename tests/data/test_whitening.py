@@ -182,7 +182,7 @@ def test_a_run_goes_on_with_the_same_whitening_alone(
 def test_experts_say_whether_they_saw_whitened_images(
     white: dd.RealData, digits: dd.RealData, pool: dd.Pool, trajectories: dd.Trajectories, tmp_path: Path
 ) -> None:
-    training = dd.Training(epochs=1, batch=256)
+    training = dd.TrainRecipe(epochs=1, batch=256)
     common: dict[str, Any] = {"model": "mlp", "training": training, "device": "cpu"}
     mine = dd.make_pool(white, tmp_path / "pool", nets=2, reserved=1, **common)
     experts = dd.make_trajectories(white, tmp_path / "experts", experts=1, **common)

@@ -12,10 +12,10 @@ from datadistill.evaluation.audit import Audit, audit
 from datadistill.models import create_model
 from datadistill.pretraining.make import make_pool
 from datadistill.pretraining.pool import Pool
-from datadistill.training.train import Training
+from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.runtime import stream
 
-GOOD = Training(epochs=10, rate=0.005, batch=128)
+GOOD = TrainRecipe(epochs=10, lr=0.005, batch=128)
 
 
 @pytest.fixture(scope="module")

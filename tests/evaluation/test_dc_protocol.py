@@ -20,11 +20,13 @@ from datadistill.engine import make_network
 from datadistill.evaluation import accuracy_of, evaluate_sets, work_of
 from datadistill.methods import Problem, make_problem
 from datadistill.models import create_model, draw_weights
-from datadistill.training.dc_recipe import Condensation, condensation_for
+from datadistill.training.carried import dc_recipe, inner_of
+from datadistill.training.fit import fit, walks_of
+from datadistill.training.recipe import DC, TrainRecipe
 from datadistill.utils.progress import quiet
 from datadistill.utils.runtime import stream
 
-SHORT = Condensation(epochs=20)
+SHORT = replace(DC, epochs=20)
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +35,10 @@ def problem(digits: dd.RealData) -> Problem:
     return make_problem(digits, model="mlp", weights="random-init", scheme="default", ipc=10, seed=0, device=cpu)
 
 
-def made_for(problem: Problem, settings: Condensation, rates: torch.Tensor | None = None) -> dd.DistilledData:
+def made_for(problem: Problem, recipe: TrainRecipe, rates: torch.Tensor | None = None) -> dd.DistilledData:
     """Random real images as a method makes them that leaves the rates to the protocol."""
     data = draw(problem, 1, 1, "random", 0)
-    provenance = replace(data.provenance, inner=settings.as_inner(), scores=[{"split": "held_out", "accuracy": 0.5}])
+    provenance = replace(data.provenance, inner=inner_of(recipe), scores=[{"split": "held_out", "accuracy": 0.5}])
     return replace(data, learning_rates=rates, provenance=provenance)
 
 
@@ -73,19 +75,18 @@ def by_torch(digits: dd.RealData, data: dd.DistilledData, epochs: int, batch: in
 @pytest.mark.parametrize("epochs", [1, 2, 5, 20])
 def test_it_is_the_loop_of_the_authors_code(digits: dd.RealData, data: dd.DistilledData, epochs: int) -> None:
     theirs, start = by_torch(digits, data, epochs, 32)
-    settings = replace(SHORT, epochs=epochs, batch=32)
+    recipe = replace(SHORT, epochs=epochs, batch=32)
     network = make_network(create_model("mlp", digits))
-    mine = settings.train(network, start, data.images, data.targets, stream(0, "evaluation-training", 3))
+    mine = fit(network, start, data, recipe, stream(0, "evaluation-training", 3))
     for name, weight in theirs.named_parameters():
         assert torch.allclose(mine[name], weight, atol=1e-5)
         assert not torch.allclose(mine[name], start[name], atol=1e-4)
-    assert settings.walks == epochs + 1
+    assert walks_of(recipe, data) == epochs + 1
 
 
 def test_the_rate_falls_where_it_falls_there() -> None:
-    first, second = Condensation().phases()
-    assert (first.epochs, second.epochs) == (152, 149)
-    assert (first.rate, second.rate) == (0.01, pytest.approx(0.001))
+    assert (DC.restart(walk=3), DC.steps_in(walk=3)) == (152 * 3, (152 + 149) * 3)
+    assert [DC.factor(step, walk=3) for step in (0, 152 * 3 - 1, 152 * 3, 301 * 3 - 1)] == [1.0, 1.0, 0.1, 0.1]
 
 
 def test_a_network_does_not_depend_on_the_others(digits: dd.RealData, data: dd.DistilledData) -> None:
@@ -113,7 +114,7 @@ def test_it_teaches_and_says_how(digits: dd.RealData, data: dd.DistilledData) ->
 def test_own_is_the_protocol_of_the_data(digits: dd.RealData, data: dd.DistilledData) -> None:
     own, same = (dd.evaluate(data, digits, nets=2, protocol=protocol) for protocol in ("own", "dc"))
     assert replace(own, seconds=0.0) == replace(same, seconds=0.0)
-    assert own.settings == SHORT.as_inner()
+    assert own.settings == inner_of(SHORT)
 
 
 def test_any_data_can_be_judged_by_it(digits: dd.RealData, problem: Problem) -> None:
@@ -128,16 +129,16 @@ def test_any_data_can_be_judged_by_it(digits: dd.RealData, problem: Problem) -> 
 
 def test_settings_of_the_data_and_of_the_caller(problem: Problem) -> None:
     plain = draw(problem, 1, 1, "random", 0)
-    assert condensation_for(plain) == Condensation()
-    assert condensation_for(plain, augment="Crop_flip").epochs == 1000
-    assert condensation_for(plain, augment="crop", epochs=7) == Condensation(epochs=7, augment="crop")
-    dsa = made_for(problem, Condensation(epochs=900, augment="flip"), torch.tensor([0.25]))
-    assert condensation_for(dsa) == Condensation(epochs=900, augment="flip", rate=0.25)
-    assert condensation_for(dsa, augment="crop").epochs == 900
-    assert condensation_for(dsa, augment="none", rate=0.5) == Condensation(rate=0.5)
+    assert dc_recipe(plain) == DC
+    assert dc_recipe(plain, augment="Crop_flip").epochs == 1000
+    assert dc_recipe(plain, augment="crop", epochs=7) == replace(DC, epochs=7, augment="crop")
+    dsa = made_for(problem, replace(DC, epochs=900, augment="flip"), torch.tensor([0.25]))
+    assert dc_recipe(dsa) == replace(DC, epochs=900, augment="flip", lr=0.25)
+    assert dc_recipe(dsa, augment="crop").epochs == 900
+    assert dc_recipe(dsa, augment="none", rate=0.5) == replace(DC, lr=0.5)
     inner = dsa.provenance.inner | {"rate": 0.125, "takes_learned_rate": False}
     said = replace(dsa, provenance=replace(dsa.provenance, inner=inner))
-    assert condensation_for(said).rate == 0.125
+    assert dc_recipe(said).lr == 0.125
 
 
 def test_augmentation_is_used(digits: dd.RealData, data: dd.DistilledData) -> None:
@@ -165,9 +166,9 @@ def test_augmentation_is_used(digits: dd.RealData, data: dd.DistilledData) -> No
     ids=str,
 )
 def test_settings_that_a_file_may_not_have(data: dd.DistilledData, inner: dict[str, Any], words: str) -> None:
-    provenance = replace(data.provenance, inner=SHORT.as_inner() | inner)
+    provenance = replace(data.provenance, inner=inner_of(SHORT) | inner)
     with pytest.raises(dd.RequestError, match=words):
-        condensation_for(replace(data, provenance=provenance))
+        dc_recipe(replace(data, provenance=provenance))
 
 
 def test_it_has_no_steps(digits: dd.RealData, problem: Problem, pool: dd.Pool) -> None:
@@ -203,10 +204,10 @@ def test_it_can_be_interrupted(digits: dd.RealData, data: dd.DistilledData) -> N
 
 def test_looks_are_shorter(problem: Problem, data: dd.DistilledData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datadistill.distillation.validation.CONDENSED_EPOCHS", 15)
-    long, short = (made_for(problem, Condensation(epochs=epochs)) for epochs in (30, 15))
+    long, short = (made_for(problem, replace(DC, epochs=epochs)) for epochs in (30, 15))
     assert held_out(problem, long) == held_out(problem, short)
     assert held_out(problem, short) != held_out(problem, short, purpose="other")
-    shorter = made_for(problem, Condensation(epochs=5))
+    shorter = made_for(problem, replace(DC, epochs=5))
     assert held_out(problem, shorter) != held_out(problem, short)
 
 
@@ -225,8 +226,8 @@ def test_the_command(place: str, digits: dd.RealData, capsys: pytest.CaptureFixt
     words = ["--protocol", "DC", "--epochs", "10", "--augment", "crop", "--rate", "0.1"]
     assert main(["evaluate", place, *quick, *words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["results"][0]
-    assert own["settings"] == SHORT.as_inner()
-    assert found["settings"] == replace(SHORT, epochs=10, augment="crop", rate=0.1).as_inner()
+    assert own["settings"] == inner_of(SHORT)
+    assert found["settings"] == inner_of(replace(SHORT, epochs=10, augment="crop", lr=0.1))
     expected = dd.evaluate(dd.load_distilled(place), digits, nets=2, epochs=10, augment="crop", rate=0.1, protocol="dc")
     assert found["accuracy"]["mean"] == expected.accuracy.mean
     assert main(["evaluate", place, *quick]) == 0
@@ -261,16 +262,16 @@ def test_the_audit_refuses_it(place: str, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize("how", [name for name in BASELINES.names() if name != "optimized"])
 def test_baselines_for_it_tune_nothing(how: str, problem: Problem) -> None:
-    settings = Condensation(epochs=3, augment="crop")
-    first = BASELINES.get(how).choose(replace(problem, ipc=3), 1, 1, 1, quiet, settings)[0]
-    assert condensation_for(first) == settings
+    recipe = replace(DC, epochs=3, augment="crop")
+    first = BASELINES.get(how).choose(replace(problem, ipc=3), 1, 1, 1, quiet, recipe)[0]
+    assert dc_recipe(first) == recipe
     assert first.learning_rates is None
     assert first.batches.tolist() == [list(range(len(first.labels)))]
     assert len(first.labels) == (10 if how == "average" else 30)
 
 
 def test_the_whole_dataset_in_its_place(digits: dd.RealData, problem: Problem) -> None:
-    data = full_dataset(problem, Condensation(epochs=3))
+    data = full_dataset(problem, replace(DC, epochs=3))
     assert len(data.labels) == len(digits.train) + len(digits.held_out)
     assert dd.evaluate(data, digits, nets=1).accuracy.mean > 0.4
 
@@ -280,7 +281,7 @@ def test_the_baseline_command(place: str, capsys: pytest.CaptureFixture[str]) ->
     assert main(["baseline", *words, "--epochs", "5", "--augment", "crop", "--nets", "2", "--out", "chosen"]) == 0
     assert "random: 30 images, protocol dc: 5 epochs, rate 0.01, augmentation crop" in capsys.readouterr().out
     first = dd.load_distilled("chosen")
-    assert condensation_for(first) == Condensation(epochs=5, augment="crop")
+    assert dc_recipe(first) == replace(DC, epochs=5, augment="crop")
     assert first.provenance.weights["scheme"] == "default"
     assert main([*first.provenance.recipe.split()[1:], "--nets", "1", "--out", "again"]) == 0
     assert torch.equal(first.images, dd.load_distilled("again").images)
@@ -354,7 +355,7 @@ def test_the_baseline_command_needs_no_steps_for_protocol_dc(place: str, capsys:
         out = "".join(["one", *ipc])
         assert main(["baseline", *words, *ipc, "--out", out]) == 0
         data = dd.load_distilled(out)
-        assert (len(data.labels), condensation_for(data)) == (10, Condensation())
+        assert (len(data.labels), dc_recipe(data)) == (10, DC)
     assert "random: 10 images, protocol dc: 300 epochs" in capsys.readouterr().out
 
 

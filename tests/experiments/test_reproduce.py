@@ -17,7 +17,7 @@ from datadistill.experiments import job
 from datadistill.experiments.recipes import Expect, Point, PoolRecipe, Recipe, Sweep, measured, recipes
 from datadistill.experiments.recipes.measured import load_measured
 from datadistill.experiments.reproduce import reproduce
-from datadistill.training.train import Training
+from datadistill.training.recipe import DC, TrainRecipe
 from datadistill.utils.registry import Registry
 
 PLAIN = Recipe(
@@ -30,7 +30,7 @@ PLAIN = Recipe(
     expect=Expect(nets=3, accuracy=(0.3, 1.0), std_at_most=0.3),
     baselines=("random",),
 )
-POOL = PoolRecipe("digits", "mlp", nets=6, reserved=3, training=Training(epochs=2, rate=0.01))
+POOL = PoolRecipe("digits", "mlp", nets=6, reserved=3, training=TrainRecipe(epochs=2, lr=0.01))
 MALICIOUS = replace(
     PLAIN,
     name="digits-malicious",
@@ -133,7 +133,7 @@ def test_a_pool_is_made_once_and_another_refused(capsys: pytest.CaptureFixture[s
     assert dd.load_pool(file).facts.training == POOL.training
     reproduce(recipe, "second", pools="some")
     assert file.stat().st_mtime_ns == made
-    more = replace(recipe, pool=replace(POOL, training=Training(epochs=3, rate=0.01)))
+    more = replace(recipe, pool=replace(POOL, training=TrainRecipe(epochs=3, lr=0.01)))
     with pytest.raises(dd.RequestError, match="epochs 2, but the recipe asks for 3"):
         reproduce(more, "third", pools="some")
     assert not Path("third").exists()
@@ -321,7 +321,9 @@ CONDENSED = replace(
 
 
 def test_several_sets_by_protocol_dc_are_one_line(digits: dd.RealData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datadistill.methods.judging.EPOCHS", 30)  # what the sets ask for: fewer are faster
+    monkeypatch.setattr(
+        "datadistill.methods.judging.DC", replace(DC, epochs=30)
+    )  # what the sets ask for: fewer are faster
     said: list[str] = []
     verdict = reproduce(CONDENSED, "out", say=said.append)
     own, baseline = verdict.lines

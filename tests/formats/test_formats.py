@@ -177,7 +177,11 @@ FOREIGN: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("name", FORMATS.names())
+def test_every_format_of_others_is_tried_below() -> None:
+    assert {"1", *FOREIGN} == set(FORMATS.names())
+
+
+@pytest.mark.parametrize("name", FOREIGN)
 def test_what_the_other_program_writes(name: str, digits: dd.RealData, tmp_path: Path) -> None:
     path = place(tmp_path, name)
     FOREIGN[name](path)

@@ -63,7 +63,7 @@ def pool_bytes(folder: Path) -> bytes:
         model="mlp",
         scheme="xavier",
         batch_norm="refused",
-        training=dd.Training(epochs=2),
+        training=dd.TrainRecipe(epochs=2),
         seed=3,
         reserved=1,
         accuracies=(0.5, 0.6, 0.7),

@@ -16,7 +16,7 @@ from datadistill.engine.memory import LiveBytes
 from datadistill.methods import Problem, make_problem
 from datadistill.methods.gradcheck import check_hypergradient
 from datadistill.methods.mtt import CIFAR_10, settings_for
-from datadistill.training.dc_recipe import condensation_for
+from datadistill.training.carried import dc_recipe
 from datadistill.utils.errors import RequestError
 from datadistill.utils.runtime import stream
 
@@ -251,7 +251,7 @@ def test_networks_are_trained_at_the_learned_rate_or_at_another(
     back = dd.load_distilled(tmp_path / "a.safetensors")
     assert back.learning_rates is not None
     assert back.learning_rates.tolist() == pytest.approx([0.02])
-    assert condensation_for(back).rate == pytest.approx(rate)
+    assert dc_recipe(back).lr == pytest.approx(rate)
 
 
 def test_the_check_passes_and_turns_the_approximation_off(digits: dd.RealData, trajectories: dd.Trajectories) -> None:

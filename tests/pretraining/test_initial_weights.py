@@ -153,7 +153,7 @@ def test_what_needs_a_pool_and_what_takes_none(digits: dd.RealData, pool: dd.Poo
 
 
 def test_matching_takes_one_network_of_a_pool_at_a_time(digits: dd.RealData, tmp_path: Path) -> None:
-    training = dd.Training(epochs=1, batch=256)
+    training = dd.TrainRecipe(epochs=1, batch=256)
     small = dd.make_pool(digits, tmp_path / "pool", model="mlp", nets=3, reserved=1, training=training, device="cpu")
     for method in (dd.methods.DM(batch=8), dd.methods.DC(batch=8)):
         run = dd.distill(digits, method, model="mlp", weights="random-pretrained", pool=small, iterations=2)

@@ -18,7 +18,7 @@ from datadistill.evaluation import accuracy_of
 from datadistill.models import create_model
 from datadistill.utils.errors import Interrupted, RequestError
 
-TRAINING = dd.Training(epochs=2, batch=64)
+TRAINING = dd.TrainRecipe(epochs=2, batch=64)
 
 
 def make(real: dd.RealData, out: Path, **changes: Any) -> dd.Pool:
@@ -42,7 +42,7 @@ class Killed(Exception):
 
 
 def test_networks_learn_and_accuracies_are_those_of_the_rounded_weights(digits: dd.RealData, tmp_path: Path) -> None:
-    pool = make(digits, tmp_path / "p.safetensors", training=dd.Training(epochs=6, batch=64), test=True)
+    pool = make(digits, tmp_path / "p.safetensors", training=dd.TrainRecipe(epochs=6, batch=64), test=True)
     network = make_network(create_model("mlp", digits))
     for split, accuracies in ((digits.held_out, pool.facts.accuracies), (digits.test, pool.facts.test)):
         found = [accuracy_of(network, pool.networks[i], split).correct for i in range(5)]
@@ -56,15 +56,15 @@ def test_networks_learn_and_accuracies_are_those_of_the_rounded_weights(digits: 
 
 
 def test_networks_of_another_pool_are_trained_further(digits: dd.RealData, tmp_path: Path) -> None:
-    half = make(digits, tmp_path / "half", training=dd.Training(epochs=1, batch=64))
-    options = {"model": "mlp", "start": half, "training": dd.Training(epochs=4, batch=64), "device": "cpu"}
+    half = make(digits, tmp_path / "half", training=dd.TrainRecipe(epochs=1, batch=64))
+    options = {"model": "mlp", "start": half, "training": dd.TrainRecipe(epochs=4, batch=64), "device": "cpu"}
     tuned = dd.make_pool(digits, tmp_path / "tuned", **options)
     assert (len(tuned), tuned.facts.reserved, tuned.facts.start) == (5, 2, half.digest)
     assert min(tuned.facts.accuracies) > max(half.facts.accuracies)
     assert dd.load_pool(tmp_path / "tuned").digest == tuned.digest
-    same = dd.make_pool(digits, tmp_path / "same", **options | {"training": dd.Training(epochs=0)})
+    same = dd.make_pool(digits, tmp_path / "same", **options | {"training": dd.TrainRecipe(epochs=0)})
     assert all(torch.equal(same.stacked[name], half.stacked[name]) for name in half.stacked)
-    drawn = make(digits, tmp_path / "drawn", training=dd.Training(epochs=0))
+    drawn = make(digits, tmp_path / "drawn", training=dd.TrainRecipe(epochs=0))
     assert not any(torch.equal(same.stacked[name], drawn.stacked[name]) for name in drawn.stacked if "weight" in name)
 
 
@@ -166,7 +166,7 @@ def test_other_settings_are_refused(digits: dd.RealData, tmp_path: Path) -> None
     for changes, sentence in (
         ({"seed": 1}, "have seed 0, but 1"),
         ({"nets": 6}, "have nets 5, but 6"),
-        ({"training": dd.Training(epochs=3, batch=64)}, "have training"),
+        ({"training": dd.TrainRecipe(epochs=3, batch=64)}, "have training"),
         ({"scheme": "he"}, "have scheme xavier, but he"),
     ):
         with pytest.raises(RequestError, match=sentence):
@@ -210,7 +210,7 @@ def test_a_size_over_the_cap_is_refused_before_anything_is_written(digits: dd.Re
     with pytest.raises(RequestError, match=r"2000 networks take .* but 0\.1 GB are allowed"):
         make(digits, tmp_path / "p", nets=2000, max_gb=0.1)
     assert not list(tmp_path.iterdir())
-    make(digits, tmp_path / "p", say=said.append, training=dd.Training(epochs=0))
+    make(digits, tmp_path / "p", say=said.append, training=dd.TrainRecipe(epochs=0))
     assert said == [f"5 networks take {5 * 2 * weights / 1e6:.1f} MB, and {5 * 4 * weights / 1e6:.1f} MB more while "
                     "they are trained."]  # fmt: skip
     assert (tmp_path / "p").stat().st_size == pytest.approx(5 * 2 * weights, rel=0.05)
@@ -218,7 +218,7 @@ def test_a_size_over_the_cap_is_refused_before_anything_is_written(digits: dd.Re
 
 def test_training_that_diverges_is_one_sentence(digits: dd.RealData, tmp_path: Path) -> None:
     with pytest.raises(dd.DatadistillError, match="are not finite: give a lower --rate"):
-        make(digits, tmp_path / "p", training=dd.Training(epochs=3, rate=1e30))
+        make(digits, tmp_path / "p", training=dd.TrainRecipe(epochs=3, lr=1e30))
 
 
 def test_the_test_split_is_for_its_own_accuracies_only(digits: dd.RealData, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def sample(nets: int = 5, reserved: int = 2, **changes: Any) -> dd.Pool:
         model="mlp",
         scheme="xavier",
         batch_norm="refused",
-        training=dd.Training(epochs=2),
+        training=dd.TrainRecipe(epochs=2),
         seed=3,
         reserved=reserved,
         accuracies=tuple(0.5 + 0.1 * net / nets for net in range(nets)),

@@ -21,11 +21,11 @@ from datadistill.engine import make_network
 from datadistill.evaluation import accuracy_of
 from datadistill.models import create_model, draw_weights
 from datadistill.pretraining.trajectories import FACTS_NAME, expert_path
-from datadistill.training.train import train
+from datadistill.training.fit import fit
 from datadistill.utils.errors import DamagedFileError, DatadistillError, Interrupted, RequestError
 from datadistill.utils.runtime import stream
 
-TRAINING = dd.Training(3, 0.05, 64, "sgd", falls="constant", augment="crop_scale")
+TRAINING = dd.TrainRecipe(3, 0.05, 64, "sgd", schedule="constant", augment="crop_scale")
 
 
 def make(real: dd.RealData, out: Path, **changes: Any) -> dd.Trajectories:
@@ -53,8 +53,7 @@ def test_weights_are_those_of_training_after_each_epoch(digits: dd.RealData, tmp
     network = make_network(create_model("mlp", digits))
     start = draw_weights(network.module, "default", stream(0, "expert", 1, "start"))
     by_epoch: list[dict[str, torch.Tensor]] = []
-    data = (digits.train.images, digits.train.labels)
-    train(network, start, *data, TRAINING, stream(0, "expert", 1, "order"), keep=by_epoch.append)
+    fit(network, start, digits.train, TRAINING, stream(0, "expert", 1, "order"), keep=by_epoch.append)
     assert len(by_epoch) == 4
     for epoch, weights in enumerate(by_epoch):
         kept = found.experts[1].weights(epoch)
@@ -162,8 +161,8 @@ def test_a_size_over_the_cap_is_refused_before_anything_is_written(digits: dd.Re
 
 def test_what_cannot_be_recorded_is_one_sentence(digits: dd.RealData, tmp_path: Path) -> None:
     with pytest.raises(DatadistillError, match="expert 1 are not finite: give a lower --rate"):
-        make(digits, tmp_path / "t", training=replace(TRAINING, rate=1e30))
-    for changes in ({"experts": 0}, {"training": dd.Training(epochs=0)}):
+        make(digits, tmp_path / "t", training=replace(TRAINING, lr=1e30))
+    for changes in ({"experts": 0}, {"training": dd.TrainRecipe(epochs=0)}):
         with pytest.raises(RequestError, match="are no trajectories"):
             make(digits, tmp_path / "u", **changes)
     with pytest.raises(RequestError, match="no running statistics are kept here"):

@@ -1,7 +1,7 @@
 """A recipe's TOML file becomes a recipe; whatever it holds that a recipe does not is refused."""
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from datadistill.experiments.recipes.record import (
@@ -15,7 +15,7 @@ from datadistill.experiments.recipes.record import (
     parse_expect,
 )
 from datadistill.pretraining.make import EXPERT_TRAINING
-from datadistill.training.train import Training
+from datadistill.training.recipe import FLAGS, TrainRecipe
 from datadistill.utils.errors import RequestError
 
 
@@ -44,17 +44,16 @@ def parse_recipe(name: str, data: Mapping[str, Any]) -> Recipe:
 
 
 def _pool(data: Mapping[str, Any]) -> PoolRecipe:
-    training = [entry.name for entry in fields(Training)]
-    check_keys("pool", data, [entry.name for entry in fields(PoolRecipe) if entry.name != "training"] + training)
-    own = {key: value for key, value in data.items() if key not in training}
-    return PoolRecipe(**own, training=Training(**{key: data[key] for key in training if key in data}))
+    check_keys("pool", data, [*(entry.name for entry in fields(PoolRecipe) if entry.name != "training"), *FLAGS])
+    own = {key: value for key, value in data.items() if key not in FLAGS}
+    return PoolRecipe(**own, training=TrainRecipe().told(**{key: data[key] for key in FLAGS if key in data}))
 
 
 def _experts(data: Mapping[str, Any]) -> ExpertsRecipe:
-    check_keys("experts", data, ["count", "seed", *(entry.name for entry in fields(Training))])
+    check_keys("experts", data, ["count", "seed", *FLAGS])
     own = {key: data[key] for key in ("count", "seed") if key in data}
     changes = {key: value for key, value in data.items() if key not in own}
-    return ExpertsRecipe(**own, training=replace(EXPERT_TRAINING, **changes))
+    return ExpertsRecipe(**own, training=EXPERT_TRAINING.told(**changes))
 
 
 def _point(data: Mapping[str, Any]) -> Point:

@@ -16,7 +16,7 @@ from datadistill.engine import Engine
 from datadistill.methods import METHODS
 from datadistill.models import SCHEMES, has_own_weights
 from datadistill.pretraining.initial_weights import KINDS
-from datadistill.training.train import Training
+from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.errors import RequestError, unknown_name
 
 RUN_DEFAULTS: dict[str, Any] = {
@@ -111,7 +111,7 @@ class PoolRecipe:
     model: str
     nets: int
     reserved: int
-    training: Training
+    training: TrainRecipe
     scheme: str = "xavier"
     batch_norm: str = "refused"
     seed: int = 0
@@ -145,7 +145,7 @@ class ExpertsRecipe:
     """
 
     count: int
-    training: Training
+    training: TrainRecipe
     seed: int = 0
 
     def folder_name(self, dataset: str, model: str) -> str:
@@ -274,7 +274,7 @@ class Recipe:
         if experts is not None:
             wanted = dict(self.full.get("experts", {}))
             count = wanted.pop("count", experts.count)
-            experts = replace(experts, count=count, training=replace(experts.training, **wanted))
+            experts = replace(experts, count=count, training=experts.training.told(**wanted))
         return replace(self, name=self.name + _FULL, full={}, expect=expect, experts=experts, **own)
 
     @property

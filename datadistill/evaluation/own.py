@@ -1,82 +1,82 @@
-"""Protocol `own`: plain gradient descent by the data's own steps, in its own order, with its own learning rates."""
+"""Protocol `own`: networks are trained as the data itself says, from where it was made to start."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 
 from datadistill.distilled import DistilledData
 from datadistill.engine.functional import Network, Weights
-from datadistill.engine.unroll import with_noise
 from datadistill.evaluation.config import NETS, Trial
 from datadistill.evaluation.scores import Score, summarize
+from datadistill.evaluation.trained import accuracies_of
 from datadistill.models import SCHEMES
 from datadistill.pretraining.initial_weights import Fixed, InitialWeights, Random
 from datadistill.pretraining.pool import Networks, Pool
-from datadistill.training.accuracy import accuracy_along
+from datadistill.training.accuracy import accuracy_of
+from datadistill.training.carried import inner_of, recipe_of
+from datadistill.training.fit import path, walk_of
 from datadistill.utils.errors import RequestError
 from datadistill.utils.runtime import stream
 
 _BY_STEP_AT_MOST = 10
 
 
-def judge_steps(trial: Trial) -> Score:
-    """The score of networks that take the data's own steps.
+def judge_own(trial: Trial) -> Score:
+    """The score of networks that are trained by the data's own recipe.
 
     Raises:
-        RequestError: the data asks for something else, or does not fit the network or the pool.
+        RequestError: the data asks for something unknown, or does not fit the network or the pool.
     """
-    _check_inner(trial.distilled)
+    recipe, config = recipe_of(trial.distilled), trial.config
     began, distilled = time.perf_counter(), trial.distilled.to(trial.device)
     network = trial.make_network()
     starts = _starts(trial, distilled, network)
-    steps = distilled.inner_steps()
-    every = len(steps) <= _BY_STEP_AT_MOST
-    paths = []
-    for net, start in enumerate(_draws(starts, _count(starts, trial.nets), trial.seed)):
-        noisy = with_noise(network, steps, stream(trial.seed, "evaluation-noise", net))
-        path = accuracy_along(network, start, noisy, trial.judged_on, every)
-        paths.append([accuracy.correct for accuracy in path])
+    nets = _count(starts, config.nets)
+    draw, steps = _draw(starts, nets, config.seed), recipe.steps_in(walk_of(recipe, distilled))
+    every = recipe.takes_own_steps and steps <= _BY_STEP_AT_MOST
+
+    def along(net: int) -> list[float]:
+        walked = path(network, draw(net), distilled, recipe, stream(config.seed, "evaluation-noise", net))
+        reached = [weights for t, weights in enumerate(walked) if every or t in (0, steps)]
         trial.count()
-    by_step = tuple(summarize(list(step), len(trial.judged_on)) for step in zip(*paths, strict=True))
+        return [accuracy_of(network, weights, trial.judged_on).correct for weights in reached]
+
+    if recipe.takes_own_steps:
+        found = [along(net) for net in range(nets)]
+    else:
+        found = accuracies_of(trial, network, recipe, draw, nets)
+    by_step = tuple(summarize(list(step), len(trial.judged_on)) for step in zip(*found, strict=True))
     return Score(
         model=trial.model_name,
-        weights=_describe(distilled, starts, trial.pool),
+        weights=_describe(distilled, starts, config.pool),
         protocol="own",
-        nets=len(paths),
-        split=trial.split,
+        nets=nets,
+        split=config.split,
         images=len(trial.judged_on),
         accuracy=by_step[-1],
         before=by_step[0],
         by_step=by_step[1:] if every else (),
         seconds=time.perf_counter() - began,
         device=str(trial.device),
+        settings=None if recipe.takes_own_steps else inner_of(recipe),
     )
-
-
-def _check_inner(distilled: DistilledData) -> None:
-    """Refuse data that asks for more than protocol own knows, instead of judging it as something else."""
-    inner = distilled.provenance.inner
-    known = {"optimizer": "sgd", "loss": "cross-entropy", "augment": None}
-    for name, value in known.items():
-        if inner.get(name) != value:
-            raise RequestError(f"protocol own needs {name} {value}, but this data was made with {inner.get(name)!r}")
 
 
 def _starts(trial: Trial, distilled: DistilledData, network: Network) -> InitialWeights:
     """Where networks start, by the scheme that was asked for where they are drawn."""
-    if trial.pool is not None:
-        trial.pool.check_fits(network, trial.model_name, trial.real)
+    if trial.config.pool is not None:
+        trial.config.pool.check_fits(network, trial.model_name, trial.real)
     starts = _own_starts(trial, distilled, network)
-    if trial.scheme is None:
+    if trial.config.scheme is None:
         return starts
     if not isinstance(starts, Random):
         raise RequestError(
-            f"scheme is {trial.scheme}, but these initial weights are not drawn: add --weights random-init"
+            f"scheme is {trial.config.scheme}, but these initial weights are not drawn: add --weights random-init"
         )
-    return Random(starts.network, SCHEMES.get(trial.scheme).name)
+    return Random(starts.network, SCHEMES.get(trial.config.scheme).name)
 
 
 def _own_starts(trial: Trial, distilled: DistilledData, network: Network) -> InitialWeights:
-    mine, weights, pool = distilled.provenance.weights, trial.weights, trial.pool
+    mine, weights, pool = distilled.provenance.weights, trial.config.weights, trial.config.pool
     if weights == "own" and mine.get("kind") == "random-pretrained":
         return _judges(distilled, pool).to(trial.device)
     if pool is not None and (weights != "own" or pool.digest != mine.get("pool")):
@@ -121,13 +121,11 @@ def _count(starts: InitialWeights, nets: int | None) -> int:
     return nets or min(NETS, len(starts))
 
 
-def _draws(starts: InitialWeights, nets: int, seed: int) -> Iterator[Weights]:
-    """Different networks: of a pool drawn together, otherwise each from a generator of its own."""
+def _draw(starts: InitialWeights, nets: int, seed: int) -> Callable[[int], Weights]:
+    """Where a network starts, by number: of a pool drawn together, otherwise each from a generator of its own."""
     if isinstance(starts, Networks):
-        yield from starts.sample(nets, stream(seed, "evaluation"))
-        return
-    for net in range(nets):
-        yield from starts.sample(1, stream(seed, "evaluation", net))
+        return starts.sample(nets, stream(seed, "evaluation")).__getitem__
+    return lambda net: starts.sample(1, stream(seed, "evaluation", net))[0]
 
 
 def _describe(distilled: DistilledData, starts: InitialWeights, pool: Pool | None) -> str:
