@@ -228,6 +228,7 @@ def parse_distilled(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Dis
     """
     header = read_header(metadata, "datadistill", *FORMATS)
     is_recipe = "training" in header and "inner" not in header
+    read_header(metadata, "datadistill", 2 if is_recipe else 1)  # refuses one format with the spelling of the other
     header |= {"inner": header["training"]} if is_recipe else {}
     provenance = _parse_provenance(header)
     require(is_format_2(provenance.inner) or not is_recipe, "'lr' is missing from its training")

@@ -31,6 +31,7 @@ from datadistill.pretraining.trajectories import (
     write_expert,
 )
 from datadistill.training.accuracy import accuracy_of
+from datadistill.training.fit import fit
 from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.errors import DamagedFileError, DatadistillError, Interrupted, RequestError
 from datadistill.utils.files import digest_of, read_json, read_tensors, write_json, write_tensors
