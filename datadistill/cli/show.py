@@ -5,7 +5,8 @@ from pathlib import Path
 
 from datadistill.cli.parsing import Parser
 from datadistill.distilled import load_distilled
-from datadistill.report.sheet import SHEET_NAME, save_sheet
+from datadistill.report.sheet import SHEET_NAME, sheet_file
+from datadistill.utils.files import check_free, write_atomically
 
 USAGE = "PATH"
 DESCRIPTION = """\
@@ -18,7 +19,7 @@ example:
 
 def add_flags(parser: Parser) -> None:
     parser.add_argument("path", metavar="PATH", help="a .safetensors file, or a run or gallery folder")
-    parser.add_argument("--out", metavar="FILE", help="the picture (default: beside the data)")
+    parser.add_argument("--out", metavar="FILE", help="the picture, where nothing is yet (default: beside the data)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -26,5 +27,8 @@ def run(arguments: argparse.Namespace) -> None:
     distilled = load_distilled(path)
     beside = path / SHEET_NAME if path.is_dir() else path.with_suffix(".png")
     picture = Path(arguments.out) if arguments.out else beside
-    save_sheet(distilled, picture)
+    content = sheet_file(distilled)
+    if not (picture.is_file() and picture.read_bytes() == content):  # a run has its picture already
+        check_free(picture)
+        write_atomically(picture, content)
     print(picture)

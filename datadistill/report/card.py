@@ -57,7 +57,7 @@ def conclude(
         save_sheet(distilled, run.folder / SHEET_NAME)
         save_curve(RunFolder(run.folder).metrics(), run.folder / CURVE_NAME)
         card = make_card(distilled, score, str(run.folder), pool)
-        write_atomically(run.folder / CARD_NAME, card.encode())
+        write_atomically(run.folder / CARD_NAME, card.encode(errors="surrogateescape"))
     return distilled, score
 
 

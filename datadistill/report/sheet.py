@@ -21,9 +21,14 @@ _SIGMAS = 2.5
 
 def save_sheet(distilled: DistilledData, path: Path) -> None:
     """Write the sheet as a PNG, atomically."""
+    write_atomically(path, sheet_file(distilled))
+
+
+def sheet_file(distilled: DistilledData) -> bytes:
+    """The sheet as the content of a PNG file."""
     buffer = io.BytesIO()
     draw_sheet(distilled).save(buffer, "PNG", optimize=True)
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def draw_sheet(distilled: DistilledData) -> Image.Image:

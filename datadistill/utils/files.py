@@ -4,9 +4,10 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import safetensors.torch
@@ -14,9 +15,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from datadistill.utils.errors import DamagedFileError, explain_os_error
+from datadistill.utils.errors import DamagedFileError, RequestError, explain_os_error
+
 
 Found = TypeVar("Found")
+
+
+def check_free(path: Path) -> None:
+    """Refuse a place for a file that holds something: nothing of a user's is ever overwritten.
+
+    Raises:
+        RequestError: there is something, be it a link that leads nowhere; or the path has no name.
+    """
+    if os.path.lexists(path) or not path.name or path.name == "..":
+        raise RequestError(f"there is something at {path} already: give another place with --out")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -80,7 +92,7 @@ def look_into(path: Path, look: Callable[[Any], Found]) -> Found:
     """
     try:
         # Claimed sizes are checked against the file's before memory is taken.
-        with safe_open(path, framework="pt") as file:
+        with _plainly_named(path) as name, safe_open(name, framework="pt") as file:
             return look(file)
     except OSError as error:
         raise explain_os_error(error, f"read {path}") from error
@@ -97,6 +109,18 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
     return look_into(path, look)
+
+
+@contextmanager
+def _plainly_named(path: Path) -> Iterator[Path]:
+    """A path that safetensors can open: it knows none with bytes that are no UTF-8, as names of old folders have."""
+    if str(path).isprintable() or not any("\udc80" <= letter <= "\udcff" for letter in str(path)):
+        yield path
+        return
+    with TemporaryDirectory() as folder:
+        link = Path(folder, "data.safetensors")
+        link.symlink_to(path.absolute())
+        yield link
 
 
 def digest_of(tensors: dict[str, Tensor], text: str = "") -> str:
