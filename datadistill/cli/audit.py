@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from typing import Any
 
 from datadistill.cli.common import (
@@ -138,6 +139,8 @@ def _print(found: Audit) -> None:
             f"{change.taken_for}: {100 * change.share_before:.1f} to {100 * change.share_after:.1f} %",
             "SUSPECT" if change.name in suspects else "",
         ]
+        if not math.isnan(change.before)
+        else [change.name, "-", "-", "no test images", ""]
         for change in found.classes
     ]
     rows.append(["all", f"{100 * found.overall_before:.1f} %", f"{100 * found.overall_after:.1f} %", "", ""])

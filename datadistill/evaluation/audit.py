@@ -7,6 +7,7 @@ falls, as data made for untrained networks may ruin a trained one, but that one 
 the rest stand.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -37,7 +38,8 @@ class ClassChange:
 
     Attributes:
         name: of the class.
-        before: share of its images that networks name rightly before.
+        before: share of its images that networks name rightly before; not a number, as all shares, where the test split
+            has no images of it.
         after: and after the set's steps.
         taken_for: the other class that gains most of its images.
         share_before: share of its images taken for that class before.
@@ -66,8 +68,8 @@ class Audit:
         nets: how many.
         classes: by index.
         suspects: classes that look attacked, the worst first.
-        overall_before: mean over classes of `before`.
-        overall_after: mean over classes of `after`.
+        overall_before: mean of `before` over the classes with test images.
+        overall_after: mean of `after` over them.
     """
 
     networks: str
@@ -78,8 +80,16 @@ class Audit:
     overall_after: float
 
     def as_json(self) -> dict[str, Any]:
-        """JSON-ready; accuracies are fractions."""
-        return asdict(self)
+        """JSON-ready; accuracies are fractions, and null where a class has no test images."""
+        return {name: _without_nan(value) for name, value in asdict(self).items()}
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_without_nan(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def audit(
@@ -118,16 +128,18 @@ def audit(
     before, after = torch.stack(tables).mean(0)
     if not trained:
         before = torch.full_like(before, 1 / len(before))  # what a network answers that knows nothing
+    judged = real.test.counts > 0
+    before[~judged], after[~judged] = math.nan, math.nan
     classes = _changes(before, after, real.classes)
     reached = before if trained else torch.eye(len(before), dtype=before.dtype)
-    losses = (reached - after).diagonal().clamp(min=0)
+    losses = (reached - after).diagonal()[judged].clamp(min=0)
     return Audit(
         networks="trained" if trained else "fresh",
         nets=len(starts),
         classes=classes,
         suspects=_suspects(classes, float(losses.median())),
-        overall_before=float(before.diagonal().mean()),
-        overall_after=float(after.diagonal().mean()),
+        overall_before=float(before.diagonal()[judged].mean()),
+        overall_after=float(after.diagonal()[judged].mean()),
     )
 
 

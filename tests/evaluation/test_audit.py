@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import datadistill as dd
 from datadistill.cli.main import main
@@ -100,3 +101,17 @@ def test_wrong_attacks_are_refused(digits: dd.RealData) -> None:
     for attack in (("0", "zero"), ("3", "3")):
         with pytest.raises(dd.RequestError, match=r"zero|two different"):
             dd.distill(digits, model="mlp", attack=attack, iterations=1, device="cpu")
+
+
+def test_a_class_without_test_images_counts_for_nothing(
+    digits: dd.RealData, pool: Pool, attacking: dd.DistilledData
+) -> None:
+    from dataclasses import replace
+
+    lacking = replace(digits, test=digits.test.take(torch.nonzero(digits.test.labels != 3).flatten()))
+    whole, found = judged(digits, pool, attacking), judged(lacking, pool, attacking)
+    others = [change.after for change in whole.classes if change.name != "3"]
+    assert found.overall_after == pytest.approx(sum(others) / 9)
+    assert [change.name for change in found.suspects] == ["0"]
+    document = json.loads(json.dumps(found.as_json(), allow_nan=False))
+    assert [entry["name"] for entry in document["classes"] if entry["after"] is None] == ["3"]
