@@ -25,8 +25,8 @@ def mnist(data_root: Path | None = None) -> RealData:
     """MNIST (LeCun et al. 1998): 60,000 and 10,000 grey digits of 28x28 pixels.
 
     Args:
-        data_root: where `mnist/` with the four official files may lie; without that folder the copy
-            inside this package is read. Both must match the official checksums, so the pixels are the same.
+        data_root: where `mnist/` with the four official files may lie; where one of them is missing, the
+            copy inside this package is read. Both must match the official checksums, so the pixels are the same.
     """
     train, test = _mnist(data_root)
     return from_pixels("mnist", train.pixels, train.labels, test.pixels, test.labels, DIGITS)
@@ -47,7 +47,7 @@ def mnist_rgb(data_root: Path | None = None) -> RealData:
 
 def _mnist(data_root: Path | None) -> tuple[Labelled, Labelled]:
     folder = Path(str(resources.files("datadistill") / "data" / "mnist"))
-    if data_root is not None and (data_root / "mnist").is_dir():
+    if data_root is not None and all((data_root / "mnist" / name).is_file() for name in _MNIST_FILES):
         folder = data_root / "mnist"
     shapes = ((60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,))
     train_images, train_labels, test_images, test_labels = (

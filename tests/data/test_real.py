@@ -103,5 +103,4 @@ def test_data_root_is_read_and_checked(tmp_path: Path) -> None:
     with pytest.raises(DamagedFileError, match="SHA-256"):
         dd.load("mnist", tmp_path)
     target.unlink()
-    with pytest.raises(dd.DatadistillError, match="No such file"):
-        dd.load("mnist", tmp_path)
+    assert len(dd.load("mnist", tmp_path).test) == 10_000, "a folder that lacks a file is passed over"
