@@ -45,6 +45,13 @@ def add_data_flags(parser: argparse._ActionsContainer, dataset: str) -> None:
         help="your own images: 1 for grey, 3 for colour (default: grey where all pixels are)",
     )
     parser.add_argument(
+        "--white",
+        type=number,
+        metavar="X",
+        help="your own images of more than 8 bits, or of floats: the number that is white, such as 4095 or 1 "
+        "(default: inferred from the largest of all)",
+    )
+    parser.add_argument(
         "--skip-unreadable",
         action="store_true",
         default=None,

@@ -77,6 +77,7 @@ def load(
     *,
     size: int | None = None,
     channels: int | None = None,
+    white: float | None = None,
     skip_unreadable: bool = False,
     zca: bool = False,
     say: Callable[[str], None] = say,
@@ -91,6 +92,8 @@ def load(
             is looked for in the user's cache and else fetched into it from its authors (docs/datasets.md).
         size: of data of your own: the edge of its square images; inferred where all have one.
         channels: of data of your own: 1 or 3; inferred from the pixels.
+        white: of data of your own of more than 8 bits, or of floats: the number that is white, such as 4095 or 1;
+            inferred from the largest of all.
         skip_unreadable: of data of your own: go on without images that cannot be read.
         zca: whiten all images after they are normalised (docs/datasets.md).
         say: is told what was inferred of data of your own; on standard error without it.
@@ -101,7 +104,12 @@ def load(
         DamagedFileError: a file is not the official one, or cannot be read.
         DatadistillError: a file is missing and cannot be fetched.
     """
-    options = Options(size, channels, skip_unreadable)
+    if not isinstance(name, str | Path):
+        raise RequestError(
+            f"the dataset is a {type(name).__name__}, but load takes a name or a path: from_arrays and from_datasets "
+            "take data"
+        )
+    options = Options(size, channels, white, skip_unreadable)
     if isinstance(name, Path) or (not is_named(name) and is_external(name)):
         real = load_external(str(name), options, say, bar)
         return real.whitened(bar) if zca else real

@@ -1,20 +1,27 @@
 """Arrays become splits: what their numbers mean, and what their labels are."""
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from datadistill.data.labelled import Labelled
+from datadistill.data.levels import Numbers, check_range, eight_bit, remarks_on, white_of_floats, white_of_whole
 from datadistill.data.options import Options, check_room
-from datadistill.data.readers.image_files import common_size, to_pixels, upright
+from datadistill.data.readers.image_files import common_size, deep_values, shown, to_pixels, upright
 from datadistill.data.splits import Splits, class_order, clean_classes
 from datadistill.utils.errors import RequestError
 
 _PIECE = 1024
 """Images that are converted at a time."""
+
+_SOME = 100
+"""Images whose different numbers are counted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,21 +41,72 @@ Pair = tuple[Named, Named]
 """Images and labels."""
 
 
-def read_arrays(what: str, pairs: dict[str, Pair], classes: Sequence[str] | None, options: Options) -> Splits:
+def as_array(values: Any, name: str) -> np.ndarray:
+    """An array of whatever can be one: a tensor on any device, nested lists, Pillow images, a table's column.
+
+    Args:
+        values: what the user gave.
+        name: what errors call it.
+
+    Raises:
+        RequestError: it is none, for instance because its items have several shapes.
+    """
+    try:
+        if isinstance(values, Tensor):
+            plain = values.detach().cpu()
+            usual = plain.dtype in (torch.float16, torch.float32, torch.float64) or not plain.is_floating_point()
+            return (plain if usual else plain.float()).numpy()
+        if isinstance(values, Image.Image):
+            deep = deep_values(values)
+            return np.asarray(upright(values)) if deep is None else deep
+        if isinstance(values, list | tuple) and any(isinstance(one, Tensor | Image.Image) for one in values):
+            return np.stack([as_array(one, name) for one in values])
+        return np.asarray(values)
+    except Exception as error:  # NumPy, PyTorch, Pillow and a user's own conversion raise errors of their own
+        shapes = "shape" in str(error)
+        reason = "its items have several shapes" if shapes else shown(" ".join(str(error).split()))
+        raise RequestError(f"{name} is a {type(values).__name__} that is no array: {reason}") from error
+
+
+def class_names(values: Any, name: str = "classes") -> tuple[list[str], bool] | None:
+    """Class names by index, and whether they were given as numbers; None where there are none.
+
+    Args:
+        values: a list of text or numbers.
+        name: what errors call it.
+
+    Raises:
+        RequestError: it is something else.
+    """
+    if values is None:
+        return None
+    if isinstance(values, Tensor | np.ndarray):
+        values = as_array(values, name).tolist()
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        raise RequestError(f"{name} is a {type(values).__name__}, but must be a list of names, by index")
+    names = []
+    for number, one in enumerate(values):
+        if not isinstance(one, str | bytes | numbers.Integral):
+            raise RequestError(f"item {number} of {name} is a {type(one).__name__}, but a class's name is text")
+        names.append(one.decode(errors="replace") if isinstance(one, bytes) else str(one))
+    return names, bool(names) and all(isinstance(one, numbers.Integral) for one in values)
+
+
+def read_arrays(what: str, pairs: dict[str, Pair], classes: Any, options: Options) -> Splits:
     """Splits from arrays, in their order.
 
-    Images are [n, h, w], [n, h, w, c] or [n, c, h, w] with 1, 3 or 4 (alpha) channels: whole numbers from 0 to 255;
-    floats from 0 to 1, or to 255 where any is above 1, rounded to 8 bit. Labels are whole numbers or text, [n], [n, 1]
-    or one-hot [n, k].
+    Images are [n, h, w], [n, h, w, c] or [n, c, h, w] with 1, 3 or 4 (alpha) channels: whole numbers or floats, of
+    which white is said by the options or inferred (`levels`), and rounded to 8 bit. Labels are whole numbers or text,
+    [n], [n, 1] or one-hot [n, k].
 
     Args:
         what: what errors call all of it.
         pairs: images and labels by role, `train` among them.
-        classes: names by index; made from the labels without them.
-        options: size and channels.
+        classes: names by index, or numbers that are the labels; made from the labels without them.
+        options: size, channels and white.
 
     Raises:
-        RequestError: naming the array that is no images, or no labels.
+        RequestError: naming the array that is no images, or no labels, or the classes that are no names.
     """
     for images, labels in pairs.values():
         if images.values.ndim < 1 or labels.values.ndim < 1 or len(images.values) != len(labels.values):
@@ -57,15 +115,17 @@ def read_arrays(what: str, pairs: dict[str, Pair], classes: Sequence[str] | None
                 f"{labels.values.shape}: as many images as labels are needed"
             )
     found = {role: _plain_labels(labels) for role, (_, labels) in pairs.items()}
-    index = _index(found, pairs, classes, what)
-    names = clean_classes([str(name) for name in index] if classes is None else classes, what)
+    known = class_names(classes)
+    index = _index(found, pairs, known, what)
+    names = clean_classes([str(name) for name in index] if known is None else known[0], what)
     shaped = {role: Named(images.name, _shaped(images)) for role, (images, _) in pairs.items()}
-    pixels = _fitted(what, _as_bytes(shaped), options)
+    levels, whites, remarks = _as_bytes(shaped, options.white)
+    pixels = _fitted(what, levels, options)
     splits = {
         role: Labelled(torch.from_numpy(pixels[role]), torch.tensor([index[one] for one in found[role]]).long())
         for role in pairs
     }
-    return Splits(splits["train"], splits.get("held_out"), splits.get("test"), names)
+    return Splits(splits["train"], splits.get("held_out"), splits.get("test"), names, tuple(remarks), whites)
 
 
 def _plain_labels(labels: Named) -> list[int] | list[str]:
@@ -79,34 +139,39 @@ def _plain_labels(labels: Named) -> list[int] | list[str]:
         values = values.argmax(1)
     if values.ndim != 1:
         raise RequestError(f"{labels.name} has the shape {values.shape}, but labels are [n], [n, 1] or one-hot [n, k]")
-    if values.dtype.kind in "iub":
-        return [int(value) for value in values.tolist()]
-    if values.dtype.kind == "U":
-        return [str(value) for value in values.tolist()]
+    items = values.tolist()
+    if values.dtype.kind in "iub" or (items and all(isinstance(one, numbers.Integral) for one in items)):
+        return [int(one) for one in items]
+    if all(isinstance(one, numbers.Real) and float(one).is_integer() for one in items):
+        return [int(one) for one in items]
+    if all(isinstance(one, str) for one in items):
+        return [str(one) for one in items]
     if values.dtype.kind == "S":
-        return [value.decode(errors="replace") for value in values.tolist()]
+        return [one.decode(errors="replace") for one in items]
     raise RequestError(f"{labels.name} is {values.dtype}, but labels are whole numbers or text")
 
 
 def _index(
-    found: dict[str, list[int] | list[str]], pairs: dict[str, Pair], classes: Sequence[str] | None, what: str
+    found: dict[str, list[int] | list[str]], pairs: dict[str, Pair], known: tuple[list[str], bool] | None, what: str
 ) -> dict[int | str, int]:
     """The class index of every label."""
     values, index = set[int | str](found["train"]), dict[int | str, int]()
-    if classes is None:
+    if known is None:
         ordered: list[int | str] = sorted(
             values, key=lambda one: (0, one, "") if isinstance(one, int) else class_order(one)
         )
         index.update((value, number) for number, value in enumerate(ordered))
     elif all(isinstance(value, str) for value in values):
-        index.update((name, number) for number, name in enumerate(classes))
+        index.update((name, number) for number, name in enumerate(known[0]))
+    elif known[1]:
+        index.update((int(name), number) for number, name in enumerate(known[0]))
     else:
-        index.update((number, number) for number in range(len(classes)))
+        index.update((number, number) for number in range(len(known[0])))
     for role, labels in found.items():
         strange = next((label for label in labels if label not in index), None)
         if strange is not None:
-            known = f"not one of the {len(classes)} classes" if classes is not None else "of no image to train on"
-            raise RequestError(f"{pairs[role][1].name} of {what} has the label {strange!r:.60}, which is {known}")
+            why = "of no image to train on" if known is None else f"not one of the {len(known[0])} classes"
+            raise RequestError(f"{pairs[role][1].name} of {what} has the label {strange!r:.60}, which is {why}")
     return index
 
 
@@ -125,40 +190,84 @@ def _shaped(images: Named) -> np.ndarray:
     return values
 
 
-def _as_bytes(images: dict[str, Named]) -> dict[str, np.ndarray]:
-    """8-bit pixels; what floats mean is decided for all splits together."""
-    highest = {role: _range(named) for role, named in images.items()}
-    factor = 255.0 if max((top for top in highest.values() if top is not None), default=0.0) <= 1 else 1.0
-    made = {}
+def _as_bytes(
+    images: dict[str, Named], white: float | None
+) -> tuple[dict[str, np.ndarray], tuple[float, ...], list[str]]:
+    """8-bit pixels; what was taken for white where that is not sure; and remarks.
+
+    What is white, all splits together decide: floats by themselves, and whole numbers of more than 8 bits.
+    """
+    kinds: dict[str, dict[str, Numbers]] = {"floats": {}, "whole": {}, "8 bit": {}}
     for role, named in images.items():
-        values = named.values
-        made[role] = np.empty(values.shape, np.uint8)
-        scale = factor if values.dtype.kind == "f" else 255 if values.dtype.kind == "b" else 1
-        for first in range(0, len(values), _PIECE):
-            piece = values[first : first + _PIECE]
-            exact = piece if piece.dtype.kind in "iu" else np.rint(piece.astype(np.float64) * scale)
-            made[role][first : first + _PIECE] = exact
-    return made
+        parts = kinds[_kind(named)]
+        parts[role] = _numbers(named)
+    _check_binary(images, [part for parts in kinds.values() for part in parts.values()])
+    made = {role: images[role].values.astype(np.uint8) * _unit(images[role]) for role in kinds["8 bit"]}
+    whites, remarks = list[float](), list[str]()
+    for kind, guess in (
+        ("floats", white_of_floats),
+        ("whole", white_of_whole),
+    ):
+        parts = kinds[kind]
+        if not parts:
+            continue
+        chosen = white or guess(list(parts.values()))
+        made |= {role: _levels(images[role].values, chosen) for role in parts}
+        if kind == "floats" or chosen != 255:
+            whites.append(chosen)
+            remarks += remarks_on([made[role] for role in parts], chosen, list(parts.values()))
+    return {role: made[role] for role in images}, tuple(whites), remarks
 
 
-def _range(images: Named) -> float | None:
-    """The largest of floats, or None for whole numbers.
+def _kind(images: Named) -> str:
+    kind, width = images.values.dtype.kind, images.values.dtype.itemsize
+    if kind not in "iubf":
+        raise RequestError(f"{images.name} is {images.values.dtype}, but pixels are whole numbers or floats")
+    return "floats" if kind == "f" else "whole" if kind == "i" or width > 1 else "8 bit"
+
+
+def _check_binary(images: dict[str, Named], parts: list[Numbers]) -> None:
+    """Refuse whole numbers up to 1 beside truth values, floats or larger numbers, of which 1 may be white.
+
+    Raises:
+        RequestError: naming both.
+    """
+    types = {named.name: named.values.dtype.kind.replace("u", "i") for named in images.values()}
+    for part in parts:
+        other = next((one for one in parts if types[one.name] != types[part.name]), None)
+        if types[part.name] == "i" and part.high == 1 and other is not None:
+            raise RequestError(
+                f"{part.name} has values up to 1 and {other.name}, of another type, up to {other.high:g}: give both in "
+                "one range"
+            )
+
+
+def _unit(images: Named) -> np.uint8:
+    return np.uint8(255 if images.values.dtype.kind == "b" else 1)
+
+
+def _numbers(images: Named) -> Numbers:
+    """What is known of an array.
 
     Raises:
         RequestError: they are no pixels.
     """
     values = images.values
-    if values.dtype.kind not in "iubf":
-        raise RequestError(f"{images.name} is {values.dtype}, but pixels are whole numbers or floats")
-    if values.dtype.kind == "b" or not values.size:
-        return None
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 255):  # false for NaN, too
-        raise RequestError(
-            f"{images.name} has values from {low:g} to {high:g}, but pixels are from 0 to 255, or floats from 0 to 1 "
-            "(not normalised: that is done here)"
-        )
-    return high if values.dtype.kind == "f" else None
+    if not values.size:
+        return Numbers(images.name, 0, 0, True, 0)
+    are_whole = values.dtype.kind != "f" or all(
+        bool((np.rint(piece) == piece).all())
+        for piece in (values[first : first + _PIECE] for first in range(0, len(values), _PIECE))
+    )
+    distinct = len(np.unique(values[:_SOME]))
+    return check_range(Numbers(images.name, float(values.min()), float(values.max()), are_whole, distinct))
+
+
+def _levels(values: np.ndarray, white: float) -> np.ndarray:
+    found = np.empty(values.shape, np.uint8)
+    for first in range(0, len(values), _PIECE):
+        found[first : first + _PIECE] = eight_bit(values[first : first + _PIECE], white)
+    return found
 
 
 def _fitted(what: str, pixels: dict[str, np.ndarray], options: Options) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """What may be asked of data, and whether there is room for it."""
 
 import math
+import numbers
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,16 +23,27 @@ class Options:
     Attributes:
         size: edge of the square images in pixels; inferred where all have one.
         channels: 1 or 3; inferred from the pixels.
+        white: the number that is white, in what has more than 8 bits, and in floats; inferred from the largest.
         skip_unreadable: go on without files that cannot be read.
         zca: whiten them after they are normalised.
     """
 
     size: int | None = None
     channels: int | None = None
+    white: float | None = None
     skip_unreadable: bool = False
     zca: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("size", "channels", "white"):
+            value = getattr(self, name)
+            kind, word = (numbers.Real, "number") if name == "white" else (numbers.Integral, "whole number")
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+                raise RequestError(f"{name} is {value!r:.60}, but must be a {word}")
+            if value is not None:  # NumPy's numbers cannot be written as JSON
+                object.__setattr__(self, name, int(value) if isinstance(value, numbers.Integral) else float(value))
+        if self.white is not None and not 0 < self.white < 2**32:
+            raise RequestError(f"white is {self.white:g}, but must be a number above 0 and below {2**32:,}")
         if self.size is not None and not 1 <= self.size <= MOST_EDGE:
             raise RequestError(f"the size is {self.size}, but must be from 1 to {MOST_EDGE} pixels")
         if self.channels not in (None, 1, 3):
@@ -78,11 +90,11 @@ def check_room_to_whiten(what: str, shape: Sequence[int]) -> None:
     Raises:
         RequestError: it does not fit.
     """
-    numbers = math.prod(shape)
-    needed, there = numbers**2 * _BYTES_PER_COVARIANCE, _memory()
+    width = math.prod(shape)
+    needed, there = width**2 * _BYTES_PER_COVARIANCE, _memory()
     if needed > there:
         raise RequestError(
-            f"whitening {what} takes a matrix of {numbers:,} x {numbers:,} and {needed / 2**30:,.1f} GiB, and this "
+            f"whitening {what} takes a matrix of {width:,} x {width:,} and {needed / 2**30:,.1f} GiB, and this "
             f"machine has {there / 2**30:,.1f}: leave out --zca, or take smaller images"
         )
 

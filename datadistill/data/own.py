@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from datadistill.data.arrays import Named, Pair, read_arrays
+from datadistill.data.arrays import Named, Pair, as_array, read_arrays
 from datadistill.data.options import Options
 from datadistill.data.readers.folder import read_folder
 from datadistill.data.readers.huggingface import PREFIX, is_saved, read_hub, read_saved
@@ -94,13 +95,14 @@ def from_arrays(
     name: str = "arrays",
     size: int | None = None,
     channels: int | None = None,
+    white: float | None = None,
     say: Say = say,
 ) -> RealData:
     """A dataset from NumPy arrays, in their order.
 
     Args:
-        x_train: [n, h, w], [n, h, w, c] or [n, c, h, w]: whole numbers from 0 to 255; or floats from 0 to 1, or to 255
-            where any is above 1, which are rounded to 8 bit.
+        x_train: [n, h, w], [n, h, w, c] or [n, c, h, w], as an array, a tensor or a list: whole numbers from 0 to 255,
+            or more; or floats from 0 to 1, or to 255; all are rounded to 8 bit.
         y_train: whole numbers or text: [n], [n, 1], or one-hot [n, k].
         x_test: without them a stratified fifth of the training images is the test split.
         y_test: as `y_train`.
@@ -110,6 +112,7 @@ def from_arrays(
         name: the dataset's name.
         size: edge of the square images; inferred where they are square.
         channels: 1 or 3; inferred from the pixels.
+        white: the number that is white, in floats and in what has more than 8 bits; inferred from the largest.
         say: is told what was inferred.
 
     Raises:
@@ -122,9 +125,9 @@ def from_arrays(
         if (images is None) != (labels is None):
             raise RequestError(f"x_{words[role]} and y_{words[role]} belong together: give both, or neither")
         if images is not None and labels is not None:
-            named = Named(f"x_{words[role]}", np.asarray(images)), Named(f"y_{words[role]}", np.asarray(labels))
-            pairs[role] = named
-    options = Options(size, channels)
+            names = f"x_{words[role]}", f"y_{words[role]}"
+            pairs[role] = Named(names[0], as_array(images, names[0])), Named(names[1], as_array(labels, names[1]))
+    options = Options(size, channels, white)
     return assemble(short_name(name), Source(name, "", options), read_arrays(name, pairs, classes, options), say)
 
 
@@ -137,6 +140,7 @@ def from_datasets(
     name: str = "datasets",
     size: int | None = None,
     channels: int | None = None,
+    white: float | None = None,
     say: Say = say,
     bar: Bar = counting,
 ) -> RealData:
@@ -151,24 +155,36 @@ def from_datasets(
         name: the dataset's name.
         size: edge of the square images; inferred where they have one size.
         channels: 1 or 3; inferred from the pixels.
+        white: the number that is white, in floats and in what has more than 8 bits; inferred from the largest.
         say: is told what was inferred.
         bar: shows progress.
 
     Raises:
         RequestError: they do not give pairs of an image and a label.
     """
-    options = Options(size, channels)
+    options = Options(size, channels, white)
     given = {"train": train, "held_out": val, "test": test}
-    words = {"train": "train", "held_out": "val", "test": "test"}
-    pairs = {
-        role: collect(one, f"{words[role]} of {name}", size, bar) for role, one in given.items() if one is not None
-    }
+    collected = collect({role: one for role, one in given.items() if one is not None}, name, options, bar)
     known = getattr(train, "classes", None)
     if classes is None and isinstance(known, list | tuple) and all(isinstance(one, str) for one in known):
         classes = known
-    return assemble(short_name(name), Source(name, "", options), read_arrays(name, pairs, classes, options), say)
+    found = read_arrays(name, collected.pairs, classes, options)
+    found = replace(found, whites=(*collected.whites, *found.whites), remarks=(*collected.remarks, *found.remarks))
+    return assemble(short_name(name), Source(name, "", options), found, say)
 
 
 def as_real(data: RealData | Datasets) -> RealData:
-    """Itself; or a training and a test `Dataset` as RealData."""
-    return data if isinstance(data, RealData) else from_datasets(*data)
+    """Itself; or a training and a test `Dataset` as RealData.
+
+    Raises:
+        RequestError: it is neither.
+    """
+    if isinstance(data, RealData):
+        return data
+    given: Any = data
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise RequestError(
+            f"the dataset is a {type(given).__name__}, but must be RealData, as dd.load, dd.from_arrays and "
+            "dd.from_datasets give it, or a pair of a training and a test Dataset"
+        )
+    return from_datasets(*given)

@@ -18,6 +18,7 @@ TEST_SHARE = 5
 
 
 MOST_CLASSES = 10_000
+_NAMED = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class Splits:
         test: the test split, if there is one.
         classes: names, by index.
         remarks: sentences on what was odd.
+        whites: the numbers that were taken for white, where images did not come in 8 bits.
     """
 
     train: Labelled
@@ -37,6 +39,7 @@ class Splits:
     test: Labelled | None
     classes: tuple[str, ...]
     remarks: tuple[str, ...] = ()
+    whites: tuple[float, ...] = ()
 
 
 def class_order(name: str) -> tuple[int, int, str]:
@@ -108,8 +111,14 @@ def assemble(name: str, source: Source, found: Splits, say: Callable[[str], None
             f"{len(splits['train'].labels)} in all are left to train on, less a slice for every choice"
         )
     say(_sizes(real, found))
-    say(_statistics(real))
-    for remark in (*found.remarks, *_duplicates(prints, source.given)):
+    say(_statistics(real, found.whites))
+    unasked = source.options.white is not None and not found.whites
+    for remark in (
+        *(["white is 255, whatever was asked: all images have 8 bits"] if unasked else []),
+        *found.remarks,
+        *_missing(real),
+        *_duplicates(prints, source.given),
+    ):
         say(remark)
     return real
 
@@ -153,7 +162,7 @@ def _sizes(real: RealData, found: Splits) -> str:
     )
 
 
-def _statistics(real: RealData) -> str:
+def _statistics(real: RealData, whites: tuple[float, ...]) -> str:
     mean, std = (
         " ".join(f"{value:.4f}" for value in values) for values in (real.normalization.mean, real.normalization.std)
     )
@@ -165,7 +174,23 @@ def _statistics(real: RealData) -> str:
             f"unequal classes: from {int(counts[low]):,} training images ({real.classes[low]}) to "
             f"{int(counts[high]):,} ({real.classes[high]})"
         )
-    return f"mean {mean}, deviation {std}; {classes}"
+    white = "".join(f"; {number:.10g} is white" for number in whites)
+    return f"mean {mean}, deviation {std}; {classes}{white}"
+
+
+def _missing(real: RealData) -> list[str]:
+    """Which classes a split that judges lacks."""
+    found = []
+    for split, what, result in (
+        (real.test, "test", "test accuracies are those of the others"),
+        (real.held_out, "held-out", "choices are made by the others"),
+    ):
+        names = [name for name, count in zip(real.classes, split.counts.tolist(), strict=True) if not count]
+        if names:
+            some = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+            plural = "es" if len(names) > 1 else ""
+            found.append(f"there are no {what} images of class{plural} {some}: {result}")
+    return found
 
 
 def _duplicates(prints: dict[str, list[bytes]], given: str) -> list[str]:

@@ -278,6 +278,25 @@ def test_the_cache_is_made_again_when_a_file_changes(cached: Path, heard: Heard)
     assert len(files_of_the_cache()) == 2
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no time of change there")
+def test_the_cache_is_made_again_when_neither_size_nor_time_tells(cached: Path, heard: Heard) -> None:
+    for number, path in enumerate(sorted(cached.rglob("*.png"))):
+        path.unlink()
+        noise(number).save(path.with_suffix(".bmp"))
+        os.utime(path.with_suffix(".bmp"), (0, 0))
+    real, path = dd.load(cached, say=heard), cached / "a/0-003.bmp"
+    noise(77).save(path)
+    os.utime(path, (0, 0))
+    other = dd.load(cached, say=heard)
+    other_path = cached / "new.bmp"
+    noise(78).save(other_path)
+    os.utime(other_path, (0, 0))
+    other_path.replace(path)
+    third = dd.load(cached, say=heard)
+    digests = {one.source.digest for one in (real, other, third) if one.source is not None}
+    assert len(digests) == 3
+
+
 @pytest.mark.parametrize("where", [-1, -1000, 100, 8, 0])
 def test_a_damaged_cache_is_made_again(cached: Path, heard: Heard, where: int) -> None:
     real = dd.load(cached, say=heard)

@@ -133,3 +133,87 @@ def test_without_the_extra_it_is_one_sentence(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(dd.RequestError, match=r"needs their library: python3 -m pip --python .* install 'datasets>=4'"):
         dd.load("hf:ylecun/mnist", say=quiet)
+
+
+def table(datasets: Any, labels: list[Any], feature: Any = None, **columns: Any) -> Any:
+    """Forty digits with such labels."""
+    images = [Image.fromarray(image) for image in ARRAYS[0][:40]]
+    features = {"image": datasets.Image(), "label": feature or datasets.ClassLabel(names=["a", "b"])}
+    return datasets.Dataset.from_dict({"image": images, "label": labels}, features=datasets.Features(features))
+
+
+PLAIN = [0, 1] * 20
+
+
+def heard(folder: Path, **options: Any) -> tuple[dd.RealData, str]:
+    lines = list[str]()
+    real = dd.load(folder, say=lines.append, **options)
+    return real, "\n".join(lines)
+
+
+@pytest.mark.parametrize("labels", [[[0], [1]] * 20, [[0, 1], [1]] * 20])
+def test_lists_of_labels_are_refused(labels: list[Any], tmp_path: Path, datasets: Any) -> None:
+    feature = datasets.Sequence(datasets.Value("int64"))
+    table(datasets, labels, feature).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(dd.RequestError, match=r"the column 'label' of .* one label is needed"):
+        dd.load(tmp_path / "saved", say=quiet)
+
+
+def test_labels_that_are_whole_floats(tmp_path: Path, datasets: Any) -> None:
+    table(datasets, [float(one) for one in PLAIN], datasets.Value("float64")).save_to_disk(str(tmp_path / "saved"))
+    assert dd.load(tmp_path / "saved", say=quiet).classes == ("0", "1")
+    table(datasets, [one / 2 for one in PLAIN], datasets.Value("float64")).save_to_disk(str(tmp_path / "half"))
+    with pytest.raises(dd.RequestError, match="whole numbers or text are needed"):
+        dd.load(tmp_path / "half", say=quiet)
+
+
+def test_a_picture_that_is_missing_is_one_that_cannot_be_read(tmp_path: Path, datasets: Any) -> None:
+    whole = table(datasets, PLAIN)
+    images = [None if number == 3 else image for number, image in enumerate(whole["image"])]
+    holed = datasets.Dataset.from_dict({"image": images, "label": PLAIN}, features=whole.features)
+    holed.save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(dd.DamagedFileError, match=r"1 of 40 .* train image 3 \(it is missing or empty\)"):
+        dd.load(tmp_path / "saved", say=quiet)
+    real, said = heard(tmp_path / "saved", skip_unreadable=True)
+    assert len(real.train) + len(real.held_out) + len(real.test) == 39
+    assert "1 images of" in said
+
+
+@pytest.mark.parametrize("none", [-1, None])
+def test_a_split_without_labels_is_passed_over_and_said(none: int | None, tmp_path: Path, datasets: Any) -> None:
+    whole = table(datasets, PLAIN)
+    splits = {"train": whole, "validation": whole, "test": table(datasets, [none] * 40), "extra": whole}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
+    real, said = heard(tmp_path / "saved")
+    assert len(real.test) == 40
+    assert "the test split of" in said
+    assert "has no labels and is passed over" in said
+    assert "the splits extra of" in said
+
+
+def test_columns_that_may_be_meant_are_said(tmp_path: Path, datasets: Any) -> None:
+    whole = table(datasets, PLAIN)
+    masked = datasets.Dataset.from_dict(
+        {"mask": whole["image"], "image": whole["image"], "label": PLAIN, "fine_label": PLAIN},
+        features=datasets.Features({"mask": datasets.Image(), **whole.features, "fine_label": datasets.Value("int64")}),
+    )
+    masked.save_to_disk(str(tmp_path / "saved"))
+    _, said = heard(tmp_path / "saved")
+    assert "images are the column 'image'" in said
+    assert "not mask" in said
+    assert "labels are the column 'label'" in said
+
+
+def test_relative_paths_lead_into_the_folder(tmp_path: Path, datasets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "folder/files").mkdir(parents=True)
+    for number in range(40):
+        Image.fromarray(ARRAYS[0][number]).save(tmp_path / f"folder/files/{number}.png")
+    image = pa.array([{"bytes": None, "path": f"files/{number}.png"} for number in range(40)])
+    pq.write_table(pa.table({"image": image, "label": PLAIN}), tmp_path / "folder/train.parquet")
+    monkeypatch.chdir("/")
+    real, _ = heard(tmp_path / "folder")
+    other = dd.from_arrays(ARRAYS[0][:40], PLAIN, say=quiet)
+    assert torch.equal(real.train.images, other.train.images)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from own import Pairs, digit_arrays
+from PIL import Image
 from torch.utils.data import Dataset
 
 import datadistill as dd
@@ -83,7 +84,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "flat images": ({**PLAIN, "x_train": X.reshape(100, 64)}, r"shape \(100, 64\), but images are"),
     "five channels": ({**PLAIN, "x_train": np.zeros((100, 5, 8, 8))}, "with 1, 3 or 4 channels"),
     "images that are not square": ({"x": X[:, :6], "y": Y}, "have 8x6 pixels: give one size"),
-    "16 bits": ({**PLAIN, "x_train": X.astype(np.int32) * 257}, "values from 0 to 65535"),
+    "below zero": ({**PLAIN, "x_train": X.astype(np.int16) - 1}, "values from -1 to 254, but pixels are whole"),
     "normalised images": ({**PLAIN, "x_train": X / 255 - 0.5}, "not normalised: that is done here"),
     "no numbers": ({**PLAIN, "x_train": X * np.nan}, "values from nan to nan"),
     "complex images": ({**PLAIN, "x_train": X * 1j}, "complex128, but pixels are"),
@@ -192,6 +193,95 @@ def test_datasets_that_are_none(name: str) -> None:
     items, sentence = WRONG_ITEMS[name]
     with pytest.raises(dd.RequestError, match=sentence):
         dd.from_datasets(Items(*items), say=quiet)
+
+
+class Failing(Items):
+    """A dataset whose code fails."""
+
+    def __getitem__(self, index: int) -> Any:
+        raise KeyError("no such file")
+
+
+USABLE: dict[str, Any] = {
+    "a tensor with a gradient": lambda x: torch.tensor(x / 255, requires_grad=True),
+    "a tensor of bfloat16": lambda x: torch.tensor(x).bfloat16(),
+    "a list of arrays": list,
+    "a list of tensors": lambda x: [torch.tensor(one) for one in x],
+    "nested lists": lambda x: x.tolist(),
+    "a list of palette images": lambda x: [Image.fromarray(one).convert("P") for one in x],
+}
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_arrays_as_people_have_them(name: str) -> None:
+    real, other = dd.from_arrays(X, Y, say=quiet), dd.from_arrays(USABLE[name](X), Y, say=quiet)
+    rounding = 4 if "bfloat16" in name else 0.01  # of 255
+    assert float((real.train.images - other.train.images).abs().max()) < rounding / 255 / real.normalization.std[0]
+
+
+LABELS: dict[str, Any] = {
+    "floats": Y.astype(np.float32),
+    "objects": Y.astype(object),
+    "a tensor": torch.tensor(Y),
+    "a list": Y.tolist(),
+    "text objects": np.array([str(label) for label in Y], dtype=object),
+    "bytes": np.array([str(label) for label in Y], dtype="S1"),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_as_people_have_them(name: str) -> None:
+    real, other = dd.from_arrays(X, Y, say=quiet), dd.from_arrays(X, LABELS[name], say=quiet)
+    assert other.classes == tuple("0123456789")
+    assert torch.equal(real.train.labels, other.train.labels)
+
+
+def test_classes_that_are_numbers_are_the_labels_themselves(tmp_path: Path) -> None:
+    plain = dd.from_arrays(X, Y, say=quiet).train.counts
+    for order in (list(range(10)), np.arange(9, -1, -1), torch.arange(10)):
+        real = dd.from_arrays(X, Y, classes=order, say=quiet)
+        assert real.classes == tuple(str(int(number)) for number in order)
+        assert real.train.counts.tolist() == [plain[int(number)] for number in order]
+    path = saved(tmp_path, x=X, y=Y, classes=np.arange(10))
+    assert dd.load(path, say=quiet).classes == tuple("0123456789")
+
+
+UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
+    "ragged": ({"x_train": [X[0], X[1, :5]] * 50}, "x_train is a list that is no array: its items have several shapes"),
+    "ragged tensors": ({"x_train": [torch.zeros(3, 3), torch.zeros(4, 4)] * 50}, "x_train is a list .* several shapes"),
+    "a sparse tensor": ({"x_train": torch.zeros(100, 8, 8).to_sparse()}, "x_train is a Tensor that is no array"),
+    "no array": ({"x_train": {"a": X}}, r"x_train has the shape \(\)"),
+    "ragged labels": ({"y_train": [[0], [1, 2]] * 50}, "y_train is a list that is no array"),
+    "labels that are missing": ({"y_train": [None, 1] * 50}, "y_train is object, but labels are"),
+    "one name": ({"classes": "abcdefghij"}, "classes is a str, but must be a list of names"),
+    "names without an order": ({"classes": set("abcdefghij")}, "classes is a set, but must be a list of names"),
+    "a name that is none": ({"classes": ["a", None]}, "item 1 of classes is a NoneType"),
+    "too few names": ({"classes": ["a", "b"]}, "which is not one of the 2 classes"),
+    "numbers that are no labels": ({"classes": range(1, 11)}, "has the label 0, which is not one of the 10 classes"),
+    "names in several shapes": ({"classes": np.array([["a"], ["b"]])}, "item 0 of classes is a list"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_arrays_that_are_none(name: str) -> None:
+    arrays, sentence = UNUSABLE[name]
+    with pytest.raises(dd.RequestError, match=sentence) as caught:
+        dd.from_arrays(**{"x_train": X, "y_train": Y, **arrays}, say=quiet)
+    assert "\n" not in str(caught.value)
+
+
+def test_pairs_that_are_none() -> None:
+    pairs = Pairs(X, Y)
+    for data in ("mnist", pairs, (pairs,), None, (X, Y, X_TEST)):
+        with pytest.raises(dd.RequestError, match=r"the dataset is a .*, but must be RealData"):
+            dd.distill(data, model="mlp", iterations=1)  # type: ignore[arg-type]
+    with pytest.raises(dd.RequestError, match="item 0 of train of datasets cannot be read: KeyError: 'no such file'"):
+        dd.from_datasets(Failing(1), say=quiet)
+    mixed = Items((torch.zeros(1, 4, 4), 0), (torch.zeros(1, 4, 4, dtype=torch.uint8), 1))
+    with pytest.raises(dd.RequestError, match="train of datasets have several types, floats and uint8 among them"):
+        dd.from_datasets(mixed, say=quiet)
+    with pytest.raises(dd.RequestError, match="the dataset is a ndarray, but load takes a name or a path"):
+        dd.load(X)  # type: ignore[arg-type]
 
 
 def test_half_a_split_is_refused() -> None:

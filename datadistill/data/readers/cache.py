@@ -18,7 +18,7 @@ from datadistill.utils.progress import Bar
 CACHED_FROM = 1000
 """Fewer images are decoded every time: that takes a second."""
 
-_VERSION = 1
+_VERSION = 2
 
 
 def decode_once(pictures: Pictures, options: Options, say: Callable[[str], None], bar: Bar) -> Decoded:
@@ -45,7 +45,8 @@ def decode_once(pictures: Pictures, options: Options, say: Callable[[str], None]
         except DatadistillError as error:
             say(f"the cache is made again: {error}")
     decoded = decode(pictures, options, bar)
-    facts = {"state": state, "kept": json.dumps(decoded.kept)}
+    more = [decoded.white, decoded.remarks]
+    facts = {"state": state, "kept": json.dumps(decoded.kept), "more": json.dumps(more)}
     tensors = {"pixels": decoded.pixels}
     try:
         write_tensors(path, tensors, {**facts, "sha256": digest_of(tensors, json.dumps(facts))})
@@ -61,7 +62,7 @@ def _read(path: Path, state: str, count: int) -> Decoded | None:
         DamagedFileError: it is not what was written.
     """
     tensors, metadata = read_tensors(path)
-    facts = {name: metadata.get(name, "") for name in ("state", "kept")}
+    facts = {name: metadata.get(name, "") for name in ("state", "kept", "more")}
     if digest_of(tensors, json.dumps(facts)) != metadata.get("sha256"):
         raise DamagedFileError(f"{path} is damaged: its checksum differs")
     if facts["state"] != state:
@@ -70,7 +71,8 @@ def _read(path: Path, state: str, count: int) -> Decoded | None:
     pixels = tensors["pixels"]
     if pixels.dtype != torch.uint8 or len(pixels) != len(kept) or (kept and kept[-1] >= count):
         raise DamagedFileError(f"{path} is damaged: it holds something else")
-    return Decoded(pixels, kept)
+    white, remarks = json.loads(facts["more"])
+    return Decoded(pixels, kept, white, tuple(remarks))
 
 
 def _path(place: str, options: Options) -> Path:

@@ -1,10 +1,8 @@
 """Image folders: `train/CLASS/*`, `val/CLASS/*`, `test/CLASS/*`, or `CLASS/*` alone."""
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
@@ -12,17 +10,10 @@ from datadistill.data.labelled import Labelled
 from datadistill.data.options import Options
 from datadistill.data.readers.cache import decode_once
 from datadistill.data.readers.image_files import Pictures, shown
+from datadistill.data.readers.layout import ROLES, SUFFIXES, joined, layout_of, walk
 from datadistill.data.splits import Splits, class_order, clean_classes
 from datadistill.utils.errors import RequestError, explain_os_error
 from datadistill.utils.progress import Bar
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
-ROLES = {
-    "train": ("train", "training"),
-    "held_out": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
-"""What splits are called."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +25,7 @@ class _File:
         label: the class's name.
         path: where it is.
         name: relative to the whole folder.
-        state: size and time of its last change.
+        state: changes when the file does.
     """
 
     role: str
@@ -82,71 +73,48 @@ def read_folder(folder: Path, options: Options, say: Callable[[str], None], bar:
     kept = [files[number] for number in decoded.kept]
     if len(kept) < len(files):
         remarks.append(f"{len(files) - len(kept):,} images of {folder} cannot be read and are skipped")
+    remarks += decoded.remarks
     labels = torch.tensor([index[file.label] for file in kept])
     found = {}
     for role in ROLES:
         mine = torch.tensor([number for number, file in enumerate(kept) if file.role == role], dtype=torch.long)
         if any(file.role == role for file in files):
             found[role] = Labelled(decoded.pixels[mine], labels[mine])
-    return Splits(found["train"], found.get("held_out"), found.get("test"), classes, tuple(remarks))
+    return Splits(found["train"], found.get("held_out"), found.get("test"), classes, tuple(remarks), decoded.whites)
 
 
 def _listed(folder: Path) -> tuple[list[_File], list[str]]:
     """The images of all splits, and remarks on what else there is."""
-    files, others, outside = list[_File](), 0, 0
-    root = folder.resolve()
-    for role, split in _roles(folder).items():
-        for place in _folders(split):
-            before = len(files)
-            for path in _walk(place):
-                if path.suffix.lower() not in SUFFIXES:
-                    others += 1
-                    continue
-                outside += _leads_out(path, root)
-                files.append(_File(role, place.name, path, str(path.relative_to(folder)), _state(path)))
-            if len(files) == before and role == "train":
-                raise RequestError(f"{shown(str(place))} has no images: {', '.join(SUFFIXES)} are read")
+    layout, root = layout_of(folder), folder.resolve()
+    files, others, outside, within = list[_File](), 0, 0, dict[str, int]()
+    for place in layout.places:
+        before = len(files)
+        for path in walk(place.folder):
+            if path.suffix.lower() not in SUFFIXES:
+                others += 1
+                continue
+            outside += _leads_out(path, root)
+            if path.parent != place.folder:
+                within[path.parent.name] = within.get(path.parent.name, 0) + 1
+            files.append(_File(place.role, place.label, path, str(path.relative_to(folder)), state_of(path)))
+        if len(files) == before and place.role == "train":
+            raise RequestError(f"{shown(str(place.folder))} has no images: {', '.join(SUFFIXES)} are read")
     if not any(file.role == "train" for file in files):
         raise RequestError(
             f"{folder} has no images in folders of classes: it should hold CLASS/IMAGE or train/CLASS/IMAGE, with "
             f"images that end in {', '.join(SUFFIXES)}"
         )
-    remarks = []
+    remarks = layout.remarks
+    if within:
+        remarks.append(
+            f"{sum(within.values()):,} images lie in folders within those of the classes ({joined(sorted(within))}) "
+            "and are read like the others"
+        )
     if others:
         remarks.append(f"{others:,} other file{'s' if others > 1 else ''} in {folder} passed over")
     if outside:
         remarks.append(f"{outside:,} image{'s are links' if outside > 1 else ' is a link'} that lead out of {folder}")
     return sorted(files, key=lambda file: file.order), remarks
-
-
-def _roles(folder: Path) -> dict[str, Path]:
-    """Where each split is: in folders of their names if `train` holds folders, else all in one."""
-    there = {place.name.lower(): place for place in _folders(folder)}
-    found = {role: there[name] for role, names in ROLES.items() for name in reversed(names) if name in there}
-    if "train" in found and _folders(found["train"]):
-        return found
-    return {"train": folder}
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not _is_hidden(path) and path.is_dir())
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder, each once; links are followed, but never round and round."""
-    seen = set()
-    for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        here = os.stat(place)
-        if (here.st_dev, here.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((here.st_dev, here.st_ino))
-        folders[:] = sorted(name for name in folders if not _is_hidden(Path(name)))
-        yield from (Path(place, name) for name in sorted(names) if not _is_hidden(Path(name)))
-
-
-def _refuse(error: OSError) -> NoReturn:
-    raise error
 
 
 def _leads_out(path: Path, root: Path) -> bool:
@@ -156,14 +124,10 @@ def _leads_out(path: Path, root: Path) -> bool:
         return False
 
 
-def _is_hidden(path: Path) -> bool:
-    """Whether it is what people do not mean: hidden files, among them macOS' `._NAME`, and its archive folder."""
-    return path.name.startswith(".") or path.name in ("__MACOSX", "Thumbs.db", "desktop.ini")
-
-
-def _state(path: Path) -> str:
+def state_of(path: Path) -> str:
+    """What changes whenever a file does: its time of change cannot be set, as the one of modification can."""
     try:
         there = path.stat()
     except OSError:
         return "gone"
-    return f"{there.st_size} {there.st_mtime_ns}"
+    return f"{there.st_size} {there.st_mtime_ns} {there.st_ctime_ns} {there.st_dev} {there.st_ino}"

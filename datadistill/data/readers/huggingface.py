@@ -5,13 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from datadistill.data.labelled import Labelled
 from datadistill.data.options import Options
 from datadistill.data.readers.cache import decode_once
-from datadistill.data.readers.folder import ROLES
+from datadistill.data.readers.folder import state_of
 from datadistill.data.readers.image_files import Pictures, shown
+from datadistill.data.readers.layout import ROLES, joined
 from datadistill.data.splits import Splits, class_order, clean_classes
 from datadistill.utils.errors import DamagedFileError, DatadistillError, RequestError, how_to_install
 from datadistill.utils.progress import Bar
@@ -52,7 +54,7 @@ def read_saved(path: Path, options: Options, say: Callable[[str], None], bar: Ba
     except Exception as error:  # whatever Arrow and the library raise on damaged files
         raise DamagedFileError(f"{path} is damaged or no Hugging Face dataset: {_reason(error)}") from error
     files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
-    state = "\n".join(f"{one} {one.stat().st_size} {one.stat().st_mtime_ns}" for one in files)
+    state = "\n".join(f"{one} {state_of(one)}" for one in files)
     return _read(tables, str(path), state, options, say, bar, path if path.is_dir() else path.parent)
 
 
@@ -129,7 +131,13 @@ def _read(
     if "train" not in chosen:
         raise RequestError(f"{place} has no split 'train': it has {shown(', '.join(map(str, tables)))}")
     features = chosen["train"].features
-    image, label = _columns(features, place)
+    image, label, remarks = _columns(features, place)
+    unused = [str(name) for name, table in tables.items() if all(table is not one for one in chosen.values())]
+    if unused:
+        remarks.append(f"the splits {joined(unused)} of {place} are passed over")
+    for role in [role for role, table in chosen.items() if role != "train" and not _is_labelled(table, image, label)]:
+        del chosen[role]
+        remarks.append(f"the {role.replace('_', '-')} split of {place} has no labels and is passed over")
     labels, classes = _labels({role: table[label] for role, table in chosen.items()}, features[label], place, label)
     rows = [(role, number) for role, table in chosen.items() for number in range(len(table))]
 
@@ -147,14 +155,22 @@ def _read(
     if "train" not in found:
         raise RequestError(f"{place} has no images to train on")
     skipped = len(rows) - len(decoded.kept)
-    remarks = (f"{skipped:,} images of {place} cannot be read and are skipped",) if skipped else ()
-    return Splits(found["train"], found.get("held_out"), found.get("test"), classes, remarks)
+    if skipped:
+        remarks.append(f"{skipped:,} images of {place} cannot be read and are skipped")
+    remarks += decoded.remarks
+    return Splits(found["train"], found.get("held_out"), found.get("test"), classes, tuple(remarks), decoded.whites)
 
 
-def _columns(features: Mapping[str, Any], place: str) -> tuple[str, str]:
-    """The columns of images and of labels."""
+def _is_labelled(table: Any, image: str, label: str) -> bool:
+    """Whether a split has images and anything but -1 or nothing for a label, as those kept for competitions do not."""
+    names = table.features
+    return image in names and label in names and not all(one is None or one == -1 for one in table[label])
+
+
+def _columns(features: Mapping[str, Any], place: str) -> tuple[str, str, list[str]]:
+    """The columns of images and of labels, and what is to be said of others that may be meant."""
     kinds = {name: type(feature).__name__ for name, feature in features.items()}
-    images = [name for name, kind in kinds.items() if kind == "Image"]
+    images = [name for name in (*_IMAGES, *kinds) if kinds.get(name) == "Image"]
     images += [name for name in _IMAGES if name in features and name not in images and _has_bytes(features[name])]
     labels = [name for name in _LABELS if name in features]
     labels += [name for name, kind in kinds.items() if kind == "ClassLabel" and name not in labels]
@@ -162,7 +178,12 @@ def _columns(features: Mapping[str, Any], place: str) -> tuple[str, str]:
         have = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
         lacking = "images" if not images else f"labels ({', '.join(_LABELS)})"
         raise RequestError(f"{place} has no column of {lacking}: it has {shown(have)}")
-    return images[0], labels[0]
+    remarks = []
+    for what, names in (("images", images), ("labels", labels)):
+        others = [name for name in dict.fromkeys(names) if name != names[0]]
+        if others:
+            remarks.append(f"{what} are the column '{shown(names[0])}' of {place}, not {joined(others)}")
+    return images[0], labels[0], remarks
 
 
 def _has_bytes(feature: Any) -> bool:
@@ -176,7 +197,12 @@ def _labels(
     columns: dict[str, Any], feature: Any, place: str, column: str
 ) -> tuple[dict[str, list[int]], tuple[str, ...]]:
     """Class indices by split, and class names: the column's own, or made from what is in it."""
-    plain = {role: list(values) for role, values in columns.items()}
+    plain = {role: [_whole(one) for one in values] for role, values in columns.items()}
+    if any(isinstance(one, list | tuple | dict | np.ndarray) for values in plain.values() for one in values):
+        raise RequestError(
+            f"the column '{shown(column)}' of {place} has several labels for an image, or lists of them: one label is "
+            "needed"
+        )
     names = getattr(feature, "names", None)
     if names is not None:
         classes, index = clean_classes(names, place), {number: number for number in range(len(names))}
@@ -197,6 +223,11 @@ def _labels(
     return {role: [index[one] for one in found] for role, found in plain.items()}, classes
 
 
+def _whole(label: Any) -> Any:
+    """A label, as a whole number where it is a float or a truth value that stands for one."""
+    return int(label) if isinstance(label, bool | float) and float(label).is_integer() else label
+
+
 def _contents(table: Any, column: str, place: str, inside: Path | None) -> list[Path | bytes]:
     """The encoded files of a split."""
     found: list[Path | bytes] = []
@@ -206,7 +237,10 @@ def _contents(table: Any, column: str, place: str, inside: Path | None) -> list[
             if one.get("bytes") is not None:
                 found.append(one["bytes"])
                 continue
-            path = Path(str(one.get("path") or ""))
+            if not one.get("path"):
+                found.append(b"")  # which is reported, or skipped, as what cannot be read
+                continue
+            path = Path(inside or "", str(one["path"]))
             # A dataset from elsewhere may name any file of this machine.
             if inside is not None and not path.resolve().is_relative_to(inside.resolve()):
                 raise RequestError(f"{place} does not hold its images, but names {shown(str(path))} outside: refused")

@@ -2,19 +2,21 @@
 
 import io
 import statistics
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from datadistill.data.levels import Numbers, eight_bit, remarks_on, white_of_whole
 from datadistill.data.options import Options, check_room
 from datadistill.utils.errors import DamagedFileError, RequestError
 from datadistill.utils.progress import Bar
@@ -27,6 +29,9 @@ MOST_PIXELS = 2**26
 
 MOST_BYTES = 2**28
 """Larger files are no images that anybody trains on."""
+
+MOST_WHITE = 65535
+"""White of a picture of 16 bits that says nothing else."""
 
 _PROPOSED = (128, 64, 32)
 _NAMED = 3
@@ -56,10 +61,19 @@ class Decoded:
     Attributes:
         pixels: of all that could be read.
         kept: which these are, by index.
+        white: the number that became white in those of more than 8 bits; None where there are none.
+        remarks: sentences on what 8 bits do to them.
     """
 
     pixels: UInt8[Tensor, "n h w c"]
     kept: tuple[int, ...]
+    white: float | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def whites(self) -> tuple[float, ...]:
+        """The same as a tuple, empty where there is none."""
+        return () if self.white is None else (self.white,)
 
 
 def decode(pictures: Pictures, options: Options, bar: Bar) -> Decoded:
@@ -86,30 +100,77 @@ def decode(pictures: Pictures, options: Options, bar: Bar) -> Decoded:
         channels = options.channels or 3
         check_room(pictures.place, len(sources) * size * size * channels)
         pixels = np.empty((len(sources), size, size, channels), np.uint8)
-
-        def one(index: int) -> tuple[str, bool]:
-            """Why it cannot be read, or an empty string; and whether it is grey."""
-            if index in failed:
-                return failed[index], True
-            try:
-                pixels[index] = to_pixels(_open(sources[index]), size, channels)
-            except Exception as error:  # decoders of a dozen formats raise anything at all on damaged bytes
-                return _reason(error), True
-            return "", channels == 1 or not np.ptp(pixels[index], axis=-1).any()
-
-        grey = True
+        decoding = _Decoding(sources, pictures.names, pixels, failed)
         with bar(f"decoding {pictures.place}", len(sources)) as count:
-            for index, (reason, is_grey) in enumerate(pool.map(one, range(len(sources)))):
-                grey = grey and is_grey
-                if reason:
-                    failed[index] = reason
-                count()
+            decoding.run(pool, [index for index in range(len(sources)) if index not in failed], None, count)
+        white = options.white
+        if decoding.depths:  # what white is, only all of them together tell
+            white = white or white_of_whole(list(decoding.depths.values()))
+            decoding.run(pool, list(decoding.depths), white)
     _refuse(pictures, failed, options)
     kept = [index for index in range(len(sources)) if index not in failed]
     chosen = pixels if len(kept) == len(sources) else pixels[kept]
-    if options.channels is None and grey:
+    if options.channels is None and decoding.is_grey:
         chosen = np.ascontiguousarray(chosen[..., :1])
-    return Decoded(torch.from_numpy(chosen), tuple(kept))
+    deep = {index: part for index, part in decoding.depths.items() if index not in failed}
+    if not deep or white is None:
+        return Decoded(torch.from_numpy(chosen), tuple(kept))
+    remarks = remarks_on([pixels[index] for index in deep], white, list(deep.values()))
+    return Decoded(torch.from_numpy(chosen), tuple(kept), white, tuple(remarks))
+
+
+@dataclass
+class _Decoding:
+    """Images on their way from files into one array.
+
+    Attributes:
+        sources: the files, or their contents.
+        names: what remarks call them.
+        pixels: what is filled.
+        failed: why images cannot be read, by index.
+        depths: what is known of images of more than 8 bits, by index.
+        is_grey: whether the channels of all pixels are equal.
+    """
+
+    sources: Sequence[Path | bytes]
+    names: Sequence[str]
+    pixels: np.ndarray
+    failed: dict[int, str]
+    depths: dict[int, Numbers] = field(default_factory=dict)
+    is_grey: bool = True
+
+    def run(
+        self,
+        pool: ThreadPoolExecutor,
+        indices: Sequence[int],
+        white: float | None,
+        count: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Decode some; without `white`, what has more than 8 bits is looked at only."""
+
+        def one(index: int) -> tuple[str, bool]:
+            try:
+                return "", self._fill(index, white)
+            except Exception as error:  # decoders of a dozen formats raise anything at all on damaged bytes
+                return _reason(error), True
+
+        for index, (reason, is_grey) in zip(indices, pool.map(one, indices), strict=True):
+            self.is_grey = self.is_grey and is_grey
+            if reason:
+                self.failed[index] = reason
+            count()
+
+    def _fill(self, index: int, white: float | None) -> bool:
+        """Decode one image; whether it is grey."""
+        image = _open(self.sources[index])
+        values = deep_values(image)
+        if values is not None and white is None:
+            self.depths[index] = numbers_of(values, self.names[index])
+            return True
+        size, channels = self.pixels.shape[1], self.pixels.shape[3]
+        picture = upright(image) if values is None else shallow(values, white or MOST_WHITE)
+        self.pixels[index] = fitted(picture, size, channels)
+        return channels == 1 or not np.ptp(self.pixels[index], axis=-1).any()
 
 
 def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
@@ -120,7 +181,11 @@ def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
         size: edge of the square; the shorter edge is resized to it with antialiasing, and the middle is cut out.
         channels: 1 or 3.
     """
-    plain = upright(image)
+    return fitted(upright(image), size, channels)
+
+
+def fitted(plain: Image.Image, size: int, channels: int) -> np.ndarray:
+    """The middle square of a picture in RGB, at this size."""
     if channels == 1:
         plain = plain.convert("L")
     if plain.size != (size, size):
@@ -129,19 +194,88 @@ def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A picture in RGB at its own size, as people see it."""
+    """A picture in RGB at its own size, as people see it; of 16 bits, 65535 is white."""
+    values = deep_values(image)
+    if values is not None:
+        return shallow(values, MOST_WHITE)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating point numbers")
     return _plain(ImageOps.exif_transpose(image)).convert("RGB")
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    """Without transparency, in 8 bit."""
-    if image.mode == "F":
-        raise ValueError("its pixels are floating point numbers")
+def deep_values(image: Image.Image) -> np.ndarray | None:
+    """The numbers [h, w, c] of a picture of more than 8 bits, turned upright; None of any other.
+
+    Pillow holds 16 bits of grey alone. Of colours and of grey with alpha it keeps the higher byte, so the file is
+    decoded once more with the order of the bytes exchanged, which gives the lower one.
+    """
     if image.mode.startswith("I"):
-        deep = np.asarray(image).astype(np.int64)
-        if deep.min() < 0 or deep.max() > 65535:
-            raise ValueError("its pixels have more than 16 bits")
-        return Image.fromarray(((deep + 128) // 257).astype(np.uint8))
+        return np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)[..., None]
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile or not image.tile[0].args:
+        return None  # decoded already, or made by a program
+    args = image.tile[0].args
+    raw = args if isinstance(args, str) else args[0]
+    if not isinstance(raw, str) or image.mode not in ("RGB", "RGBA") or ";16" not in raw:
+        return None
+    kind, _, order = raw.partition(";16")
+    if kind not in ("RGB", "RGBA", "RGBX", "LA"):
+        raise ValueError(f"its pixels have 16 bits in an unusual form ({raw})")
+    is_low_first = order == "L" or (order == "N" and sys.byteorder == "little")
+    content = _content(image)
+    if kind == "LA":
+        both = _as_raw(content, "RGBA")  # which takes four bytes as they are
+        high, low = both[..., 0::2], both[..., 1::2]
+    else:
+        high, low = _as_raw(content, raw), _as_raw(content, f"{kind};16{'B' if is_low_first else 'L'}")
+    values: np.ndarray = high * 256 + low
+    return values
+
+
+def _content(image: ImageFile.ImageFile) -> bytes:
+    """The whole file of a picture that was opened, but not decoded."""
+    assert image.fp is not None
+    at = image.fp.tell()
+    image.fp.seek(0)
+    content: bytes = image.fp.read()
+    image.fp.seek(at)
+    return content
+
+
+def _as_raw(content: bytes, raw: str) -> np.ndarray:
+    """A picture's bytes [h, w, c], upright, as if they were stored in this way."""
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    image.tile = [
+        tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw) for tile in image.tile
+    ]
+    return np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
+
+
+def numbers_of(values: np.ndarray, name: str) -> Numbers:
+    """What is known of the numbers of a picture, alpha left out.
+
+    Raises:
+        ValueError: some are below zero.
+    """
+    colours = values[..., : 1 if values.shape[2] < 3 else 3]
+    low, high = int(colours.min()), int(colours.max())
+    if low < 0:
+        raise ValueError("its pixels are below zero")
+    return Numbers(shown(name), low, high, True, len(np.unique(colours)))
+
+
+def shallow(values: np.ndarray, white: float) -> Image.Image:
+    """A picture in RGB from numbers [h, w, c] of more than 8 bits, on white where they have alpha."""
+    colours = values.shape[2] - (values.shape[2] in (2, 4))
+    pixels = eight_bit(values[..., :colours], white)
+    if colours < values.shape[2]:
+        pixels = np.concatenate([pixels, eight_bit(values[..., colours:], MOST_WHITE)], axis=2)
+    modes = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+    size = (values.shape[1], values.shape[0])
+    return _plain(Image.frombytes(modes[values.shape[2]], size, pixels.tobytes())).convert("RGB")
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Without transparency."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -156,6 +290,8 @@ def _open(source: Path | bytes) -> Image.Image:
         if source.stat().st_size > MOST_BYTES:
             raise ValueError(f"it is larger than {MOST_BYTES:,} bytes")
         source = source.read_bytes()  # so that nothing stays open, and no pipe is waited for
+    if not source:
+        raise ValueError("it is missing or empty")
     image = Image.open(io.BytesIO(source), formats=FORMATS)
     if image.width * image.height > MOST_PIXELS:
         raise ValueError(f"it claims {image.width:,}x{image.height:,} pixels")

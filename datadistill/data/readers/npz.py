@@ -1,7 +1,7 @@
 """NPZ files: arrays that are believed only as far as the file goes."""
 
 import zipfile
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.lib import format as npy
 from datadistill.data.arrays import Named, Pair, read_arrays
 from datadistill.data.options import Options, check_room
 from datadistill.data.readers.image_files import shown
+from datadistill.data.readers.layout import joined
 from datadistill.data.splits import Splits
 from datadistill.utils.errors import DamagedFileError, RequestError
 
@@ -53,7 +54,9 @@ def read_npz(path: Path, options: Options) -> Splits:
     pairs: dict[str, Pair] = {}
     for role, (images, labels) in names.items():
         pairs[role] = (Named(f"'{images}' of {path}", arrays[images]), Named(f"'{labels}' of {path}", arrays[labels]))
-    return read_arrays(str(path), pairs, None if classes is None else _class_names(classes, path), options)
+    found = read_arrays(str(path), pairs, None if classes is None else _class_names(classes, path), options)
+    unused = sorted(members.keys() - {name for pair in names.values() for name in pair} - {listed})
+    return replace(found, remarks=(*found.remarks, f"{joined(unused)} of {path} passed over")) if unused else found
 
 
 def _names(members: dict[str, zipfile.ZipInfo], path: Path) -> dict[str, tuple[str, str]]:
@@ -118,7 +121,8 @@ def _header(file: Any, name: str) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def _class_names(values: np.ndarray, path: Path) -> Sequence[str]:
-    if values.ndim != 1 or values.dtype.kind not in "US":
+def _class_names(values: np.ndarray, path: Path) -> list[Any]:
+    if values.ndim != 1 or values.dtype.kind not in "USiu":
         raise RequestError(f"the class names of {path} are {values.dtype} of shape {values.shape}, but must be text")
-    return [one.decode(errors="replace") if isinstance(one, bytes) else str(one) for one in values.tolist()]
+    names: list[Any] = values.tolist()
+    return names
