@@ -109,6 +109,8 @@ def load(
             f"the dataset is a {type(name).__name__}, but load takes a name or a path: from_arrays and from_datasets "
             "take data"
         )
+    if not isinstance(data_root, str | Path | None):
+        raise RequestError(f"data_root is {data_root!r:.60}, but must be a folder's path")
     options = Options(size, channels, white, skip_unreadable)
     if isinstance(name, Path) or (not is_named(name) and is_external(name)):
         real = load_external(str(name), options, say, bar)

@@ -89,7 +89,8 @@ def class_names(values: Any, name: str = "classes") -> tuple[list[str], bool] | 
         if not isinstance(one, str | bytes | numbers.Integral):
             raise RequestError(f"item {number} of {name} is a {type(one).__name__}, but a class's name is text")
         names.append(one.decode(errors="replace") if isinstance(one, bytes) else str(one))
-    return names, bool(names) and all(isinstance(one, numbers.Integral) for one in values)
+    are_numbers = all(isinstance(one, numbers.Integral) and not isinstance(one, bool) for one in values)
+    return names, bool(names) and are_numbers
 
 
 def read_arrays(what: str, pairs: dict[str, Pair], classes: Any, options: Options) -> Splits:

@@ -88,7 +88,7 @@ def eight_bit(values: np.ndarray, white: float) -> np.ndarray:
         values: whole numbers or floats.
         white: the one that becomes 255.
     """
-    if values.dtype.kind in "iu" and white == int(white):
+    if values.dtype.kind in "iu" and white == int(white) and white < 2**32:
         if values.dtype.itemsize == 1 and white == 255:
             return values.astype(np.uint8)
         whole = np.clip(values, 0, int(white)).astype(np.int64)

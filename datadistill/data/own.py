@@ -118,6 +118,7 @@ def from_arrays(
     Raises:
         RequestError: naming the array that is no images, or no labels.
     """
+    _check_given("x_train", x_train, name)
     given = {"train": (x_train, y_train), "held_out": (x_val, y_val), "test": (x_test, y_test)}
     words = {"train": "train", "held_out": "val", "test": "test"}
     pairs: dict[str, Pair] = {}
@@ -162,6 +163,7 @@ def from_datasets(
     Raises:
         RequestError: they do not give pairs of an image and a label.
     """
+    _check_given("train", train, name)
     options = Options(size, channels, white)
     given = {"train": train, "held_out": val, "test": test}
     collected = collect({role: one for role, one in given.items() if one is not None}, name, options, bar)
@@ -171,6 +173,18 @@ def from_datasets(
     found = read_arrays(name, collected.pairs, classes, options)
     found = replace(found, whites=(*collected.whites, *found.whites), remarks=(*collected.remarks, *found.remarks))
     return assemble(short_name(name), Source(name, "", options), found, say)
+
+
+def _check_given(what: str, value: Any, name: Any) -> None:
+    """Refuse data without a training split, and a name that is none.
+
+    Raises:
+        RequestError: naming the argument.
+    """
+    if value is None:
+        raise RequestError(f"{what} is None, but nothing can be distilled without it")
+    if not isinstance(name, str):
+        raise RequestError(f"name is {name!r:.60}, but must be text")
 
 
 def as_real(data: RealData | Datasets) -> RealData:

@@ -242,6 +242,7 @@ def test_classes_that_are_numbers_are_the_labels_themselves(tmp_path: Path) -> N
         real = dd.from_arrays(X, Y, classes=order, say=quiet)
         assert real.classes == tuple(str(int(number)) for number in order)
         assert real.train.counts.tolist() == [plain[int(number)] for number in order]
+    assert dd.from_arrays(X, Y > 4, classes=[False, True], say=quiet).classes == ("False", "True")
     path = saved(tmp_path, x=X, y=Y, classes=np.arange(10))
     assert dd.load(path, say=quiet).classes == tuple("0123456789")
 
@@ -258,6 +259,8 @@ UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
     "a name that is none": ({"classes": ["a", None]}, "item 1 of classes is a NoneType"),
     "too few names": ({"classes": ["a", "b"]}, "which is not one of the 2 classes"),
     "numbers that are no labels": ({"classes": range(1, 11)}, "has the label 0, which is not one of the 10 classes"),
+    "nothing": ({"x_train": None}, "x_train is None"),
+    "a name that is no text": ({"name": 3}, "name is 3, but must be text"),
     "names in several shapes": ({"classes": np.array([["a"], ["b"]])}, "item 0 of classes is a list"),
 }
 
@@ -277,6 +280,10 @@ def test_pairs_that_are_none() -> None:
             dd.distill(data, model="mlp", iterations=1)  # type: ignore[arg-type]
     with pytest.raises(dd.RequestError, match="item 0 of train of datasets cannot be read: KeyError: 'no such file'"):
         dd.from_datasets(Failing(1), say=quiet)
+    with pytest.raises(dd.RequestError, match="train is None"):
+        dd.from_datasets(None, say=quiet)  # type: ignore[arg-type]
+    with pytest.raises(dd.RequestError, match="data_root is 3"):
+        dd.load("digits", 3)  # type: ignore[arg-type]
     mixed = Items((torch.zeros(1, 4, 4), 0), (torch.zeros(1, 4, 4, dtype=torch.uint8), 1))
     with pytest.raises(dd.RequestError, match="train of datasets have several types, floats and uint8 among them"):
         dd.from_datasets(mixed, say=quiet)
