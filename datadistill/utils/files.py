@@ -17,7 +17,6 @@ from torch import Tensor
 
 from datadistill.utils.errors import DamagedFileError, RequestError, explain_os_error
 
-
 Found = TypeVar("Found")
 
 
