@@ -1,7 +1,9 @@
 """Networks by name."""
 
 import copy
+import functools
 import inspect
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,8 @@ from datadistill.models.external import (
     chosen_model,
     is_code,
     load_factory,
-    same_model,
+    same_code,
+    seeded,
 )
 from datadistill.models.init import SCHEMES, draw_weights
 from datadistill.models.lenet import LeNet
@@ -27,7 +30,7 @@ from datadistill.models.mlp import MLP
 from datadistill.models.names import spelled
 from datadistill.models.norms import NORMS
 from datadistill.models.resnet import ResNet18
-from datadistill.models.validate import check_fits
+from datadistill.models.validate import check_fits, plain_module
 from datadistill.models.vgg import VGG11
 from datadistill.utils.errors import RequestError, unknown_name
 from datadistill.utils.registry import Registry
@@ -42,6 +45,7 @@ __all__ = [
     "create_model",
     "draw_weights",
     "has_own_weights",
+    "is_built_in",
     "is_code",
     "model_name",
     "same_model",
@@ -119,7 +123,7 @@ MODELS = Registry(
 )
 
 
-def create_model(model: str | ModelFactory, real: RealData) -> nn.Module:
+def create_model(model: str | ModelFactory, real: RealData, seed: int = 0) -> nn.Module:
     """A network for a dataset, on the CPU, with whatever weights its constructor drew.
 
     Args:
@@ -128,6 +132,7 @@ def create_model(model: str | ModelFactory, real: RealData) -> nn.Module:
             those of `num_classes`, `in_channels` and `image_size` it accepts, itself or by name as
             `package.module:function` or `net.py:function`; a module itself is copied.
         real: what it is for.
+        seed: of the global random numbers that such a function draws from, so that every process gets one network.
 
     Raises:
         RequestError: the name is unknown, its code cannot be loaded, or the network does not take such images.
@@ -137,12 +142,18 @@ def create_model(model: str | ModelFactory, real: RealData) -> nn.Module:
         "in_channels": real.in_channels,
         "image_size": real.image_size,
     }
-    if isinstance(model, str) and ":" not in model:
-        info, options = _family(model)
+    if is_built_in(model):
+        info, options = _family(str(model))
         return info.build(**facts, **options)
-    network = _call(load_factory(model) if isinstance(model, str) else model, facts)
+    with seeded(seed):
+        network = plain_module(_call(load_factory(model) if isinstance(model, str) else model, facts))
     check_fits(network, real.train.images[:1], real.num_classes)
     return network
+
+
+def is_built_in(model: str | ModelFactory) -> bool:
+    """Whether a network is one of this package, which need not be asked what others are asked."""
+    return isinstance(model, str) and ":" not in model
 
 
 def _family(name: str) -> tuple[ModelInfo, dict[str, Any]]:
@@ -157,7 +168,7 @@ def _family(name: str) -> tuple[ModelInfo, dict[str, Any]]:
 def _call(factory: Any, facts: dict[str, int]) -> nn.Module:
     """What a factory returns for the facts that it accepts."""
     if isinstance(factory, nn.Module):
-        return copy.deepcopy(factory).cpu()
+        return _copied(factory)
     if not callable(factory):
         raise RequestError(f"the model is a {type(factory).__name__}, not a function that returns a torch.nn.Module")
     try:
@@ -175,6 +186,34 @@ def _call(factory: Any, facts: dict[str, int]) -> nn.Module:
     return network
 
 
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:  # whatever a module's attributes raise
+        raise RequestError(
+            f"the network cannot be copied ({brief(error)}): make it of what copy.deepcopy copies"
+        ) from error
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names are of one network: a file lies anywhere, and what a family does by default may be spelled."""
+    if is_code(one) or is_code(other):
+        return is_code(one) and is_code(other) and same_code(one, other)
+    return bool(_identity(one) == _identity(other))
+
+
+def _identity(name: str) -> Any:
+    """The same for all names of a network that is no code."""
+    if ":" in name:  # a tag of timm names trained weights, which are not taken
+        return name.lower().partition(".")[0]
+    try:
+        info, options = _family(name)
+    except RequestError:
+        return name.lower()
+    usual = inspect.signature(info.build).parameters
+    return info.name, {option: options.get(option, usual[option].default) for option in info.options}
+
+
 def has_own_weights(model: str | ModelFactory) -> bool:
     """Whether a network may come with trained weights: a user's own may, of those with names few do."""
     if not isinstance(model, str) or is_code(model):
@@ -183,9 +222,14 @@ def has_own_weights(model: str | ModelFactory) -> bool:
 
 
 def model_name(model: str | ModelFactory) -> str:
-    """How a result names its network: as given, or `module:function`."""
+    """How a result names its network: as given, or `module:function`, or `net.py:function` for a script's own."""
     if isinstance(model, str):
         return canonical(model)
+    if isinstance(model, functools.partial):
+        words = [*map(str, model.args), *(f"{name}={value}" for name, value in model.keywords.items())]
+        return f"{model_name(model.func)}({', '.join(words)})"
     if isinstance(model, nn.Module):
         model = type(model)
-    return f"{model.__module__}:{getattr(model, '__qualname__', type(model).__name__)}"
+    function = getattr(model, "__qualname__", type(model).__name__)
+    script = getattr(sys.modules["__main__"], "__file__", None) if model.__module__ == "__main__" else None
+    return canonical(f"{script}:{function}") if script else f"{model.__module__}:{function}"

@@ -6,6 +6,7 @@ it; a name that was read from a file never loads anything (`chosen_model`).
 
 import hashlib
 import importlib
+import random
 import re
 import sys
 import types
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from datadistill.utils.errors import RequestError, how_to_install, unknown_name
@@ -41,14 +44,37 @@ def canonical(name: str) -> str:
     return f"{(path.relative_to(here) if path.is_relative_to(here) else path).as_posix()}{colon}{function}"
 
 
-def same_model(one: str, other: str) -> bool:
-    """Whether two names are of one network; where a file lies does not count."""
+def same_code(one: str, other: str) -> bool:
+    """Whether two names of code are of one function; where a file lies does not count, nor whether it is named as one.
 
-    def identity(name: str) -> str:
-        source, colon, function = name.rpartition(":")
-        return Path(source).name + colon + function if source.endswith(".py") else name
+    `net.py:f`, `/elsewhere/net.py:f`, `net:f` and `package.net:f` are one, but `a.net:f` and `b.net:f` are two modules.
+    """
+    (source, _, function), (other_source, _, other_function) = one.rpartition(":"), other.rpartition(":")
+    if function != other_function:
+        return False
+    if not source.endswith(".py") and not other_source.endswith(".py"):
+        return source == other_source
+    return _stem(source) == _stem(other_source)
 
-    return identity(one) == identity(other)
+
+def _stem(source: str) -> str:
+    """The name of a module without its package, or of a file without its folder."""
+    return Path(source).stem if source.endswith(".py") else source.rpartition(".")[2]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """While entered, whatever draws from global random numbers draws the same; they are given back as they were."""
+    ours, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(ours)
+            np.random.set_state(numpys)  # noqa: NPY002
 
 
 def chosen_model(given: str | ModelFactory | None, recorded: str) -> str | ModelFactory:
@@ -119,7 +145,8 @@ def _importing(what: str, folder: Path) -> Iterator[None]:
     """While entered, modules in a folder can be imported; whatever goes wrong is one sentence."""
     sys.path.append(str(folder))
     try:
-        yield
+        with seeded(0):  # what a module draws when it is loaded is the same for every process
+            yield
     except (Exception, SystemExit) as error:  # whatever a user's code raises
         raise RequestError(f"{what} could not be loaded: {brief(error)}") from error
     finally:

@@ -1,11 +1,13 @@
 """Whether a network takes a dataset's images and gives one score for each class."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from datadistill.utils.errors import RequestError
 from datadistill.utils.runtime import is_out_of_memory
@@ -46,11 +48,49 @@ def check_scores(answer: Callable[[Tensor], Any], images: Float[Tensor, "n c h w
             f"{num_classes} classes need {wanted}: give it one score for each class, for instance with num_classes as "
             "an argument of the function that makes it"
         )
+    if scores.dtype not in (torch.float32, torch.float64):
+        raise RequestError(
+            f"the network answers with numbers of type {_kind(scores)}, but scores must be float32: convert them with "
+            ".float() at its end"
+        )
     if not bool(scores.isfinite().all()):
         raise RequestError(
             "the network answers ordinary images with numbers that are not finite: look for a division by zero, a "
             "logarithm, or weights that are never set"
         )
+
+
+def plain_module(module: nn.Module) -> nn.Module:
+    """The module inside of what only spreads or compiles it, on the CPU.
+
+    Raises:
+        RequestError: its weights cannot be replaced, or are not float32.
+    """
+    while isinstance(module, _WRAPPERS) or type(module).__name__ == "OptimizedModule":
+        module = module._orig_mod if hasattr(module, "_orig_mod") else module.module  # type: ignore[assignment]
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.jit.ScriptModule):
+            what = f"layer {name}" if name else "the network"
+            raise RequestError(
+                f"{what} is compiled by torch.jit, so that its weights cannot be replaced: return the module that "
+                "torch.jit was given"
+            )
+    for name, weight in module.named_parameters():
+        if weight.dtype != torch.float32 and (weight.requires_grad or weight.is_complex()):
+            raise RequestError(
+                f"weight {name} is of type {_kind(weight)}, but weights must be float32: call .float() on the network"
+                + (", or keep real and imaginary part in two weights" if weight.is_complex() else "")
+            )
+    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
+        raise RequestError("the network is on device meta and has no numbers: make it on the CPU")
+    return module.cpu()
+
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def check_fits(module: nn.Module, image: Float[Tensor, "1 c h w"], num_classes: int) -> None:
@@ -62,11 +102,15 @@ def check_fits(module: nn.Module, image: Float[Tensor, "1 c h w"], num_classes: 
     draw = torch.Generator().manual_seed(0)
     images = torch.randn((2, *image.shape[1:]), generator=draw)
     modes = [(layer, layer.training) for layer in module.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    module.eval()
+    if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+        # They take their shapes from the first images; what fails here fails below, in a sentence.
+        with suppress(Exception), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            module(images)
+    buffers = [] if any(map(is_lazy, module.buffers())) else [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
-        module.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            check_scores(module, images.to(next(iter(module.parameters()), images).dtype), num_classes)
+            check_scores(module, images, num_classes)
     finally:
         for layer, mode in modes:
             layer.training = mode

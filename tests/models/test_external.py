@@ -1,5 +1,6 @@
 """Networks from outside the package: where they come from, and what is said when they do not fit."""
 
+import functools
 import sys
 import types
 from pathlib import Path
@@ -175,6 +176,34 @@ def test_a_file_is_named_from_here(folder: Path) -> None:
     assert same_model("net.py:f", "/elsewhere/net.py:f")
     assert not same_model("net.py:f", "net.py:g")
     assert not same_model("a.b:f", "b:f")
+    for other in ("net:f", "package.net:f"):  # named as a module
+        assert same_model("net.py:f", other)
+        assert same_model(other, "/elsewhere/net.py:f")
+    assert not same_model("net.py:f", "other:f")
+    assert not same_model("net.py:f", "lenet")
+
+
+def test_what_a_family_does_by_default_may_be_spelled() -> None:
+    for one, other in (
+        ("ConvNet", "convnetD3W128IN"),
+        ("ConvNet_W64D4", "ConvNetD4W64"),
+        ("VGG11", "vgg11in"),
+        ("timm:resnet18", "timm:ResNet18.a1_in1k"),
+    ):
+        assert same_model(one, other)
+        assert same_model(other, one)
+    for one, other in (("ConvNet", "ConvNetD4"), ("ConvNet", "VGG11"), ("timm:resnet18", "torchvision:resnet18")):
+        assert not same_model(one, other)
+
+
+def test_functions_have_names_that_tell_them_apart(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    assert model_name(functools.partial(Answers, channels=3)) == f"{__name__}:Answers(channels=3)"
+    assert model_name(functools.partial(Answers, channels=1)) != model_name(functools.partial(Answers, channels=3))
+    script = types.ModuleType("__main__")
+    script.__file__ = str(folder / "net.py")
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    monkeypatch.setattr(Answers, "__module__", "__main__")
+    assert model_name(Answers) == "net.py:Answers"
 
 
 def test_only_a_user_names_code(folder: Path) -> None:
