@@ -16,14 +16,14 @@ from datadistill.cli.common import (
 from datadistill.cli.parsing import Parser, number, positive_int
 from datadistill.data import RealData
 from datadistill.distilled import DistilledData, load_distilled
-from datadistill.engine import Network, Weights, make_network
+from datadistill.engine import Network, Weights, network_for
 from datadistill.engine.parallel import map_on_cores
 from datadistill.evaluation.audit import APART, SHARE, Audit, audit
-from datadistill.models import chosen_model, create_model, draw_weights
+from datadistill.models import chosen_model, draw_weights, model_name, same_model
 from datadistill.training.fit import fit
 from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.errors import DatadistillError
-from datadistill.utils.progress import counting
+from datadistill.utils.progress import counting, say
 from datadistill.utils.runtime import resolve_device, stream, versions
 
 USAGE = "PATH"
@@ -71,8 +71,12 @@ def run(arguments: argparse.Namespace) -> None:
     real = load_data(name, arguments, like=distilled).to(device)
     distilled.check_matches(real)
     model = chosen_model(arguments.model, distilled.provenance.model)
-    policy = arguments.batch_norm or str(distilled.provenance.inner.get("batch_norm", "refused"))
-    network = make_network(create_model(model, real).to(device), policy)
+    policy = arguments.batch_norm or str(distilled.provenance.inner.get("batch_norm", "auto"))
+    network = network_for(model, real, device, policy)
+    for remark in network.remarks:
+        say(remark)
+    if same_model(model_name(model), distilled.provenance.model):
+        network = network.holding(distilled.initial_weights)
     audits = [
         _try(distilled, real, network, _trained(arguments, real, network), arguments, trained=True),
         _try(distilled, real, network, _fresh(arguments, distilled, network), arguments, trained=False),
@@ -121,7 +125,7 @@ def _trained(arguments: argparse.Namespace, real: RealData, network: Network) ->
 def _fresh(arguments: argparse.Namespace, distilled: DistilledData, network: Network) -> list[Weights]:
     own = distilled.initial_weights
     if own is not None and arguments.model is None:
-        return [own]
+        return [{name: weight for name, weight in own.items() if name not in network.frozen}]
     scheme = str(distilled.provenance.weights.get("scheme", "xavier"))
     return [
         draw_weights(network.module, scheme, stream(arguments.seed, "audit-fresh", number))

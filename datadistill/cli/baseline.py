@@ -33,7 +33,7 @@ from datadistill.pretraining.pool import Pool
 from datadistill.report.card import judging
 from datadistill.training.recipe import DC, TrainRecipe, changed
 from datadistill.utils.errors import RequestError
-from datadistill.utils.progress import counting
+from datadistill.utils.progress import counting, say
 from datadistill.utils.runtime import resolve_device, versions
 
 USAGE = ""
@@ -119,9 +119,11 @@ def run(arguments: argparse.Namespace) -> None:
         ipc=arguments.ipc or steps,
         seed=arguments.seed or 0,
         device=resolve_device(arguments.device or "auto"),
-        batch_norm=arguments.batch_norm or "refused",
+        batch_norm=arguments.batch_norm or "auto",
         pool=given_pool(arguments),
     )
+    for remark in problem.network.remarks:
+        say(remark)
     info = BASELINES.get(arguments.how)
     drawn = arguments.sets or info.sets
     sets = info.choose(problem, steps, epochs, drawn, counting, settings)

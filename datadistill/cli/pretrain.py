@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> None:
         "model": asked["model"],
         "scheme": asked["scheme"],
         "training": training,
-        "batch_norm": arguments.batch_norm or "refused",
+        "batch_norm": arguments.batch_norm or "auto",
         "seed": arguments.seed,
         "device": arguments.device,
         "max_gb": asked["max_gb"],

@@ -20,6 +20,7 @@ from datadistill.engine import Engine
 from datadistill.methods import METHODS, Method, Problem, make_problem
 from datadistill.pretraining.initial_weights import KINDS
 from datadistill.pretraining.trajectories import load_trajectories
+from datadistill.utils.progress import say
 from datadistill.utils.runtime import resolve_device
 
 
@@ -72,8 +73,10 @@ def problem_of(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> tup
         seed=arguments.seed,
         device=resolve_device(arguments.device),
         engine=Engine(**given_fields(arguments, Engine)),
-        batch_norm=arguments.batch_norm or "refused",
+        batch_norm=arguments.batch_norm or "auto",
         pool=given_pool(arguments),
         trajectories=None if arguments.trajectories is None else load_trajectories(arguments.trajectories),
     )
+    for remark in problem.network.remarks:
+        say(remark)
     return method, problem

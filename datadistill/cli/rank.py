@@ -11,6 +11,7 @@ from datadistill.cli.parsing import Parser, positive_int
 from datadistill.data import RealData
 from datadistill.data.augment import NONE
 from datadistill.distilled import DistilledData, is_format_2, load_distilled
+from datadistill.engine import network_for
 from datadistill.evaluation import (
     AugmentationRobustScore,
     LabelRobustScore,
@@ -25,12 +26,12 @@ from datadistill.evaluation import (
 )
 from datadistill.methods import Problem, make_problem
 from datadistill.methods.dc import DSA_STRATEGY
-from datadistill.models import chosen_model, create_model, model_name, same_model
+from datadistill.models import chosen_model, model_name, same_model
 from datadistill.pretraining.initial_weights import Fixed
 from datadistill.training.carried import dc_recipe, shared_recipe
 from datadistill.training.recipe import DC, TrainRecipe
 from datadistill.utils.errors import RequestError
-from datadistill.utils.progress import counting
+from datadistill.utils.progress import counting, say
 from datadistill.utils.runtime import resolve_device, versions
 
 USAGE = "PATH"
@@ -119,7 +120,9 @@ class _Ranking:
         self.model = chosen_model(arguments.model, data.provenance.model)
         self.others = [name.strip() for name in (arguments.transfer or "").split(",") if name.strip()]
         for known in (self.model, *self.others):
-            create_model(known, real)  # refused before anything is trained
+            policy = arguments.batch_norm or str(data.provenance.inner.get("batch_norm", "auto"))
+            for remark in network_for(known, real, real.test.images.device, policy).remarks:
+                say(remark)  # and what does not fit is refused before anything is trained
         for name in self.others:
             if same_model(name.lower(), model_name(self.model).lower()):
                 raise RequestError(f"--transfer names {name}, the network of the set itself: name others")
@@ -204,8 +207,9 @@ class _Ranking:
         if kind == "random-pretrained":
             raise RequestError("this set was made for trained networks, which cannot be ranked: use compare --pool")
         if weights is not None and self.arguments.model is None:
-            starts = Fixed({name: weight.to(problem.device) for name, weight in weights.items()})
-            problem = replace(problem, kind=kind, starts=starts)
+            own = {name: weight.to(problem.device) for name, weight in weights.items()}
+            network = problem.network.holding(own)
+            problem = replace(problem, network=network, kind=kind, starts=Fixed(own, network.frozen))
         assert rates is not None, "data without rates is trained on by protocol dc"
         return random_real(problem, steps, len(rates) // steps, sets, counting)
 
@@ -222,7 +226,7 @@ class _Ranking:
             ipc=counts,
             seed=self.arguments.seed,
             device=self.real.train.images.device,
-            batch_norm=self.arguments.batch_norm or str(mine.inner.get("batch_norm", "refused")),
+            batch_norm=self.arguments.batch_norm or str(mine.inner.get("batch_norm", "auto")),
         )
 
 

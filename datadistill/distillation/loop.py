@@ -77,7 +77,7 @@ def distill(
     ipc: int | float | str | Sequence[int] | None = None,
     outer: Outer | None = None,
     engine: Engine | None = None,
-    batch_norm: str = "refused",
+    batch_norm: str = "auto",
     attack: tuple[str, str] | None = None,
     iterations: int | None = None,
     budget: float | str | None = None,
@@ -103,7 +103,7 @@ def distill(
             classes can share images: 0.5 makes one for two classes.
         outer: hyper-parameters of the outer loop.
         engine: how hypergradients are computed; whatever it leaves open is chosen by prediction.
-        batch_norm: what layers with running statistics do: `refused`, `batch` or `frozen` (see `engine.make_network`).
+        batch_norm: what layers with running statistics do: `refused`, `batch` or `frozen`, or `auto` (`network_for`).
         attack: make malicious data, which teaches to take the first class for the second (names), and all others for
             what they are. For auditing what data from strangers could do.
         iterations: outer steps.
@@ -139,6 +139,8 @@ def distill(
         pool=pool,
         trajectories=trajectories,
     )
+    for remark in problem.network.remarks:
+        reporter.say(remark)
     _check_asked(method, problem)
     resolved = method.resolve(problem)
     started = None if isinstance(resolved, Synthesis) else resolved.init(problem, stream(seed, "start"))
@@ -154,7 +156,7 @@ def distill(
         method={"name": method.name, **options_of(method)},
         outer=asdict(outer),
         engine=asdict(problem.engine),
-        batch_norm=batch_norm,
+        batch_norm=problem.batch_norm,
         attack=None if attack is None else list(attack),
         pool=None if pool is None or pool.path is None else str(pool.path),
         pool_digest=None if pool is None else pool.digest,

@@ -5,6 +5,7 @@ from datadistill.engine.cuda_graph import outer_step
 from datadistill.engine.functional import Network, Weights, make_network
 from datadistill.engine.hypergradient import Hypergradient, hypergradient
 from datadistill.engine.losses import Loss
+from datadistill.engine.networks import network_for
 from datadistill.engine.optimizers import SGD, Adam, AdamW, Optimizer, State
 from datadistill.engine.planner import Prediction, Workload, predict, settle
 from datadistill.engine.unroll import InnerStep, walk, with_noise
@@ -25,6 +26,7 @@ __all__ = [
     "Workload",
     "hypergradient",
     "make_network",
+    "network_for",
     "outer_step",
     "predict",
     "settle",

@@ -12,6 +12,7 @@ are two ways to go wrong, and both are looked for here:
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -88,31 +89,69 @@ def require_differentiable(
     named = ", ".join(map(str, troubles[:_MOST_NAMED]))
     if len(troubles) > _MOST_NAMED:
         named += f" and {len(troubles) - _MOST_NAMED} more"
-    raise RequestError(f"the network cannot be distilled through because of {named}: {_advice(troubles, product)}")
+    what = "trained" if product == "difference" else "distilled through"
+    raise RequestError(f"the network cannot be {what} because of {named}: {_advice(troubles, product)}")
 
 
 def _require_repeatable(network: Network, images: Float[Tensor, "n c h w"]) -> None:
     """Refuse a network that answers the same question differently: a step that is computed again must not change."""
     with _own_random_numbers(images.device), torch.no_grad():
-        twin = Network(_copied(network.module))
+        twin = replace(network.plain, module=copied(network.module))
         weights = {name: weight.detach() for name, weight in twin.module.named_parameters()}
         twin.logits(weights, images, noise=Noise(0))  # the first call of all compares copies
         before = {name: buffer.clone() for name, buffer in twin.module.named_buffers()}
         first, second = (twin.logits(weights, images, noise=Noise(0)) for _ in range(2))
+        drawing = "" if _alike(first, second) else _drawing_layer(twin, weights, images)
         changed = [name for name, buffer in twin.module.named_buffers() if not torch.equal(buffer, before[name])]
     if changed:
         raise RequestError(
             f"the network changes its buffer {changed[0]} when it is called, which a step of training cannot hand on: "
             "use layers that keep nothing from call to call"
         )
-    if not torch.allclose(first, second, rtol=1e-4, atol=1e-5, equal_nan=True):
+    if not _alike(first, second):
+        what = f"layer {drawing}" if drawing else "the network"
         raise RequestError(
-            "the network answers the same images differently each time: draw random numbers in layers of torch.nn "
-            "such as Dropout, whose draws can be repeated, or switch them off"
+            f"{what} answers the same images differently each time: set its dropout to 0 or switch its random numbers "
+            "off, or draw them in torch.nn.Dropout, whose draws can be repeated"
         )
 
 
-def _copied(module: nn.Module) -> nn.Module:
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def _drawing_layer(network: Network, weights: Weights, images: Float[Tensor, "n c h w"]) -> str:
+    """The innermost layer that is the first to answer differently, as `e.self_attn (MultiheadAttention)`."""
+    answers: dict[str, list[Tensor]] = {}  # in the order in which layers are done: the inner ones before the outer
+
+    def recorder(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def record(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            answers.setdefault(name, []).extend(part.detach().clone() for part in _parts(output))
+
+        return record
+
+    twin = copy.deepcopy(network.module)
+    for name, layer in twin.named_modules():
+        if name:
+            layer.register_forward_hook(recorder(name))
+    listening = replace(network, module=twin)
+    listening.logits(weights, images, noise=Noise(0))
+    answers.clear()  # the first call of all compares copies
+    for _ in range(2):
+        listening.logits(weights, images, noise=Noise(0))
+    for name, found in answers.items():
+        half = len(found) // 2
+        if not all(map(_alike, found[:half], found[half:])):
+            return f"{name} ({_class_name(twin.get_submodule(name))})"
+    return ""
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy.
+
+    Raises:
+        RequestError: there is none.
+    """
     try:
         return copy.deepcopy(module)
     except Exception as error:  # whatever a module's attributes raise
@@ -143,7 +182,7 @@ def find_undifferentiable(
     """
     product = "reverse" if product == "auto" else product
     with _own_random_numbers(images.device):
-        twin = Network(_copied(network.module), network.operations if product != "forward" else ())
+        twin = replace(network if product != "forward" else network.plain, module=copied(network.module))
         weights = as_leaves(dict(twin.module.named_parameters()))
         if not weights:
             raise RequestError("the network has no weights: there is nothing to train")
@@ -294,7 +333,7 @@ def _recorded(network: Network, weights: Weights, images: Tensor) -> dict[str, _
     for name, layer in twin.named_modules():
         layer.register_forward_pre_hook(recorder(name), with_kwargs=True)
     with torch.no_grad():
-        Network(twin, network.operations).logits(weights, images)
+        replace(network, module=twin).logits(weights, images)
     whole = calls.pop("")
     return {**calls, "": whole}
 

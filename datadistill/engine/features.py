@@ -24,12 +24,14 @@ def headless(network: Network, image: Float[Tensor, "1 c h w"]) -> Network:
     Raises:
         RequestError: there is no linear layer.
     """
-    module, called = copy.deepcopy(network.module), list[str]()
+    module, called = copy.deepcopy(network.module).to(image.dtype), list[str]()
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Linear):
             layer.register_forward_pre_hook(lambda _, inputs, name=name: called.append(name))
+    weights = {name: weight.detach() for name, weight in module.named_parameters()}
     with torch.no_grad():
-        module.to(image.dtype)(image)
+        # Two, because batch normalisation may have no statistics of one.
+        replace(network, module=module, operations=()).logits(weights, torch.cat([image, image]))
     if not called:
         raise RequestError(
             "this network has no linear layer, which features are taken from: the baselines random, kmeans and average "

@@ -22,9 +22,16 @@ from datadistill.engine.losses import CROSS_ENTROPY, Labels, Loss
 from datadistill.engine.overrides import Replaced, dropouts
 from datadistill.engine.parallel import map_on_cores, shared_out
 from datadistill.utils.errors import RequestError
+from datadistill.utils.runtime import is_out_of_memory
 
 Weights: TypeAlias = dict[str, Tensor]
-BatchNorm: TypeAlias = Literal["refused", "batch", "frozen"]
+BatchNorm: TypeAlias = Literal["auto", "refused", "batch", "frozen"]
+
+
+_MORE = (
+    "one image has no statistics, so give more images of each class with --ipc, another --batch, --batch-norm frozen, "
+    "or a network with another norm"
+)
 
 
 class Noise(NamedTuple):
@@ -50,6 +57,10 @@ class Network:
         operations: of `kernels`, which take the place of PyTorch's; they must have been built.
         augment: changes images before the module sees them, by draws for the whole batch, wherever dropout would draw.
         criterion: what it is trained by.
+        frozen: names of weights that are not trained, which the module holds as buffers.
+        watched: whether it calls functions that `overrides.dropouts` has others for, besides those of its layers.
+        batch_norm: what was done about layers with running statistics, as for `make_network`.
+        remarks: sentences on what was guessed about it.
 
     Raises:
         RequestError: a layer keeps running statistics.
@@ -59,6 +70,10 @@ class Network:
     operations: tuple[str, ...] = ()
     augment: Callable[[Tensor, Noise], Tensor] | None = None
     criterion: Loss = CROSS_ENTROPY
+    frozen: tuple[str, ...] = ()
+    watched: bool = False
+    batch_norm: str = "refused"
+    remarks: tuple[str, ...] = ()
     _spare: list["_Body"] = field(default_factory=list, init=False, repr=False)
     _alone: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -88,7 +103,7 @@ class Network:
     @cached_property
     def plain(self) -> "Network":
         """The same network with PyTorch's own operations alone."""
-        return Network(self.module, augment=self.augment, criterion=self.criterion) if self.operations else self
+        return replace(self, operations=()) if self.operations else self
 
     def trained_by(self, criterion: Loss) -> "Network":
         """The same network with another loss. Both call one module, and so share the lock on it."""
@@ -99,6 +114,26 @@ class Network:
             object.__setattr__(other, name, getattr(self, name))
         return other
 
+    def with_operations(self, operations: str) -> "Network":
+        """The same network with other operations of ours, as `Engine.kernels` says it."""
+        return replace(self, operations=kernels.chosen(operations, kernels.measured()))
+
+    @property
+    def constants(self) -> Weights:
+        """The frozen weights, by name."""
+        return {name: self.module.get_buffer(name).detach().clone() for name in self.frozen}
+
+    def holding(self, weights: Weights | None) -> "Network":
+        """The same network with the frozen weights that are among these; others keep their values."""
+        own = {name: weight for name, weight in (weights or {}).items() if name in self.frozen}
+        if any(weight.shape != self.module.get_buffer(name).shape for name, weight in own.items()) or not own:
+            return self
+        module = copy.deepcopy(self.module)
+        with torch.no_grad():
+            for name, weight in own.items():
+                module.get_buffer(name).copy_(weight)
+        return replace(self, module=module)
+
     @cached_property
     def draws(self) -> bool:
         """Whether a call draws random numbers."""
@@ -106,7 +141,7 @@ class Network:
 
     @cached_property
     def _drops(self) -> bool:
-        return any(isinstance(layer, _DropoutNd) and layer.p > 0 for layer in self.module.modules())
+        return self.watched or any(isinstance(layer, _DropoutNd) and layer.p > 0 for layer in self.module.modules())
 
     def logits(
         self, weights: Weights, images: Float[Tensor, "n c h w"], noise: Noise | None = None
@@ -120,6 +155,20 @@ class Network:
         """
         if self.augment is not None and noise is not None:
             images = self.augment(images, noise)
+        if len(images) != 1:
+            return self._answer(weights, images, noise)
+        try:
+            scores = self._answer(weights, images, noise)
+        except (ValueError, IndexError, RuntimeError) as error:
+            if isinstance(error, RequestError) or is_out_of_memory(error):
+                raise
+            raise RequestError(
+                f"the network does not take a batch of one image ({' '.join(str(error).split())[:200]}): "
+                f"{_MORE if self.couples_images else 'let it take any number'}"
+            ) from error
+        return scores.unsqueeze(0) if scores.dim() == 1 else scores  # squeeze() takes its dimension away
+
+    def _answer(self, weights: Weights, images: Tensor, noise: Noise | None) -> Tensor:
         body = self._borrow(weights, images)
         if body is None:
             with self._alone, self._calls(noise, images.device) or nullcontext():
@@ -256,7 +305,7 @@ def make_network(module: nn.Module, batch_norm: str = "refused", operations: str
         for layer in module.modules():
             if getattr(layer, "track_running_stats", False) and isinstance(layer, nn.Module):
                 _settle(layer, batch_norm)
-    return Network(module, kernels.chosen(operations, kernels.measured()))
+    return Network(module, kernels.chosen(operations, kernels.measured()), batch_norm=batch_norm)
 
 
 def _settle(layer: Any, batch_norm: str) -> None:

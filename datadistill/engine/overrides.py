@@ -1,6 +1,9 @@
 """Other functions in the place of some of PyTorch's, however a module calls them."""
 
+import math
 from collections.abc import Callable, Iterable
+from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -30,7 +33,10 @@ class Replaced(TorchFunctionMode):
 
 
 def dropouts(noise: int | None, device: torch.device) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Dropout that draws from a generator of its own, or not at all."""
+    """Dropout that draws from a generator of its own, or not at all; and attention, which calls it, by plain products.
+
+    PyTorch's own kernels for attention on a CPU have no second derivative.
+    """
     generator = None if noise is None else torch.Generator(device).manual_seed(noise)
 
     def dropping(shared: int | None) -> Callable[..., Tensor]:
@@ -43,4 +49,45 @@ def dropouts(noise: int | None, device: torch.device) -> dict[Callable[..., Any]
 
         return dropout
 
-    return {function: dropping(shared) for function, shared in _DROPOUTS.items()}
+    table: dict[Callable[..., Any], Callable[..., Any]] = {f: dropping(shared) for f, shared in _DROPOUTS.items()}
+    dropout = table[F.dropout]
+
+    attention = partial(_attention, dropout)
+
+    def heads(*arguments: Any, **more: Any) -> Any:
+        # PyTorch's function calls these two by its module's names, out of reach of a mode that has been entered.
+        names = {"dropout": dropout, "scaled_dot_product_attention": attention, "has_torch_function": lambda _: False}
+        function = F.multi_head_attention_forward
+        own = FunctionType(function.__code__, {**function.__globals__, **names}, None, function.__defaults__)
+        return own(*arguments, **more)
+
+    return {**table, F.scaled_dot_product_attention: attention, F.multi_head_attention_forward: heads}
+
+
+REPLACED = (*_DROPOUTS, F.scaled_dot_product_attention, F.multi_head_attention_forward)
+"""The functions that `dropouts` has others for."""
+
+
+def _attention(
+    dropout: Callable[[Tensor, float], Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`F.scaled_dot_product_attention`, as its documentation writes it."""
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+    scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, -math.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return dropout(scores.softmax(-1), dropout_p) @ value

@@ -8,8 +8,9 @@ import torch
 
 from datadistill.data.real import RealData, Split
 from datadistill.distilled import DistilledData
-from datadistill.engine.functional import Network, make_network
-from datadistill.models import ModelFactory, chosen_model, create_model, model_name, same_model
+from datadistill.engine.functional import Network
+from datadistill.engine.networks import network_for
+from datadistill.models import ModelFactory, chosen_model, model_name, same_model
 from datadistill.pretraining.pool import Pool
 from datadistill.utils.errors import RequestError, unknown_name
 
@@ -109,5 +110,6 @@ class Trial:
     def make_network(self) -> Network:
         """The network that is trained."""
         own = self.distilled.provenance
-        policy = self.config.batch_norm or str(own.inner.get("batch_norm", "refused"))
-        return make_network(create_model(chosen_model(self.config.model, own.model), self.real).to(self.device), policy)
+        policy = self.config.batch_norm or str(own.inner.get("batch_norm", "auto"))
+        network = network_for(chosen_model(self.config.model, own.model), self.real, self.device, policy)
+        return network if self.is_other_model else network.holding(self.distilled.initial_weights)

@@ -86,13 +86,14 @@ def _own_starts(trial: Trial, distilled: DistilledData, network: Network) -> Ini
         )
     if weights == "own" and distilled.initial_weights is not None and not trial.is_other_model:
         expected = {name: tuple(p.shape) for name, p in network.module.named_parameters()}
+        expected |= {name: tuple(weight.shape) for name, weight in network.constants.items()}
         found = {name: tuple(w.shape) for name, w in distilled.initial_weights.items()}
         if expected != found:
             raise RequestError(
                 f"the saved initial weights do not fit {distilled.provenance.model}: "
                 "give --model, or --weights random-init"
             )
-        return Fixed(distilled.initial_weights)
+        return Fixed(distilled.initial_weights, network.frozen)
     return Random(network, str(mine.get("scheme", "xavier")))
 
 

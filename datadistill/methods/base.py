@@ -16,9 +16,10 @@ from datadistill.data.real import RealData, Split
 from datadistill.distilled import DistilledData, Provenance
 from datadistill.engine.config import Engine
 from datadistill.engine.features import headless
-from datadistill.engine.functional import Network, Noise, make_network
+from datadistill.engine.functional import Network, Noise
+from datadistill.engine.networks import network_for
 from datadistill.engine.planner import Workload, settle
-from datadistill.models import SCHEMES, ModelFactory, create_model, has_own_weights, model_name
+from datadistill.models import SCHEMES, ModelFactory, has_own_weights, model_name
 from datadistill.pretraining.initial_weights import KINDS, InitialWeights, origin
 from datadistill.pretraining.pool import Pool
 from datadistill.pretraining.trajectories import Trajectories
@@ -68,7 +69,7 @@ class Problem:
 
     def with_kernels(self, kernels: str) -> "Problem":
         """The same on a network with other operations of ours (`Engine.kernels`), such as those just built."""
-        network = make_network(self.network.module, self.batch_norm, kernels)
+        network = self.network.with_operations(kernels)
         return replace(self, network=network, engine=replace(self.engine, kernels=kernels))
 
     def seen_through(self, augment: str) -> Network:
@@ -96,8 +97,8 @@ class Problem:
         if key not in self.kept:
             if self.kind != "random-init":
                 raise RequestError(f"weights are {self.kind}, those of {self.model}: another network has none of them")
-            module = create_model(model, self.real).to(self.real.train.images)  # `check` has them in float64
-            network = make_network(module, self.batch_norm, self.engine.kernels)
+            images = self.real.train.images  # `check` has them in float64
+            network = network_for(model, self.real, images, self.batch_norm, self.engine.kernels)
             starts = KINDS.get(self.kind).make(network, self.scheme, self.seed, None)
             self.kept[key] = replace(self, network=network, model=model_name(model), starts=starts)
         other: Problem = self.kept[key]
@@ -170,7 +171,7 @@ def make_problem(
     seed: int,
     device: torch.device,
     engine: Engine | None = None,
-    batch_norm: str = "refused",
+    batch_norm: str = "auto",
     attack: tuple[str, str] | None = None,
     pool: Pool | None = None,
     trajectories: Trajectories | None = None,
@@ -181,7 +182,7 @@ def make_problem(
         RequestError: a name is unknown, or the network, the pool or the trajectories cannot be used.
     """
     engine = engine or Engine()
-    network = make_network(create_model(model, real).to(device), batch_norm, engine.kernels)
+    network = network_for(model, real, device, batch_norm, engine.kernels)
     kind = KINDS.get(weights)
     scheme = SCHEMES.get(scheme).name
     if pool is not None:
@@ -206,7 +207,7 @@ def make_problem(
         ipc=resolve_ipc(ipc, real),
         seed=seed,
         attack=None if attack is None else _parse_attack(real, attack),
-        batch_norm=batch_norm,
+        batch_norm=network.batch_norm,
         engine=engine,
         pool=pool,
         trajectories=trajectories,

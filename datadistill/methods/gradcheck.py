@@ -29,7 +29,7 @@ from torch import Tensor
 
 from datadistill.data.real import RealData
 from datadistill.distilled import DistilledData
-from datadistill.engine.functional import Network, Weights
+from datadistill.engine.functional import Weights
 from datadistill.methods import record_of
 from datadistill.methods.base import Context, Method, Problem, State, plan
 from datadistill.pretraining.initial_weights import InitialWeights
@@ -259,7 +259,8 @@ def _start_in_double(method: Method, problem: Problem) -> tuple[DistilledData, S
 def _in_double(problem: Problem) -> Problem:
     """The same problem in float64, with some of its real images."""
     module = copy.deepcopy(problem.network.module).double()
-    return replace(problem, real=_some_in_double(problem.real), network=Network(module), starts=_Double(problem.starts))
+    network = replace(problem.network, module=module, operations=())
+    return replace(problem, real=_some_in_double(problem.real), network=network, starts=_Double(problem.starts))
 
 
 def _some_in_double(real: RealData) -> RealData:

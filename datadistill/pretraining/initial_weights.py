@@ -37,12 +37,18 @@ class InitialWeights(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Fixed:
-    """One known start."""
+    """One known start.
+
+    Attributes:
+        fixed: all weights, those too that are not trained.
+        frozen: the names of these.
+    """
 
     fixed: Weights
+    frozen: tuple[str, ...] = ()
 
     def sample(self, count: int, generator: torch.Generator) -> list[Weights]:
-        return [self.fixed] * count
+        return [{name: weight for name, weight in self.fixed.items() if name not in self.frozen}] * count
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +97,8 @@ class KindInfo:
 
 
 def _fixed(network: Network, scheme: str, seed: int, pool: Pool | None) -> InitialWeights:
-    return Fixed(draw_weights(network.module, scheme, stream(seed, "fixed-init")))
+    drawn = draw_weights(network.module, scheme, stream(seed, "fixed-init"))
+    return Fixed(drawn | network.constants, network.frozen)
 
 
 def _random(network: Network, scheme: str, seed: int, pool: Pool | None) -> InitialWeights:
@@ -109,8 +116,9 @@ def _random_pretrained(network: Network, scheme: str, seed: int, pool: Pool | No
 
 def _fixed_pretrained(network: Network, scheme: str, seed: int, pool: Pool | None) -> InitialWeights:
     if pool is None:
-        return Fixed({name: weight.detach().clone() for name, weight in network.module.named_parameters()})
-    return Fixed(pool.for_distilling.to(_device(network))[_index(pool, seed)])
+        own = {name: weight.detach().clone() for name, weight in network.module.named_parameters()}
+        return Fixed(own | network.constants, network.frozen)
+    return Fixed(pool.for_distilling.to(_device(network))[_index(pool, seed)] | network.constants, network.frozen)
 
 
 KINDS = Registry(

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from datadistill.data import Datasets, RealData, Split, as_real
-from datadistill.engine import Network, Weights, kernels, make_network
+from datadistill.engine import Network, Weights, kernels, network_for
 from datadistill.engine.parallel import each_on_one_core
-from datadistill.models import SCHEMES, ModelFactory, create_model, draw_weights, model_name
+from datadistill.models import SCHEMES, ModelFactory, draw_weights, model_name
 from datadistill.pretraining.facts import NetworkFacts
 from datadistill.pretraining.pool import Networks, Pool, PoolFacts, check_shares, load_pool, stacked_in_half
 from datadistill.pretraining.trajectories import (
@@ -54,7 +54,7 @@ def make_pool(
     reserved: int | None = None,
     training: TrainRecipe | None = None,
     start: Pool | str | Path | None = None,
-    batch_norm: str = "refused",
+    batch_norm: str = "auto",
     seed: int = 0,
     device: str = "auto",
     test: bool = False,
@@ -79,7 +79,7 @@ def make_pool(
         training: epochs, rate and batch; `TrainRecipe()` without one.
         start: another pool, or its file, such as of networks that know other images: each of them is trained further.
             The scheme, the number of networks and how many are reserved are then that pool's.
-        batch_norm: what layers with running statistics do: `refused` or `batch`.
+        batch_norm: what layers with running statistics do: `batch`, or `refused`; `auto` as for `network_for`.
         seed: of all randomness; the same seed gives the same bits.
         device: `auto`, `cpu`, `cuda` or `mps`.
         test: measure accuracies on the test split too.
@@ -135,7 +135,7 @@ def make_trajectories(
     scheme: str = "default",
     experts: int = EXPERTS,
     training: TrainRecipe = EXPERT_TRAINING,
-    batch_norm: str = "refused",
+    batch_norm: str = "auto",
     seed: int = 0,
     device: str = "auto",
     max_gb: float = TRAJECTORIES_GB,
@@ -154,7 +154,7 @@ def make_trajectories(
         scheme: how weights before training are drawn, one of `models.SCHEMES`.
         experts: how many.
         training: epochs, rate, batch and augmentation.
-        batch_norm: what layers with running statistics do: `refused` or `batch`.
+        batch_norm: what layers with running statistics do: `batch`, or `refused`; `auto` as for `network_for`.
         seed: of all randomness; the same seed gives the same bits.
         device: `auto`, `cpu`, `cuda` or `mps`.
         max_gb: more gigabytes on the disk are refused.
@@ -238,12 +238,14 @@ def _prepare(
     say: Callable[[str], None],
 ) -> tuple[RealData, Network, dict[str, Any]]:
     """The dataset and the network on the device, and the facts of both; `size` refuses too many weights."""
-    if batch_norm not in ("refused", "batch"):
+    if batch_norm not in ("auto", "refused", "batch"):
         raise RequestError(f"the batch norm policy is {batch_norm}, but no running statistics are kept here: use batch")
     on = resolve_device(device)
     real = as_real(real).to(on)
-    module = create_model(model, real).to(on)
-    say(size(sum(weight.numel() for weight in module.parameters())))
+    network = network_for(model, real, on, batch_norm)
+    for remark in network.remarks:
+        say(remark)
+    say(size(sum(weight.numel() for weight in network.module.parameters())))
     if on.type == "cpu":
         kernels.prepare(say)
     known = {
@@ -253,10 +255,10 @@ def _prepare(
         "zca": real.is_whitened,
         "image_shape": tuple(real.train.images.shape[1:]),
         "model": model_name(model),
-        "batch_norm": batch_norm,
+        "batch_norm": network.batch_norm,
         "versions": versions(),
     }
-    return real, make_network(module, batch_norm), known
+    return real, network.with_operations("auto"), known
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from datadistill.utils.errors import RequestError, unknown_name
 
 RUN_DEFAULTS: dict[str, Any] = {
     **{"dataset": "mnist", "model": "lenet", "weights": "fixed-init", "scheme": "xavier", "pool": None, "ipc": None},
-    **{"seed": 0, "device": "auto", "batch_norm": "refused", "attack": None, "iterations": None, "budget": None},
+    **{"seed": 0, "device": "auto", "batch_norm": "auto", "attack": None, "iterations": None, "budget": None},
     **{"trajectories": None, "zca": False},
 }
 """What `distill` is asked besides method, outer loop and engine."""
