@@ -3,8 +3,8 @@
 import argparse
 import re
 import shlex
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def add_run_flags(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--out", metavar="DIR", help="where to write (default: a new folder in runs/)")
 
 
-def add_batch_norm_flag(parser: argparse._ActionsContainer, default: str = "refused") -> None:
+def add_batch_norm_flag(parser: argparse._ActionsContainer, default: str = "batch where they are untrained") -> None:
     """`--batch-norm`."""
     parser.add_argument(
         "--batch-norm",
@@ -289,7 +289,30 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     console.print(table)
 
 
-def score_document(path: str, real: RealData, protocol: str, scores: Sequence[Score]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Fault:
+    """A network of several that could not be judged.
+
+    Attributes:
+        model: as it was named.
+        error: why, in a sentence.
+    """
+
+    model: str
+    error: str
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"model": self.model, "error": self.error}
+
+
+def print_faults(faults: Mapping[str, str]) -> None:
+    """A table of networks and why they could not be judged, where there are any."""
+    if faults:
+        print_table("not judged", ["network", "because"], [list(fault) for fault in faults.items()])
+
+
+def score_document(path: str, real: RealData, protocol: str, scores: Sequence[Score | Fault]) -> dict[str, Any]:
     """What `evaluate --json` and `baseline --json` print of one path; accuracies are fractions."""
     return {
         "path": path,

@@ -9,11 +9,13 @@ import torch
 from datadistill.baselines import BASELINES, full_dataset
 from datadistill.cli import evaluate as evaluate_command
 from datadistill.cli.common import (
+    Fault,
     chosen_dataset,
     given_changes,
     given_config,
     given_pool,
     load_data,
+    print_faults,
     print_table,
     protocol_title,
 )
@@ -22,7 +24,7 @@ from datadistill.data import RealData
 from datadistill.distilled import DistilledData, load_distilled
 from datadistill.evaluation import NETS, Score, evaluate, evaluate_sets, nets_per_set, percent, work_of
 from datadistill.methods import Problem, make_problem
-from datadistill.models import chosen_model, create_model, model_name, same_model
+from datadistill.models import chosen_model, model_name, same_model
 from datadistill.pretraining.initial_weights import Fixed
 from datadistill.pretraining.pool import Pool
 from datadistill.training.carried import dc_recipe, shared_recipe
@@ -75,7 +77,7 @@ class _Line:
 
     name: str
     images: int
-    score: Score
+    score: Score | Fault
 
 
 def add_flags(parser: Parser) -> None:
@@ -104,24 +106,29 @@ def run(arguments: argparse.Namespace) -> None:
     sets = {path: load_distilled(path) for path in arguments.paths}
     real, pool = _real(sets, arguments), given_pool(arguments)
     config = given_config(arguments, pool)
-    for data in sets.values():
-        for model in models if arguments.protocol != "nearest" else ():
-            create_model(chosen_model(model, data.provenance.model), real)  # refused before any is trained
+    faults = {path: evaluate_command.faults_of(models, data, real, arguments) for path, data in sets.items()}
     lines, sizes = [], dict[_Size, DistilledData]()
     for path, data in sets.items():
         for model in models:
+            if model in faults[path]:
+                lines.append(_Line(path, len(data.labels), faults[path][model]))
+                continue
             if names or arguments.full_epochs:
                 sizes.setdefault(_size(path, data, model, arguments), data)
             work = work_of(data, config.nets, config.protocol, **config.changes)
             with counting(f"evaluating {path}", work) as count:
-                score = evaluate(data, real, config, model=model, count=count)
+                score = evaluate_command.judged(models, data, real, config, model, count)
             lines.append(_Line(path, len(data.labels), score))
+    evaluate_command.refuse_if_none_is_judged([line.score for line in lines])
+    broken = {str(line.score.model) for line in lines if isinstance(line.score, Fault)}
+    sizes = {size: data for size, data in sizes.items() if size.model not in broken}
     lengths = {(size.steps, size.epochs) for size in sizes if size.recipe is None}
     for size, data in sizes.items():
         problem = _problem(size, data, real, arguments, pool)
         lines += [_baseline(name, problem, size, arguments, len(lengths) > 1) for name in names]
         lines += _full(problem, size, arguments)
     _print(lines, real, arguments)
+    evaluate_command.fail_for_faults([line.score for line in lines])
 
 
 def _real(sets: dict[str, DistilledData], arguments: argparse.Namespace) -> RealData:
@@ -175,11 +182,14 @@ def _problem(
         ipc=size.ipc,
         seed=arguments.seed,
         device=real.train.images.device,
-        batch_norm=arguments.batch_norm or str(data.provenance.inner.get("batch_norm", "refused")),
+        batch_norm=arguments.batch_norm or str(data.provenance.inner.get("batch_norm", "auto")),
         pool=pool,
     )
     own = data.to(problem.device).initial_weights
-    return replace(problem, kind=size.kind, starts=Fixed(own)) if size.path and own is not None else problem
+    if not size.path or own is None:
+        return problem
+    network = problem.network.holding(own)
+    return replace(problem, network=network, kind=size.kind, starts=Fixed(own, network.frozen))
 
 
 def _baseline(name: str, problem: Problem, size: _Size, arguments: argparse.Namespace, says_length: bool) -> _Line:
@@ -227,13 +237,15 @@ def _print(lines: list[_Line], real: RealData, arguments: argparse.Namespace) ->
         }
         print(json.dumps(document, indent=2))
         return
-    distilled = [line.score for line in lines if not line.name.startswith("full dataset")]
+    judged = [(line, line.score) for line in lines if isinstance(line.score, Score)]
+    distilled = [score for line, score in judged if not line.name.startswith("full dataset")]
     alike = len({score.training for score in distilled}) == 1
     columns = ["set", "images", "network", "weights", "nets", "untrained", "test accuracy", "95 % interval", "s"]
     rows = []
-    for line in lines:
-        score, (low, high) = line.score, line.score.accuracy.ci95
+    for line, score in judged:
+        low, high = score.accuracy.ci95
         facts = [score.model, score.weights, str(score.nets), percent(score.before), percent(score.accuracy)]
         name = line.name if alike else f"{line.name}, {score.training or 'steps of its own'}"
         rows.append([name, str(line.images), *facts, f"{100 * low:.2f} to {100 * high:.2f}", f"{score.seconds:.1f}"])
     print_table(f"{real.name}, {protocol_title(arguments.protocol, distilled)}", columns, rows)
+    print_faults({line.score.model: line.score.error for line in lines if isinstance(line.score, Fault)})

@@ -2,10 +2,12 @@
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
 
 import torch
 
 from datadistill.cli.common import (
+    Fault,
     add_batch_norm_flag,
     add_data_flags,
     add_nets_flag,
@@ -15,16 +17,19 @@ from datadistill.cli.common import (
     given_config,
     given_pool,
     load_data,
+    print_faults,
     print_table,
     protocol_title,
     score_document,
 )
 from datadistill.cli.parsing import Parser, one_of
 from datadistill.data import RealData
-from datadistill.distilled import load_distilled
-from datadistill.evaluation import Score, evaluate, percent, work_of
-from datadistill.models import chosen_model, create_model
-from datadistill.utils.progress import counting
+from datadistill.distilled import DistilledData, load_distilled
+from datadistill.engine import Network, network_for
+from datadistill.evaluation import EvalConfig, Score, evaluate, percent, work_of
+from datadistill.models import chosen_model, model_name, same_model
+from datadistill.utils.errors import DatadistillError, Interrupted, RequestError
+from datadistill.utils.progress import counting, say
 from datadistill.utils.runtime import resolve_device
 
 USAGE = "PATH..."
@@ -91,40 +96,132 @@ def run(arguments: argparse.Namespace) -> None:
         if key not in loaded:
             loaded[key] = load_data(name, arguments, like=distilled).to(device)
         real = loaded[key]
-        for model in models if arguments.protocol != "nearest" else ():
-            create_model(chosen_model(model, distilled.provenance.model), real)  # refused before any is trained
-        scores = []
+        faults = faults_of(models, distilled, real, arguments)
+        scores = list[Score | Fault]()
         for model in models:
+            if model in faults:
+                scores.append(faults[model])
+                continue
             work = work_of(distilled, config.nets, config.protocol, **config.changes)
             with counting(f"evaluating {path}", work) as count:
-                scores.append(evaluate(distilled, real, config, model=model, count=count))
+                scores.append(judged(models, distilled, real, config, model, count))
         found.append((path, scores))
         documents.append(score_document(path, real, arguments.protocol, scores))
+    every = [score for _, scores in found for score in scores]
+    refuse_if_none_is_judged(every)
     if arguments.json:
         print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
     else:
         (_print_crossed if len(models) > 1 else _print)(found, arguments.protocol)
+    fail_for_faults(every)
 
 
-def _print(found: list[tuple[str, list[Score]]], protocol: str) -> None:
-    every = [score for _, scores in found for score in scores]
+def faults_of(
+    models: list[str | None], distilled: DistilledData, real: RealData, arguments: argparse.Namespace
+) -> dict[str | None, Fault]:
+    """What is wrong with networks, before any is trained; what is guessed about the others is said.
+
+    Raises:
+        RequestError: there is one network only, and something is wrong with it.
+    """
+    faults = dict[str | None, Fault]()
+    for model in models if arguments.protocol != "nearest" else ():
+        own = distilled.provenance
+        policy = arguments.batch_norm or str(own.inner.get("batch_norm", "auto"))
+        try:
+            network = network_for(chosen_model(model, own.model), real, real.test.images.device, policy)
+        except RequestError as error:
+            if len(models) == 1:
+                raise
+            faults[model] = Fault(str(model), str(error))
+            continue
+        for remark in (*network.remarks, *_other_network(model, distilled, network, arguments)):
+            say(remark if model is None else f"{model}: {remark}")
+    return faults
+
+
+def _other_network(
+    model: str | None, distilled: DistilledData, network: Network, arguments: argparse.Namespace
+) -> list[str]:
+    """A sentence where a network seems to be the data's own by another name."""
+    own, start = distilled.provenance.model, distilled.initial_weights
+    if model is None or start is None or arguments.weights != "own" or same_model(model_name(model), own):
+        return []
+    weights = {**dict(network.module.named_parameters()), **network.constants}
+    if {name: weight.shape for name, weight in weights.items()} != {name: w.shape for name, w in start.items()}:
+        return []
+    return [f"taken for another network than {own}, whose initial weights it could have: fresh ones are drawn"]
+
+
+def judged(
+    models: list[str | None],
+    distilled: DistilledData,
+    real: RealData,
+    config: EvalConfig,
+    model: str | None,
+    count: Callable[[], None],
+) -> Score | Fault:
+    """The score of a network, or, in a table of several, why it has none.
+
+    Raises:
+        DatadistillError: it is the only network.
+    """
+    try:
+        return evaluate(distilled, real, config, model=model, count=count)
+    except Interrupted:
+        raise
+    except DatadistillError as error:
+        if len(models) == 1:
+            raise
+        return Fault(str(model), str(error))
+
+
+def refuse_if_none_is_judged(scores: Sequence[Score | Fault]) -> None:
+    """Raise the first fault where there is nothing else.
+
+    Raises:
+        RequestError: no network could be judged.
+    """
+    faults = [score for score in scores if isinstance(score, Fault)]
+    if faults and len(faults) == len(scores):
+        raise RequestError(f"{faults[0].model}: {faults[0].error}")
+
+
+def fail_for_faults(scores: Sequence[Score | Fault]) -> None:
+    """Raise an error of exit code 1 where some networks could not be judged.
+
+    Raises:
+        DatadistillError: it names them.
+    """
+    names = list(dict.fromkeys(score.model for score in scores if isinstance(score, Fault)))
+    if names:
+        raise DatadistillError(f"{', '.join(names)} could not be judged: the table says why")
+
+
+def _print(found: list[tuple[str, list[Score | Fault]]], protocol: str) -> None:
+    every = [score for _, scores in found for score in scores if isinstance(score, Score)]
     title, alike = protocol_title(protocol, every), len({score.training for score in every}) == 1
     columns = ["data", "network", "weights", "nets", "before", "test accuracy", "95 % interval", "s"]
-    rows = [_row(path, score, "" if alike else score.training) for path, scores in found for score in scores]
+    rows = [
+        _row(path, score, "" if alike else score.training) for path, (score, *_) in found if isinstance(score, Score)
+    ]
     print_table(title, columns, rows)
 
 
-def _print_crossed(found: list[tuple[str, list[Score]]], protocol: str) -> None:
-    """One row for each set, one column for each network."""
-    every = [score for _, scores in found for score in scores]
+def _print_crossed(found: list[tuple[str, list[Score | Fault]]], protocol: str) -> None:
+    """One row for each set, one column for each network; and one for each network that could not be judged."""
+    every = [score for _, scores in found for score in scores if isinstance(score, Score)]
     alike = len({score.training for score in every}) == 1
     nets = sorted({score.nets for score in every})
     title = f"test accuracy, {' or '.join(map(str, nets))} networks each, {protocol_title(protocol, every)}"
-    rows = []
+    rows, faults = [], dict[str, str]()
     for path, scores in found:
-        name = path if alike or not scores[0].training else f"{path}, {scores[0].training}"
-        rows.append([name, *(percent(score.accuracy) for score in scores)])
+        training = next((score.training for score in scores if isinstance(score, Score)), "")
+        name = path if alike or not training else f"{path}, {training}"
+        rows.append([name, *("-" if isinstance(score, Fault) else percent(score.accuracy) for score in scores)])
+        faults |= {score.model: score.error for score in scores if isinstance(score, Fault)}
     print_table(title, ["data", *(score.model for score in found[0][1])], rows)
+    print_faults(faults)
 
 
 def _row(path: str, score: Score, training: str = "") -> list[str]:

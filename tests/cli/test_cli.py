@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from contextlib import redirect_stdout
 from importlib import resources
@@ -354,16 +355,24 @@ def test_ctrl_c_exits_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: 
     monkeypatch.undo()
 
 
-def test_a_network_that_does_not_fit_is_refused_before_any_is_trained(
-    done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_a_network_that_does_not_fit_is_a_row_that_says_why(
+    command: str, done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def never(*_: Any, **__: Any) -> None:
-        raise AssertionError("a network was trained")
-
-    for command in ("evaluate", "compare"):
-        monkeypatch.setattr(f"datadistill.cli.{command}.evaluate", never)
-        assert main([command, "run", "--models", "mlp,lenet"]) == 2
-        assert "lenet" in capsys.readouterr().err.lower()
+    assert main([command, "run", "--models", "mlp,lenet", "--nets", "2"]) == 1
+    out, err = capsys.readouterr()
+    assert re.search(r"mlp|%", out)
+    assert re.search(r"lenet.*28x28", out)
+    assert "lenet could not be judged" in err
+    assert main([command, "run", "--models", "mlp,lenet", "--nets", "2", "--json"]) == 1
+    good, bad = json.loads(capsys.readouterr().out)["results"]
+    assert good["accuracy"]["mean"] > 0.05
+    assert (bad["model"], "28x28" in bad["error"]) == ("lenet", True)
+    for networks in ("lenet", "lenet,vgg11"):
+        assert main([command, "run", "--models", networks]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "28x28" in err
 
 
 @pytest.mark.parametrize(
