@@ -13,6 +13,7 @@ from datadistill.formats import FORMATS, Usage, guess_format, import_from
 from datadistill.models import is_code, model_name
 from datadistill.training.carried import recipe_of
 from datadistill.utils.errors import RequestError
+from datadistill.utils.progress import say
 
 USAGE = "PATH"
 DESCRIPTION = """\
@@ -52,6 +53,13 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--mean", type=number, nargs="+", metavar="X", help="the images' mean, one for each channel")
     parser.add_argument("--std", type=number, nargs="+", metavar="X", help="their standard deviation, likewise")
     parser.add_argument(
+        "--labels",
+        type=one_of("kind of labels", ("shares", "logits")),
+        metavar="KIND",
+        help="numbers for each class: shares as the loss takes them, or logits, which a softmax makes shares of "
+        "(default: what they look like)",
+    )
+    parser.add_argument(
         "--renormalize", action="store_true", help="turn another normalisation into the dataset's, not refuse it"
     )
     parser.add_argument("--classes", metavar="A,B", help="class names by index, to be checked against the dataset's")
@@ -70,6 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
         epochs=arguments.epochs,
         normalization=_normalization(arguments),
         renormalize=arguments.renormalize,
+        labels=arguments.labels,
         classes=None if arguments.classes is None else tuple(arguments.classes.split(",")),
     )
     data = import_from(
@@ -81,6 +90,11 @@ def run(arguments: argparse.Namespace) -> None:
         recipe=shlex.join(["datadistill", *sys.argv[1:]]) if sys.argv[1:2] == ["import"] else "",
     )
     data.save(out)
+    if arguments.labels is None and data.provenance.method.get("labels") == "logits":
+        say(
+            "the labels do not add up to 1: they are taken for logits, and a softmax makes shares of them; --labels "
+            "shares takes them as they are"
+        )
     rates, is_bare = data.learning_rates, False
     if is_format_2(data.provenance.inner):
         how = f"trained on by {recipe_of(data)}"

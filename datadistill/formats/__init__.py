@@ -59,6 +59,7 @@ FORMATS = Registry(
             write=write_mtt,
             read=read_mtt,
             recognises=lambda path: (path / "images_best.pt").is_file(),
+            labels="logits",  # DATM and others after MTT learn them as such
             normalizations=_DC_NORMALIZATIONS,
         ),
         FormatInfo(

@@ -56,6 +56,8 @@ class Usage:
         normalization: that the images were made with; what the format is known for, or the dataset's, without it.
         renormalize: turn images of another normalisation into the dataset's instead of refusing them.
         classes: names by index.
+        labels: what numbers for each class are: `shares`, as the loss takes them whatever they add up to, or `logits`,
+            of which a softmax makes shares; without it what they look like.
     """
 
     model: str
@@ -65,12 +67,15 @@ class Usage:
     normalization: Normalization | None = None
     renormalize: bool = False
     classes: tuple[str, ...] | None = None
+    labels: str | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise RequestError(f"epochs is {self.epochs}, but must be at least 1")
         if self.rate is not None and not 0 < self.rate < 1e38:
             raise RequestError(f"rate is {self.rate:g}, but must be positive")
+        if self.labels not in (None, "shares", "logits"):
+            raise RequestError(f"labels is {self.labels}, but must be shares or logits")
 
 
 HELD = ("batches", "rates", "rate", "soft labels", "initial weights", "provenance", "whitening")
@@ -92,6 +97,7 @@ class FormatInfo:
         recognises: whether something looks like it.
         model: what its images are usually for.
         scheme: how that program draws weights.
+        labels: what numbers for each class are that are no shares, if that is known.
         normalizations: by dataset, where that program's differ from ours.
     """
 
@@ -105,6 +111,7 @@ class FormatInfo:
     recognises: Callable[[Path], bool]
     model: str = "convnet"
     scheme: str = "default"
+    labels: str | None = None
     normalizations: Mapping[str, Normalization] = field(default_factory=dict)
 
     def lost(self, distilled: DistilledData) -> list[str]:
@@ -206,6 +213,7 @@ def assemble(info: FormatInfo, foreign: Foreign, real: RealData, usage: Usage, r
     if not in_range or width != real.num_classes:
         highest = max(int(foreign.labels.max()) + 1, 0 if foreign.soft_labels is None else width)
         raise RequestError(f"the file's labels are of {highest} classes, but {real.name} has {real.num_classes}")
+    soft, kind = _shares(info, foreign.soft_labels, usage.labels)
     batches = torch.arange(count).view(1, -1) if foreign.batches is None else foreign.batches
     rates, rate = foreign.learning_rates, usage.rate if foreign.rate is None else foreign.rate
     if rates is None and rate is not None:
@@ -217,12 +225,33 @@ def assemble(info: FormatInfo, foreign: Foreign, real: RealData, usage: Usage, r
         model=usage.model,
         weights={"kind": "random-init", "scheme": usage.scheme},
         inner=own_steps(len(batches), 1 if rates is None else len(rates) // len(batches)),
-        method={"name": "imported", "format": info.name},
+        method={"name": "imported", "format": info.name, **kind},
         seed=0,
         recipe=recipe,
     )
-    data = DistilledData(images, foreign.labels, batches, rates, provenance, soft_labels=foreign.soft_labels)
+    data = DistilledData(images, foreign.labels, batches, rates, provenance, soft_labels=soft)
     return parse_distilled(data.tensors(), {"datadistill": data.header()})
+
+
+def _shares(
+    info: FormatInfo, labels: Float[Tensor, "n k"] | None, asked: str | None
+) -> tuple[Float[Tensor, "n k"] | None, dict[str, str]]:
+    """Soft labels as the loss takes them, and what they were taken for where they could have been something else.
+
+    Raises:
+        RequestError: nobody says what they are.
+    """
+    if labels is None:
+        return None, {}
+    add_up = torch.allclose(labels.sum(1), torch.ones(len(labels)), atol=1e-3) and bool((labels >= -1e-3).all())
+    kind = asked or ("shares" if add_up else info.labels)
+    if kind is None:
+        raise RequestError(
+            f"the labels are numbers from {float(labels.min()):.3g} to {float(labels.max()):.3g} that do not add up to "
+            "1: say with --labels logits that a softmax makes shares of them, or with --labels shares that they are taken "
+            "as they are"
+        )
+    return (labels.softmax(1), {"labels": "logits"}) if kind == "logits" else (labels, {})
 
 
 def _normalized(info: FormatInfo, foreign: Foreign, real: RealData, usage: Usage) -> Float[Tensor, "n c h w"]:

@@ -73,7 +73,7 @@ def test_round_trip(name: str, soft: bool, digits: dd.RealData, tmp_path: Path) 
     first, info, path = sample(digits, soft), FORMATS.get(name), place(tmp_path, name)
     lost = export_to(first, name.upper(), path)
     assert guess_format(path).name == name
-    second = import_from(path, real=digits, usage=Usage("mlp"))
+    second = import_from(path, real=digits, usage=Usage("mlp", labels="shares"))
     if name == "png":
         # Half a step of 8 bits, in the units of normalised images.
         inside = first.pixels().clamp(0, 1)
@@ -395,3 +395,34 @@ def test_a_format_with_nothing_in_it(digits: dd.RealData, tmp_path: Path) -> Non
     torch.save([], tmp_path / "x.pth")
     with pytest.raises(DamagedFileError, match="not a list of steps"):
         import_from(tmp_path / "x.pth", real=digits)
+
+
+@pytest.mark.parametrize("name", ["mtt", "dd-ranking"])
+def test_what_labels_are_is_told_or_asked(
+    name: str, digits: dd.RealData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logits, folder = sample(digits, soft=True, rates=(0.5,) * 4), tmp_path / "logits"
+    assert logits.soft_labels is not None
+    shares = logits.soft_labels.softmax(1)
+    export_to(logits, name, folder)
+    export_to(replace(logits, soft_labels=shares), name, tmp_path / "shares")
+    command = ["import", str(folder), "--from", name, "--dataset", "digits", "--model", "mlp", "--out"]
+    for number, words in enumerate(([], ["--labels", "logits"], ["--labels", "shares"])):
+        out = tmp_path / f"{number}.safetensors"
+        code = main([*command, str(out), *words])
+        err = capsys.readouterr().err
+        if not words and name != "mtt":  # nobody knows what they are
+            assert code == 2
+            assert "--labels logits" in err
+            continue
+        assert ("a softmax makes shares of them" in err) == (not words)
+        expected = logits.soft_labels if "shares" in words else shares
+        found = dd.load_distilled(out).soft_labels
+        assert found is not None
+        assert torch.equal(found, expected)
+    command[1] = str(tmp_path / "shares")
+    assert main([*command, str(tmp_path / "s.safetensors")]) == 0
+    assert capsys.readouterr().err == ""
+    found = dd.load_distilled(tmp_path / "s.safetensors").soft_labels
+    assert found is not None
+    assert torch.equal(found, shares)
