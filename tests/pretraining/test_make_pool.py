@@ -111,7 +111,7 @@ def test_weights_are_drawn_while_no_other_thread_calls_the_module(
     from datadistill.pretraining import make as making
 
     made: list[Network] = []
-    draw, make_one = making.draw_weights, making.make_network
+    draw, make_one = making.draw_weights, Network.with_operations
 
     def remember(*arguments: Any) -> Network:
         made.append(make_one(*arguments))
@@ -121,7 +121,7 @@ def test_weights_are_drawn_while_no_other_thread_calls_the_module(
         assert made[-1].alone.locked()
         return draw(*arguments)
 
-    monkeypatch.setattr(making, "make_network", remember)
+    monkeypatch.setattr(Network, "with_operations", remember)
     monkeypatch.setattr(making, "draw_weights", watched)
     assert len(make(digits, tmp_path / "p")) == 5
 
