@@ -22,6 +22,7 @@ from datadistill.cli.common import (
     new_folder,
     print_table,
     score_document,
+    steps_for,
 )
 from datadistill.cli.parsing import Parser, command_line, number, one_of, positive_int
 from datadistill.distillation.run_folder import RunFolder
@@ -75,7 +76,12 @@ def add_flags(parser: Parser) -> None:
         "--scheme", metavar="NAME", help="how they are drawn (default: xavier, with protocol dc PyTorch's own)"
     )
     add_ipc_flag(parser)
-    parser.add_argument("--steps", type=positive_int, metavar="N", help=f"batches (default: {STEPS})")
+    parser.add_argument(
+        "--steps",
+        type=positive_int,
+        metavar="N",
+        help=f"batches (default: {STEPS}, or as many of them as --ipc can be cut into)",
+    )
     parser.add_argument(
         "--epochs",
         type=positive_int,
@@ -106,7 +112,8 @@ def add_flags(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments)
-    steps, epochs = (arguments.steps or STEPS, arguments.epochs or EPOCHS) if settings is None else (1, 1)
+    usual = (arguments.steps or steps_for(STEPS, arguments.ipc), arguments.epochs or EPOCHS)
+    steps, epochs = usual if settings is None else (1, 1)
     folder = None if arguments.out is None else RunFolder(Path(arguments.out))
     if folder is not None:
         folder.check_free()

@@ -1,6 +1,7 @@
 """Flags and tables that several commands share."""
 
 import argparse
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -169,6 +170,16 @@ def add_ipc_flag(parser: argparse._ActionsContainer) -> None:
         help="images per class; or one number for each class as in 5,10,20; or proportional:100, which shares 100 out "
         "as the classes have training images (default: one for each step)",
     )
+
+
+def steps_for(usual: int, ipc: int | float | str | Sequence[int] | None) -> int:
+    """How many steps some images per class are cut into where nobody says: as many of the usual number as go."""
+    counts = [int(word) for word in ipc.split(",")] if isinstance(ipc, str) and ":" not in ipc else ipc
+    if ipc is None:
+        return usual
+    if isinstance(counts, int):
+        return math.gcd(usual, counts)
+    return math.gcd(usual, *counts) if isinstance(counts, list | tuple) else 1
 
 
 def ipc_name(ipc: int | float | str | Sequence[int]) -> str:

@@ -248,8 +248,8 @@ def _shares(
     if kind is None:
         raise RequestError(
             f"the labels are numbers from {float(labels.min()):.3g} to {float(labels.max()):.3g} that do not add up to "
-            "1: say with --labels logits that a softmax makes shares of them, or with --labels shares that they are taken "
-            "as they are"
+            "1: say with --labels logits that a softmax makes shares of them, or with --labels shares to take "
+            "them as they are"
         )
     return (labels.softmax(1), {"labels": "logits"}) if kind == "logits" else (labels, {})
 

@@ -103,7 +103,7 @@ def test_a_layer_without_second_derivative_is_named(
     def build(model: str | ModelFactory, real: RealData) -> nn.Module:
         return Apart()
 
-    monkeypatch.setattr("datadistill.methods.base.create_model", build)
+    monkeypatch.setattr("datadistill.engine.networks.create_model", build)
     assert main(QUICK) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

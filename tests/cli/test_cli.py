@@ -390,3 +390,17 @@ def test_the_clock_ends_the_recipe_and_nothing_else(flags: list[str], seconds: i
     parser, _ = make_parser("distill")
     _, settings = distill._settings(parser.parse_args(["distill", *flags]), None)
     assert settings["run"]["budget"] == seconds
+
+
+@pytest.mark.parametrize(
+    ("ipc", "steps"),
+    [(None, 10), (1, 1), (4, 2), (20, 10), (0.5, 1), ("5,10,20", 5), ("proportional:30", 1)],
+)
+def test_a_default_follows_what_was_given(ipc: int | float | str | None, steps: int) -> None:
+    assert steps_for(10, ipc) == steps
+
+
+def test_a_default_never_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datadistill.baselines.base._NETWORKS", 1)  # that rates are tuned on: fewer are faster
+    assert main(["baseline", "--dataset", "digits", "--model", "mlp", "--ipc", "1", "--nets", "1", "--out", "few"]) == 0
+    assert len(dd.load_distilled("few").batches) == 1
