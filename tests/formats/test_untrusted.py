@@ -129,6 +129,7 @@ JSONS = st.recursive(
 def test_a_damaged_set_ends_in_one_sentence(data: st.DataObject, capsys: pytest.CaptureFixture[str]) -> None:
     whole = safetensors.torch.save(sample().tensors(), {"datadistill": sample().header()})
     Path("x.safetensors").write_bytes(damaged(whole, data))
+    Path("x.png").unlink(missing_ok=True)
     ends_well(["show", "x.safetensors", "--out", "x.png"], capsys)
 
 
@@ -140,6 +141,7 @@ def test_any_json_in_a_set_ends_in_one_sentence(key: str, value: Any, capsys: py
         Path("x.safetensors").write_bytes(with_header(lambda header: header.update({key: value})))
     except ValueError:  # a number that JSON cannot write
         return
+    Path("x.png").unlink(missing_ok=True)
     ends_well(["show", "x.safetensors", "--out", "x.png"], capsys)
     ends_well(["evaluate", "x.safetensors", "--dataset", "digits", "--nets", "1", "--json"], capsys)
 
