@@ -77,7 +77,7 @@ def load(
     *,
     size: int | None = None,
     channels: int | None = None,
-    white: float | None = None,
+    white: int | float | None = None,
     skip_unreadable: bool = False,
     zca: bool = False,
     say: Callable[[str], None] = say,

@@ -192,8 +192,8 @@ def _shaped(images: Named) -> np.ndarray:
 
 
 def _as_bytes(
-    images: dict[str, Named], white: float | None
-) -> tuple[dict[str, np.ndarray], tuple[float, ...], list[str]]:
+    images: dict[str, Named], white: int | float | None
+) -> tuple[dict[str, np.ndarray], tuple[int | float, ...], list[str]]:
     """8-bit pixels; what was taken for white where that is not sure; and remarks.
 
     What is white, all splits together decide: floats by themselves, and whole numbers of more than 8 bits.
@@ -204,7 +204,7 @@ def _as_bytes(
         parts[role] = _numbers(named)
     _check_binary(images, [part for parts in kinds.values() for part in parts.values()])
     made = {role: images[role].values.astype(np.uint8) * _unit(images[role]) for role in kinds["8 bit"]}
-    whites, remarks = list[float](), list[str]()
+    whites, remarks = list[int | float](), list[str]()
     for kind, guess in (
         ("floats", white_of_floats),
         ("whole", white_of_whole),
@@ -264,7 +264,7 @@ def _numbers(images: Named) -> Numbers:
     return check_range(Numbers(images.name, float(values.min()), float(values.max()), are_whole, distinct))
 
 
-def _levels(values: np.ndarray, white: float) -> np.ndarray:
+def _levels(values: np.ndarray, white: int | float) -> np.ndarray:
     found = np.empty(values.shape, np.uint8)
     for first in range(0, len(values), _PIECE):
         found[first : first + _PIECE] = eight_bit(values[first : first + _PIECE], white)

@@ -30,8 +30,8 @@ class Numbers:
     """
 
     name: str
-    low: float
-    high: float
+    low: int | float
+    high: int | float
     are_whole: bool
     distinct: int
 
@@ -41,7 +41,7 @@ def white_of_whole(parts: Sequence[Numbers]) -> int:
     return max(255, (1 << int(max(part.high for part in parts)).bit_length()) - 1)
 
 
-def white_of_floats(parts: Sequence[Numbers]) -> float:
+def white_of_floats(parts: Sequence[Numbers]) -> int | float:
     """The number that is white among floats of one dataset.
 
     Raises:
@@ -81,7 +81,7 @@ def check_range(part: Numbers) -> Numbers:
     return part
 
 
-def eight_bit(values: np.ndarray, white: float) -> np.ndarray:
+def eight_bit(values: np.ndarray, white: int | float) -> np.ndarray:
     """The nearest of 256 levels for each number; what lies outside of 0 to white is cut off.
 
     Args:
@@ -99,7 +99,7 @@ def eight_bit(values: np.ndarray, white: float) -> np.ndarray:
     return levels
 
 
-def remarks_on(pixels: Sequence[np.ndarray], white: float, parts: Sequence[Numbers]) -> list[str]:
+def remarks_on(pixels: Sequence[np.ndarray], white: int | float, parts: Sequence[Numbers]) -> list[str]:
     """Sentences on what 8 bits and this white do to images.
 
     Args:

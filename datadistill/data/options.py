@@ -30,7 +30,7 @@ class Options:
 
     size: int | None = None
     channels: int | None = None
-    white: float | None = None
+    white: int | float | None = None
     skip_unreadable: bool = False
     zca: bool = False
 

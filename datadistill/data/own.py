@@ -1,12 +1,11 @@
 """Data of one's own: folders, NPZ files, Hugging Face datasets, arrays and `Dataset`s become RealData."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 from torch.utils.data import Dataset
 
 from datadistill.data.arrays import Named, Pair, as_array, read_arrays
@@ -84,18 +83,18 @@ def short_name(name: str) -> str:
 
 
 def from_arrays(
-    x_train: np.ndarray,
-    y_train: np.ndarray,
-    x_test: np.ndarray | None = None,
-    y_test: np.ndarray | None = None,
-    x_val: np.ndarray | None = None,
-    y_val: np.ndarray | None = None,
+    x_train: Any,
+    y_train: Any,
+    x_test: Any = None,
+    y_test: Any = None,
+    x_val: Any = None,
+    y_val: Any = None,
     *,
-    classes: Sequence[str] | None = None,
+    classes: Any = None,
     name: str = "arrays",
     size: int | None = None,
     channels: int | None = None,
-    white: float | None = None,
+    white: int | float | None = None,
     say: Say = say,
 ) -> RealData:
     """A dataset from NumPy arrays, in their order.
@@ -137,11 +136,11 @@ def from_datasets(
     test: Dataset[Any] | None = None,
     val: Dataset[Any] | None = None,
     *,
-    classes: Sequence[str] | None = None,
+    classes: Any = None,
     name: str = "datasets",
     size: int | None = None,
     channels: int | None = None,
-    white: float | None = None,
+    white: int | float | None = None,
     say: Say = say,
     bar: Bar = counting,
 ) -> RealData:

@@ -39,7 +39,7 @@ class Splits:
     test: Labelled | None
     classes: tuple[str, ...]
     remarks: tuple[str, ...] = ()
-    whites: tuple[float, ...] = ()
+    whites: tuple[int | float, ...] = ()
 
 
 def class_order(name: str) -> tuple[int, int, str]:
@@ -162,7 +162,7 @@ def _sizes(real: RealData, found: Splits) -> str:
     )
 
 
-def _statistics(real: RealData, whites: tuple[float, ...]) -> str:
+def _statistics(real: RealData, whites: tuple[int | float, ...]) -> str:
     mean, std = (
         " ".join(f"{value:.4f}" for value in values) for values in (real.normalization.mean, real.normalization.std)
     )

@@ -67,11 +67,11 @@ class Decoded:
 
     pixels: UInt8[Tensor, "n h w c"]
     kept: tuple[int, ...]
-    white: float | None = None
+    white: int | float | None = None
     remarks: tuple[str, ...] = ()
 
     @property
-    def whites(self) -> tuple[float, ...]:
+    def whites(self) -> tuple[int | float, ...]:
         """The same as a tuple, empty where there is none."""
         return () if self.white is None else (self.white,)
 
@@ -143,7 +143,7 @@ class _Decoding:
         self,
         pool: ThreadPoolExecutor,
         indices: Sequence[int],
-        white: float | None,
+        white: int | float | None,
         count: Callable[[], None] = lambda: None,
     ) -> None:
         """Decode some; without `white`, what has more than 8 bits is looked at only."""
@@ -160,7 +160,7 @@ class _Decoding:
                 self.failed[index] = reason
             count()
 
-    def _fill(self, index: int, white: float | None) -> bool:
+    def _fill(self, index: int, white: int | float | None) -> bool:
         """Decode one image; whether it is grey."""
         image = _open(self.sources[index])
         values = deep_values(image)
@@ -263,7 +263,7 @@ def numbers_of(values: np.ndarray, name: str) -> Numbers:
     return Numbers(shown(name), low, high, True, len(np.unique(colours)))
 
 
-def shallow(values: np.ndarray, white: float) -> Image.Image:
+def shallow(values: np.ndarray, white: int | float) -> Image.Image:
     """A picture in RGB from numbers [h, w, c] of more than 8 bits, on white where they have alpha."""
     colours = values.shape[2] - (values.shape[2] in (2, 4))
     pixels = eight_bit(values[..., :colours], white)

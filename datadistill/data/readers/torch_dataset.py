@@ -27,7 +27,7 @@ class Collected:
     """
 
     pairs: dict[str, Pair]
-    whites: tuple[float, ...] = ()
+    whites: tuple[int | float, ...] = ()
     remarks: tuple[str, ...] = ()
 
 
@@ -140,7 +140,7 @@ def _image(image: Any, size: int | None, what: str) -> _Image:
     raise RequestError(f"{what} is a {type(image).__name__}, but must be a tensor, an array or a Pillow image")
 
 
-def _settled(image: _Image, white: float, size: int | None) -> np.ndarray:
+def _settled(image: _Image, white: int | float, size: int | None) -> np.ndarray:
     """One image in 8 bits, now that white is known."""
     if not isinstance(image, _Deep):
         return image
