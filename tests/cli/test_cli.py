@@ -15,6 +15,7 @@ from PIL import Image
 
 import datadistill as dd
 from datadistill.cli import distill
+from datadistill.cli.common import steps_for
 from datadistill.cli.main import COMMANDS, main, make_parser
 from datadistill.cli.methods import settings_of
 from datadistill.data import DATASETS
