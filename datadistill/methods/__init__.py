@@ -36,6 +36,10 @@ __all__ = [
 ]
 
 _CONVNET = {"model": "convnet", "weights": "random-init", "scheme": "default", "ipc": 1}
+_RECIPES = {
+    **dict.fromkeys(("fixed-init", "fixed-pretrained"), "mnist-fixed-10"),
+    **dict.fromkeys(("random-init", "random-pretrained"), "mnist-random-100"),
+}
 _NETWORKS = 1000
 """Of gradient matching; each is matched several times, and an outer step is one match."""
 
@@ -93,6 +97,10 @@ class MethodInfo:
         run: what the paper distils with: network, initial weights and the like.
         outer: the paper's outer loop.
         by_ipc: what of these goes by the number of images per class.
+        recipes: which one flags of the command line change, by the kind of initial weights; none: the paper's settings.
+        ipc: images per class where none are asked for, by its hyper-parameters.
+        networks: how many an outer step takes, by its hyper-parameters.
+        proxy: the network that it matches on, by its hyper-parameters; `same` as the run's.
     """
 
     name: str
@@ -110,6 +118,10 @@ class MethodInfo:
     run: dict[str, Any] = field(default_factory=dict)
     outer: dict[str, Any] = field(default_factory=dict)
     by_ipc: Callable[[float], Asked] = lambda ipc: {}
+    recipes: Mapping[str, str] = field(default_factory=dict)
+    ipc: Callable[[Any], int] = lambda method: 1
+    networks: Callable[[Any], int] = lambda method: 1
+    proxy: Callable[[Any], str] = lambda method: "same"
 
     def build(self, options: Mapping[str, Any]) -> Any:
         """The method with these hyper-parameters, and its own defaults for the others: a `Method` or a `Synthesis`."""
@@ -128,6 +140,9 @@ METHODS = Registry(
             make=DD,
             learns=("images", "learning_rates", "soft_labels"),
             exact={"kink_width": 0.0, "network_clip": 0.0, "window": 0},
+            recipes=_RECIPES,
+            ipc=lambda method: method.steps,
+            networks=lambda method: method.networks,
         ),
         MethodInfo(
             name="dc",
@@ -139,6 +154,7 @@ METHODS = Registry(
             run=_CONVNET | {"iterations": _NETWORKS},
             outer={"optimizer": "sgd", "rate": 0.1, "momentum": 0.5, "schedule": "constant"},
             by_ipc=_of_gradient_matching,
+            proxy=lambda method: method.matched_on,
         ),
         MethodInfo(
             name="dsa",
@@ -151,6 +167,7 @@ METHODS = Registry(
             run=_CONVNET | {"iterations": _NETWORKS},
             outer={"optimizer": "sgd", "rate": 0.1, "momentum": 0.5, "schedule": "constant"},
             by_ipc=_of_gradient_matching,
+            proxy=lambda method: method.matched_on,
         ),
         MethodInfo(
             name="dm",
@@ -176,6 +193,7 @@ METHODS = Registry(
             run=_CONVNET | {"iterations": 5000},
             outer={"optimizer": "sgd", "rate": 100.0, "rate_of_rates": 1e-3, "momentum": 0.5, "schedule": "constant"},
             by_ipc=_of_trajectory_matching,
+            proxy=lambda method: method.matched_on,
         ),
         MethodInfo(
             name="rat_bptt",
@@ -186,6 +204,7 @@ METHODS = Registry(
             learns=("images", "soft_labels"),
             non_negative=("soft_labels",),
             exact={"window": 0},
+            networks=lambda method: method.networks,
             run=_CONVNET | {"iterations": 10_000},
             outer={"rate": 0.001, "betas": (0.9, 0.999), "clip": 2.0, "schedule": "constant"},
         ),
