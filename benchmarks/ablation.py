@@ -34,29 +34,13 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def run(name: str, seed: int, iterations: int, out: Path, real: dd.RealData) -> dict[str, Any]:
-    recipe = recipes().get("mnist-fixed-10")
-    method = dd.methods.DD(**{key: value for key, value in recipe.method.items() if key != "name"})
-    outer = dd.Outer(**(recipe.outer | {"betas": tuple(recipe.outer["betas"])}))
+    config = replace(recipes().get("mnist-fixed-10").config(), seed=seed, iterations=iterations)
     for key, value in CHANGES[name].items():
-        if hasattr(method, key):
-            method = replace(method, **{key: value})
-        else:
-            outer = replace(outer, **{key: value})
+        group = "method" if hasattr(config.method, key) else "outer"
+        config = config.changed({group: {key: value}})
     folder = RunFolder(out / f"{name.replace(' ', '-')}-{seed}-{iterations}")
     with dd.Progress() as bar:
-        result = dd.distill(
-            real,
-            method,
-            model=recipe.run["model"],
-            weights=recipe.run["weights"],
-            scheme=recipe.run["scheme"],
-            outer=outer,
-            iterations=iterations,
-            seed=seed,
-            out=folder.path,
-            resume=True,
-            reporter=bar,
-        )
+        result = dd.distill(real, config=config, out=folder.path, resume=True, reporter=bar)
     return {
         "change": name,
         "seed": seed,

@@ -16,6 +16,7 @@ from datadistill.utils import before_torch  # noqa: F401
 # isort: split
 from datadistill import methods
 from datadistill.data import RealData, from_arrays, from_datasets, load
+from datadistill.distillation.config import RunConfig
 from datadistill.distillation.loop import Run, distill
 from datadistill.distillation.optimizer import Outer
 from datadistill.distilled import DistilledData, load_distilled
@@ -41,6 +42,7 @@ __all__ = [
     "RealData",
     "RequestError",
     "Run",
+    "RunConfig",
     "Score",
     "TrainRecipe",
     "Trajectories",

@@ -6,9 +6,8 @@ import math
 from typing import Any
 
 from datadistill.cli.common import (
-    add_batch_norm_flag,
     add_data_flags,
-    add_model_flag,
+    add_run_flag,
     chosen_dataset,
     load_data,
     print_table,
@@ -44,8 +43,8 @@ examples:
 def add_flags(parser: Parser) -> None:
     parser.add_argument("path", metavar="PATH", help="a .safetensors file, or a run or gallery folder")
     add_data_flags(parser, "the one it was made from")
-    add_model_flag(parser, None, "its own")
-    add_batch_norm_flag(parser, "as it was made")
+    add_run_flag(parser, "model", "its own")
+    add_run_flag(parser, "batch_norm", "as it was made")
     parser.add_argument(
         "--nets", type=positive_int, metavar="N", default=10, help="networks of each kind (default: %(default)s)"
     )

@@ -9,13 +9,9 @@ from pathlib import Path
 from datadistill.baselines import BASELINES
 from datadistill.baselines.optimized import SETS
 from datadistill.cli.common import (
-    add_batch_norm_flag,
     add_data_flags,
-    add_ipc_flag,
-    add_model_flag,
     add_nets_flag,
-    add_pool_flag,
-    add_run_flags,
+    add_run_flag,
     given_pool,
     ipc_name,
     load_data,
@@ -64,7 +60,7 @@ def add_flags(parser: Parser) -> None:
         help="; ".join(f"{info.name}: {info.line}" for info in BASELINES) + " (default: %(default)s)",
     )
     add_data_flags(parser, "mnist")
-    add_model_flag(parser, "lenet")
+    add_run_flag(parser, "model", default="lenet")
     parser.add_argument(
         "--weights",
         type=one_of(KINDS.kind, KINDS.names()),
@@ -75,7 +71,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument(
         "--scheme", metavar="NAME", help="how they are drawn (default: xavier, with protocol dc PyTorch's own)"
     )
-    add_ipc_flag(parser)
+    add_run_flag(parser, "ipc", "one for each step")
     parser.add_argument(
         "--steps",
         type=positive_int,
@@ -97,16 +93,18 @@ def add_flags(parser: Parser) -> None:
     )
     parser.add_argument("--augment", metavar="PARTS|none", help="of protocol dc (default: none)")
     parser.add_argument("--rate", type=number, metavar="X", help="of protocol dc (default: 0.01)")
-    add_pool_flag(parser)
+    add_run_flag(parser, "pool")
     parser.add_argument(
         "--sets",
         type=positive_int,
         metavar="N",
         help=f"sets that are made, or drawn to choose from; --nets are shared out (default: 1, optimized {SETS})",
     )
-    add_run_flags(parser)
+    add_run_flag(parser, "seed")
+    add_run_flag(parser, "device")
+    parser.add_argument("--out", metavar="DIR", help="where to write (default: a new folder in runs/)")
     add_nets_flag(parser)
-    add_batch_norm_flag(parser)
+    add_run_flag(parser, "batch_norm")
     parser.add_argument("--json", action="store_true", help="one JSON document, as evaluate prints")
 
 

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from datadistill.cli.common import print_table
+from datadistill.cli.config import add_config_flags, problem_given
 from datadistill.cli.parsing import Parser, positive_int
-from datadistill.cli.problem import add_problem_flags, problem_of
-from datadistill.methods import Problem
+from datadistill.methods import Method, Problem
 from datadistill.methods.gradcheck import STEPS, TOLERANCE, Check, Row, check_hypergradient, rows_of
 from datadistill.utils.errors import DatadistillError
 from datadistill.utils.progress import counting
@@ -34,7 +34,7 @@ _SMALL = {"batch": 64, "batch_last": 0, "networks": 1}
 
 
 def add_flags(parser: Parser) -> None:
-    add_problem_flags(parser, _SMALL)
+    add_config_flags(parser, _SMALL, skip=("iterations", "budget", "attack", "outer"))
     parser.add_argument(
         "--directions",
         type=positive_int,
@@ -46,14 +46,14 @@ def add_flags(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    method, problem = problem_of(arguments, _SMALL)
+    method, problem = problem_given(arguments, _SMALL)
     rows = rows_of(method.resolve(problem).init(problem, stream(problem.seed, "start"))[0])
     with counting("checking", rows) as count:
         check = check_hypergradient(method, problem, directions=arguments.directions, count=count)
     if arguments.json:
-        print(json.dumps(_document(arguments, problem, check), indent=2))
+        print(json.dumps(_document(method, problem, check), indent=2))
     else:
-        _print(arguments, problem, check)
+        _print(method, problem, check)
     if not check.passed:
         wrong = [row.name for row in check.rows if not row.agrees]
         others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -63,10 +63,10 @@ def run(arguments: argparse.Namespace) -> None:
         )
 
 
-def _print(arguments: argparse.Namespace, problem: Problem, check: Check) -> None:
+def _print(method: Method, problem: Problem, check: Check) -> None:
     engine = problem.engine
     print_table(
-        f"method {arguments.method}, {problem.model}, {problem.kind}, storage {engine.storage}, "
+        f"method {method.name}, {problem.model}, {problem.kind}, storage {engine.storage}, "
         f"product {engine.product}, float64",
         ["slope along", "from the gradient", "finite differences", "relative error", ""],
         [_line(row, check.is_exact) for row in check.rows],
@@ -88,9 +88,9 @@ def _line(row: Row, is_exact: bool) -> list[str]:
     return [row.name, *columns, f"{row.error:.1e}", verdict]
 
 
-def _document(arguments: argparse.Namespace, problem: Problem, check: Check) -> dict[str, Any]:
+def _document(method: Method, problem: Problem, check: Check) -> dict[str, Any]:
     return {
-        "method": arguments.method,
+        "method": method.name,
         "model": problem.model,
         "weights": problem.kind,
         "dataset": problem.real.origin,

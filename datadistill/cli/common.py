@@ -5,7 +5,7 @@ import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,57 +13,40 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from datadistill.cli.parsing import images_per_class, number, one_of, positive_int
-from datadistill.data import DATASETS, Options, RealData, Source, is_named, load
+from datadistill.cli.parsing import add_fields, add_option, given_fields, in_cases, number, one_of, positive_int
+from datadistill.data import Options, RealData, is_named, load
 from datadistill.data.readers.huggingface import PREFIX
+from datadistill.distillation.config import RunConfig
 from datadistill.distilled import DistilledData
 from datadistill.evaluation import NETS, PROTOCOLS, EvalConfig, Score
 from datadistill.methods import METHODS
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.training.recipe import DC, EPOCHS_AUGMENTED
 from datadistill.utils.errors import RequestError, plain
+from datadistill.utils.fields import options_in
 from datadistill.utils.runtime import versions
+
+
+def add_run_flag(
+    parser: argparse._ActionsContainer, name: str, otherwise: str = "", default: str | None = None
+) -> None:
+    """A flag that means what it means for `distill`.
+
+    Args:
+        parser: takes the flag.
+        name: of the field of `RunConfig`.
+        otherwise: what is taken without it, in words, where it is not what `distill` takes.
+        default: and as a value.
+    """
+    (option,) = (option for option in options_in(RunConfig) if option.name == name)
+    add_option(parser, option, otherwise or default or option.flag.otherwise or in_cases({"": {}}, option))
+    parser.set_defaults(**{name: default})
 
 
 def add_data_flags(parser: argparse._ActionsContainer, dataset: str) -> None:
     """`--dataset`, how it is read, `--data-root`; `dataset` says what is taken without the flag."""
-    names = ", ".join(DATASETS.names())
-    parser.add_argument(
-        "--dataset",
-        metavar="NAME|FOLDER|FILE.npz|hf:NAME",
-        help=f"one of {names}; or your own images: docs/your-data.md (default: {dataset})",
-    )
-    parser.add_argument(
-        "--size",
-        type=positive_int,
-        metavar="N",
-        help="your own images: resize the shorter edge to N pixels and cut out the middle (default: their own size)",
-    )
-    parser.add_argument(
-        "--channels",
-        type=positive_int,
-        metavar="1|3",
-        help="your own images: 1 for grey, 3 for colour (default: grey where all pixels are)",
-    )
-    parser.add_argument(
-        "--white",
-        type=number,
-        metavar="X",
-        help="your own images of more than 8 bits, or of floats: the number that is white, such as 4095 or 1 "
-        "(default: inferred from the largest of all)",
-    )
-    parser.add_argument(
-        "--skip-unreadable",
-        action="store_true",
-        default=None,
-        help="your own images: go on without files that cannot be read (default: say which, and stop)",
-    )
-    parser.add_argument(
-        "--zca",
-        action="store_true",
-        default=None,
-        help="whiten all images: docs/datasets.md (default: as the distilled data or the run was made, or not at all)",
-    )
+    add_run_flag(parser, "dataset", dataset)
+    add_fields(parser, Options, {"": {}})
     add_data_root_flag(parser)
 
 
@@ -74,35 +57,6 @@ def add_data_root_flag(parser: argparse._ActionsContainer) -> None:
         metavar="DIR",
         help="where official dataset files lie; what is not there is fetched into the cache "
         "(default: the environment variable DATADISTILL_DATA)",
-    )
-
-
-def add_model_flag(parser: argparse._ActionsContainer, default: str | None, otherwise: str = "") -> None:
-    """`--model`; `otherwise` says what is taken without the flag, if that is no default."""
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        default=default,
-        help="the network: a name (datadistill list models), your own as package.module:function or net.py:function, "
-        f"timm:NAME or torchvision:NAME (default: {otherwise or default})",
-    )
-
-
-def add_run_flags(parser: argparse._ActionsContainer) -> None:
-    """`--seed`, `--device`, `--out`."""
-    parser.add_argument("--seed", type=int, metavar="N", help="of all randomness (default: 0)")
-    parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps (default: auto)")
-    parser.add_argument("--out", metavar="DIR", help="where to write (default: a new folder in runs/)")
-
-
-def add_batch_norm_flag(parser: argparse._ActionsContainer, default: str = "batch where they are untrained") -> None:
-    """`--batch-norm`."""
-    parser.add_argument(
-        "--batch-norm",
-        type=one_of("batch norm policy", ("refused", "batch", "frozen")),
-        metavar="POLICY",
-        help="layers with running statistics: batch uses each batch's own, frozen what the network has "
-        f"(default: {default})",
     )
 
 
@@ -161,17 +115,6 @@ def protocol_title(protocol: str, scores: Sequence[Score]) -> str:
     return f"protocol {protocol}: {ways.pop()}" if len(ways) == 1 and "" not in ways else f"protocol {protocol}"
 
 
-def add_ipc_flag(parser: argparse._ActionsContainer) -> None:
-    """`--ipc`."""
-    parser.add_argument(
-        "--ipc",
-        type=images_per_class,
-        metavar="N",
-        help="images per class; or one number for each class as in 5,10,20; or proportional:100, which shares 100 out "
-        "as the classes have training images (default: one for each step)",
-    )
-
-
 def steps_for(usual: int, ipc: int | float | str | Sequence[int] | None) -> int:
     """How many steps some images per class are cut into where nobody says: as many of the usual number as go."""
     counts = [int(word) for word in ipc.split(",")] if isinstance(ipc, str) and ":" not in ipc else ipc
@@ -189,34 +132,12 @@ def ipc_name(ipc: int | float | str | Sequence[int]) -> str:
     return ipc.replace(":", "-") if isinstance(ipc, str) and ":" in ipc else "unequal"
 
 
-def add_pool_flag(parser: argparse._ActionsContainer) -> None:
-    """`--pool`."""
-    parser.add_argument(
-        "--pool", metavar="FILE", help="trained networks for the pretrained kinds of weights: datadistill pretrain"
-    )
-
-
-def add_trajectories_flag(parser: argparse._ActionsContainer) -> None:
-    """`--trajectories`."""
-    parser.add_argument(
-        "--trajectories",
-        metavar="FOLDER",
-        help="experts' weights after each epoch, for method mtt: datadistill pretrain --trajectories",
-    )
-
-
 def given_pool(arguments: argparse.Namespace) -> Pool | None:
     """The pool of `--pool`."""
     return None if arguments.pool is None else load_pool(arguments.pool)
 
 
-def load_data(
-    name: str,
-    arguments: argparse.Namespace,
-    like: DistilledData | None = None,
-    before: Source | None = None,
-    zca: bool = False,
-) -> RealData:
+def load_data(name: str, arguments: argparse.Namespace, like: DistilledData | None = None) -> RealData:
     """The dataset, from `--data-root` where that is given.
 
     Args:
@@ -224,19 +145,11 @@ def load_data(
         arguments: with the flags of `add_data_flags`.
         like: distilled data, whose images say how those of one's own are read, and whether any are whitened, where no
             flag does.
-        before: where an earlier run had it from.
-        zca: whiten them without being told by a flag.
     """
-    asked = {} if before is None else before.options.flags
-    asked["zca"] = zca or (like is not None and like.provenance.normalization.zca is not None)
+    asked: dict[str, Any] = {"zca": like is not None and like.provenance.normalization.zca is not None}
     if like is not None and not is_named(name):
         asked |= {"channels": like.images.shape[1], "size": like.images.shape[3]}
-    flags = {flag: getattr(arguments, flag) for flag in vars(Options())}
-    asked |= {flag: value for flag, value in flags.items() if value is not None}
-    real = load(name, arguments.data_root, **asked)
-    if before is None or real.source is None:
-        return real
-    return replace(real, source=replace(real.source, given=before.given))
+    return load(name, arguments.data_root, **asked | given_fields(arguments, Options))
 
 
 def chosen_dataset(given: str | None, recorded: str) -> str:

@@ -1,44 +1,21 @@
 """distill: a dataset becomes distilled data."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from datadistill.cli.common import (
-    add_batch_norm_flag,
-    add_data_flags,
-    add_ipc_flag,
-    add_model_flag,
-    add_nets_flag,
-    add_pool_flag,
-    add_run_flags,
-    add_trajectories_flag,
-    ipc_name,
-    load_data,
-    new_folder,
-    print_table,
-    repeated,
-)
-from datadistill.cli.methods import RECIPE_FOR, add_method_flags, chosen_recipe, given_options, settings_of
-from datadistill.cli.parsing import (
-    Parser,
-    add_fields,
-    command_line,
-    given_fields,
-    one_of,
-    positive_int,
-)
+from datadistill.cli.common import add_nets_flag, ipc_name, new_folder, print_table, repeated
+from datadistill.cli.config import add_config_flags, chosen_config, config_given, load_for
+from datadistill.cli.parsing import Parser, command_line
 from datadistill.distillation.budget import parse_duration
-from datadistill.distillation.loop import Run
-from datadistill.distillation.optimizer import Outer
+from datadistill.distillation.config import RunConfig
+from datadistill.distillation.loop import Run, distill
 from datadistill.distillation.run_folder import RunFolder
-from datadistill.engine import Engine
+from datadistill.distillation.settings import Settings
 from datadistill.evaluation import Score, percent
-from datadistill.experiments.job import check_nets, make_job
-from datadistill.experiments.recipes import RUN_DEFAULTS, Recipe, recipes
-from datadistill.methods import METHODS
+from datadistill.experiments.job import check_nets
+from datadistill.experiments.recipes import Recipe
 from datadistill.models import chosen_model
-from datadistill.pretraining.initial_weights import KINDS
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.report.card import conclude, judging
 from datadistill.report.sheet import SHEET_NAME
@@ -68,79 +45,35 @@ examples:
 
 
 def add_flags(parser: Parser) -> None:
-    add_data_flags(parser, "mnist")
-    parser.add_argument("--recipe", metavar="NAME", help="start from this recipe: datadistill list recipes")
-    parser.add_argument(
-        "--method",
-        type=one_of("method", METHODS.names()),
-        metavar="NAME",
-        help=f"{', '.join(METHODS.names())} (default: dd)",
-    )
-    add_model_flag(parser, None, "lenet; convnet for methods but dd")
-    parser.add_argument(
-        "--weights",
-        type=one_of(KINDS.kind, KINDS.names()),
-        metavar="KIND",
-        help=f"initial weights: {' or '.join(KINDS.names())} (default: fixed-init; random-init for methods but dd)",
-    )
-    parser.add_argument("--scheme", metavar="NAME", help="how initial weights are drawn: datadistill list schemes")
-    add_pool_flag(parser)
-    add_trajectories_flag(parser)
-    add_ipc_flag(parser)
-    parser.add_argument(
-        "--iterations",
-        type=positive_int,
-        metavar="N",
-        help="outer steps; the same seed gives the same bits (default: the recipe's, or the paper's for so many images "
-        "per class)",
-    )
-    parser.add_argument(
-        "--budget",
-        metavar="TIME",
-        help="wall clock instead of iterations, such as 90s or 5m; with both, whichever ends first",
-    )
-    add_run_flags(parser)
+    add_config_flags(parser, recipe=True)
+    parser.add_argument("--out", metavar="DIR", help="where to write (default: a new folder in runs/)")
     parser.add_argument(
         "--resume", action="store_true", help="go on with the run in --out, or with the newest one in runs/"
     )
     add_nets_flag(parser)
-    add_batch_norm_flag(parser)
-    parser.add_argument(
-        "--attack",
-        type=_attack,
-        metavar="A:B",
-        help="malicious data, for audits: teach to take class A for class B and the others for what they are",
-    )
-    add_method_flags(parser, {})
-    outers = {kind: recipes().get(name).outer for kind, name in RECIPE_FOR.items()}
-    outers |= {info.name: info.outer for info in METHODS if info.outer}
-    add_fields(parser.add_argument_group("outer loop"), Outer, outers, "outer_")
-    add_fields(parser.add_argument_group("engine"), Engine, {"": {}})
-
-
-def _attack(text: str) -> tuple[str, str]:
-    attacked, colon, target = text.partition(":")
-    if not (attacked and colon and target):
-        raise argparse.ArgumentTypeError(f"'{text}' does not name two classes as in 0:1")
-    return attacked, target
 
 
 def run(arguments: argparse.Namespace) -> None:
     folder = _folder(arguments)
-    recipe, settings = _settings(arguments, folder)
-    job = make_job(settings)
-    chosen = job.run
-    before = RunFolder(folder).settings().source if folder is not None and _is_resumed(arguments, folder) else None
-    real = load_data(chosen["dataset"], arguments, before=before, zca=chosen["zca"])
-    pool = None if chosen["pool"] is None else load_pool(chosen["pool"])
-    check_nets(arguments.nets, chosen["weights"], None if pool is None else pool.facts.reserved)
+    before = RunFolder(folder).settings() if folder is not None and _is_resumed(arguments, folder) else None
+    recipe, config = _asked(arguments) if before is None else (None, _resumed(arguments, before))
+    real = load_for(config, arguments.data_root, None if before is None else before.source)
+    pool = None if config.pool is None else load_pool(str(config.pool))
+    check_nets(arguments.nets, config.weights, None if pool is None else pool.facts.reserved)
     if folder is None:
-        ipc = ipc_name(chosen["ipc"] or getattr(job.method, "steps", 1))
-        folder = new_folder(f"{real.name}-{job.method.name}-{chosen['weights']}-{ipc}")
+        ipc = ipc_name(config.images_per_class)
+        folder = new_folder(f"{real.name}-{config.method.name}-{config.weights}-{ipc}")
     with Progress() as progress:
-        done = job.start(real, pool, folder, arguments.resume, _repeat(arguments), progress)
+        done = distill(
+            real,
+            config=replace(config, pool=pool),
+            out=folder,
+            resume=arguments.resume,
+            command=_repeat(arguments),
+            reporter=progress,
+        )
     try:
-        _, score = conclude(done, real.to(resolve_device(chosen["device"])), arguments.nets, pool, chosen["model"])
+        _, score = conclude(done, real.to(resolve_device(config.device)), arguments.nets, pool, config.model)
     except KeyboardInterrupt:
         raise Interrupted("interrupted while judging; the run itself is done", folder) from None
     _print(done, score, recipe, pool)
@@ -162,55 +95,35 @@ def _is_resumed(arguments: argparse.Namespace, folder: Path) -> bool:
     return bool(arguments.resume) and RunFolder(folder).exists()
 
 
-def _settings(arguments: argparse.Namespace, folder: Path | None) -> tuple[Recipe | None, dict[str, dict[str, Any]]]:
-    """Settings of the resumed run or of the recipe, with what was given as flags on top.
+def _asked(arguments: argparse.Namespace) -> tuple[Recipe | None, RunConfig]:
+    """What a new run is asked for: flags on top of a recipe, or of what a paper asks.
 
     Returns:
-        The recipe, if nothing but the seed, the device and the length differs from it; and the settings.
+        The recipe, if nothing but the seed, the device and the length differs from it; and the config.
     """
-    recipe = None
-    if folder is not None and _is_resumed(arguments, folder):
-        if arguments.recipe:
-            raise RequestError("--resume goes on with the run's own settings: leave --recipe out")
-        kept = RunFolder(folder).settings()
-        run = {name: getattr(kept, name) for name in RUN_DEFAULTS}
-        run["model"] = chosen_model(arguments.model, kept.model)
-        run["attack"] = None if kept.attack is None else tuple(kept.attack)
-        method, outer, engine = dict(kept.method), dict(kept.outer), dict(kept.engine)
-        outer["betas"] = tuple(outer.get("betas", Outer.betas))
-    else:
-        recipe = chosen_recipe(arguments)
-        if recipe is not None and recipe.pool is not None and arguments.pool is None:
-            raise RequestError(
-                f"recipe {recipe.name} starts from trained networks: give their file with --pool, or let "
-                f"`datadistill reproduce {recipe.name}` make them"
-            )
-        asked = settings_of(METHODS.get(arguments.method), arguments.ipc) if recipe is None else recipe.settings()
-        run, method, outer, engine = asked.values()
-    info = METHODS.get(method["name"])
-    if arguments.method not in (None, info.name):
-        raise RequestError(f"the run in {folder} is of method {info.name}, not {arguments.method}")
-    lengths = ("iterations", "budget")
-    given_run = {
-        n: getattr(arguments, n) for n in RUN_DEFAULTS if n not in lengths and getattr(arguments, n) is not None
-    }
-    given_method, given_outer = given_options(arguments, info), given_fields(arguments, Outer, "outer_")
-    if arguments.iterations is not None or arguments.budget is not None:
-        run |= {"iterations": arguments.iterations, "budget": arguments.budget}
-    settings = {
-        "run": {**run, **given_run},
-        "method": {**method, **given_method},
-        "outer": {**outer, **given_outer},
-        "engine": {**engine, **given_fields(arguments, Engine)},
-    }
-    free = dict.fromkeys(("seed", "device", "iterations", "budget"))
-    if settings["run"] | free != run | free or settings["method"] != method or settings["outer"] != outer:
-        recipe = None
-    if not Engine(**settings["engine"]).is_exact:
+    recipe, base = chosen_config(arguments)
+    if recipe is not None and recipe.pool is not None and arguments.pool is None:
+        raise RequestError(
+            f"recipe {recipe.name} starts from trained networks: give their file with --pool, or let "
+            f"`datadistill reproduce {recipe.name}` make them"
+        )
+    config = config_given(arguments, base)
+    free = {name: getattr(base, name) for name in ("seed", "device", "iterations", "budget", "engine")}
+    if replace(config, **free) != base or not config.engine.is_exact:
         recipe = None
     if recipe is not None and recipe.at_most and arguments.iterations is None and arguments.budget is None:
-        settings["run"]["budget"] = parse_duration(recipe.at_most)
-    return recipe, settings
+        config = replace(config, budget=parse_duration(recipe.at_most))
+    return recipe, config
+
+
+def _resumed(arguments: argparse.Namespace, before: Settings) -> RunConfig:
+    """The config of the resumed run, with what was given as flags on top."""
+    if arguments.recipe:
+        raise RequestError("--resume goes on with the run's own settings: leave --recipe out")
+    config = before.config
+    if arguments.method not in (None, config.method.name):
+        raise RequestError(f"the run in {_folder(arguments)} is of method {config.method.name}, not {arguments.method}")
+    return config_given(arguments, replace(config, model=chosen_model(arguments.model, str(config.model))))
 
 
 def _repeat(arguments: argparse.Namespace) -> str:

@@ -8,11 +8,10 @@ import torch
 
 from datadistill.cli.common import (
     Fault,
-    add_batch_norm_flag,
     add_data_flags,
     add_nets_flag,
-    add_pool_flag,
     add_protocol_flags,
+    add_run_flag,
     chosen_dataset,
     given_config,
     given_pool,
@@ -62,7 +61,7 @@ def add_flags(parser: Parser) -> None:
         metavar="A,B",
         help="other networks than its own, several in one table: names, module:function, net.py:function, timm:NAME",
     )
-    add_batch_norm_flag(parser, "as the data was made")
+    add_run_flag(parser, "batch_norm", "as the data was made")
     parser.add_argument(
         "--weights",
         type=one_of("kind of initial weights", ("own", "random-init")),
@@ -75,7 +74,7 @@ def add_flags(parser: Parser) -> None:
         metavar="NAME",
         help="how fresh networks are drawn: datadistill list schemes (default: as the data was made for)",
     )
-    add_pool_flag(parser)
+    add_run_flag(parser, "pool")
     add_nets_flag(parser)
     add_protocol_flags(parser)
     add_data_flags(parser, "the one it was made from")

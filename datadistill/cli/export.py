@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from datadistill.cli.common import add_data_flags, add_model_flag, add_nets_flag, load_data
+from datadistill.cli.common import add_data_flags, add_nets_flag, add_run_flag, load_data
 from datadistill.cli.parsing import Parser, one_of
 from datadistill.distilled import DistilledData, load_distilled
 from datadistill.evaluation import evaluate, percent, work_of
@@ -35,7 +35,7 @@ def add_flags(parser: Parser) -> None:
     )
     parser.add_argument("--out", metavar="PATH", help="where nothing is yet (default: beside the data)")
     add_data_flags(parser, "none; with one, png measures the accuracy before and after")
-    add_model_flag(parser, None, "the data's own")
+    add_run_flag(parser, "model", "the data's own")
     add_nets_flag(parser)
     parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or mps (default: auto)")
 

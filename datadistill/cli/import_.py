@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from datadistill.cli.common import add_data_flags, add_model_flag, load_data
+from datadistill.cli.common import add_data_flags, add_run_flag, load_data
 from datadistill.cli.parsing import Parser, command_line, number, one_of, positive_int
 from datadistill.data import Normalization
 from datadistill.distilled import is_format_2
@@ -39,7 +39,7 @@ def add_flags(parser: Parser) -> None:
     )
     parser.add_argument("--out", metavar="FILE", help="where nothing is yet (default: beside it, as .safetensors)")
     add_data_flags(parser, "none; needed unless the file says everything")
-    add_model_flag(parser, None, "what the format is usually for")
+    add_run_flag(parser, "model", "what the format is usually for")
     parser.add_argument("--scheme", metavar="NAME", help="how its weights are drawn (default: as the program draws)")
     parser.add_argument("--rate", type=number, metavar="X", help="learning rate, where the file has none")
     parser.add_argument(

@@ -1,16 +1,15 @@
 """Parsing: errors in one sentence, names without regard to case, flags made from dataclasses."""
 
 import argparse
-import inspect
 import re
 import shlex
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import Field, fields
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin
 
 from datadistill.utils.errors import RequestError, suggestion, unknown_name
+from datadistill.utils.fields import Option, as_values, options_in
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,21 +58,6 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
-def fraction(text: str) -> int | float:
-    """A parser for a positive number, whole where it can be, such as `10` or `0.5`."""
-    value = number(text)
-    if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number less than a billion")
-    return int(value) if value == int(value) else value
-
-
-def images_per_class(text: str) -> int | float | str:
-    """A parser for `10`, `0.5`, `5,10,20` or `proportional:100`; the last two stay text."""
-    if re.fullmatch(r"proportional:\d{1,9}|\d{1,9}(,\d{1,9})+", text):
-        return text
-    return fraction(text)
-
-
 def number(text: str) -> float:
     """A parser for a number."""
     try:
@@ -82,11 +66,16 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number") from error
 
 
-def documented(cls: type[Any]) -> dict[str, str]:
-    """What a dataclass's docstring says of its attributes."""
-    text = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2]
-    entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", text, re.MULTILINE)
-    return {name: " ".join(line.split()) for name, line in entries}
+def asked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A parser whose refusal argparse prints as it is."""
+
+    def parsed(text: str) -> Any:
+        try:
+            return parse(text)
+        except RequestError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parsed
 
 
 def add_fields(
@@ -96,57 +85,58 @@ def add_fields(
     prefix: str = "",
     skip: Collection[str] = (),
 ) -> None:
-    """Add a flag for every field of a dataclass, explained by its docstring; no flag has a default.
+    """Add a flag for every option of a dataclass, explained by its docstring; no flag has a default.
 
     Args:
         parser: takes the flags.
         cls: a dataclass with an `Attributes:` section.
         bases: what is taken without a flag, by the name of the case; where it is silent, the dataclass says.
         prefix: put before each flag's name.
-        skip: fields that have a flag already.
-
-    A field's metadata may hold another name of its `flag`, or None where there is none.
+        skip: options that have a flag already, or none.
     """
-    hints, lines = get_type_hints(cls), documented(cls)
-    for entry in fields(cls):
-        flag = _flag(entry)
-        if entry.name in skip or flag is None:
-            continue
-        hint = hints[entry.name]
-        if get_origin(hint) is Union:  # a number, or a word that is for no flag
-            hint = get_args(hint)[0]
-        options: dict[str, Any] = {"dest": prefix + flag, "default": None}
-        if get_origin(hint) is Literal:
-            options |= {"type": one_of(entry.name, get_args(hint)), "metavar": "|".join(get_args(hint))}
-        elif get_origin(hint) is tuple:
-            options |= {"type": number, "nargs": len(get_args(hint)), "metavar": "X"}
-        elif hint is str:
-            options |= {"metavar": "NAME"}
-        else:
-            options |= {
-                "type": positive_int if hint is int else number,
-                "metavar": "N" if hint is int else "X",
-            }
-        if hint is int and isinstance(entry.default, int) and entry.default <= 0:
-            options["type"] = int
-        line = lines.get(entry.name, entry.name).rstrip(".")
-        options["help"] = f"{line} (default: {in_cases(bases, entry)})".replace("%", "%%")
-        parser.add_argument("--" + (prefix + flag).replace("_", "-"), **options)
+    for option in options_in(cls):
+        if option.name not in skip and option.word is not None:
+            add_option(parser, option, option.flag.otherwise or in_cases(bases, option), prefix)
 
 
-def _flag(entry: Field[Any]) -> str | None:
-    flag: str | None = entry.metadata.get("flag", entry.name)
-    return flag
+def add_option(parser: argparse._ActionsContainer, option: Option, otherwise: str, prefix: str = "") -> None:
+    """Add an option's flag; `otherwise` says in words what is taken without it."""
+    choices, names = option.flag.choices, option.names
+    line = option.line.rstrip(".")
+    line += f": {', '.join(choices.names())}" if choices else ""
+    line += f" (default: {otherwise})" if otherwise else ""
+    kind: dict[str, Any] = {"metavar": option.flag.metavar or "|".join(names) or _METAVARS.get(option.kinds[0], "NAME")}
+    if bool in option.kinds:
+        kind = {"action": "store_true"}
+    elif choices or names:
+        kind |= {"type": one_of(*(choices.kind, choices.names()) if choices else (option.name, names))}
+    elif option.flag.parse:
+        kind |= {"type": asked(option.flag.parse)}
+    elif get_origin(option.kinds[0]) is tuple:
+        kind |= {"type": number, "nargs": len(get_args(option.kinds[0])), "metavar": option.flag.metavar or "X"}
+    elif str not in option.kinds:
+        kind |= {"type": number if float in option.kinds else _whole_number(option)}
+    name = prefix + (option.word or option.name)
+    parser.add_argument("--" + name.replace("_", "-"), dest=name, default=None, help=line.replace("%", "%%"), **kind)
 
 
-def in_cases(bases: Mapping[str, Mapping[str, Any]], entry: Field[Any]) -> str:
-    """What a field is without a flag: `256`, or `1024 with fixed-init, 256 with random-init`."""
-    by_case = {case: base.get(entry.name, entry.default) for case, base in bases.items()}
+_METAVARS = {int: "N", float: "X"}
+
+
+def _whole_number(option: Option) -> Callable[[str], int]:
+    """A parser for a whole number; one that is not positive may be given where the default is none."""
+    return positive_int if option.default is None or option.default > 0 else int
+
+
+def in_cases(bases: Mapping[str, Mapping[str, Any]], option: Option) -> str:
+    """What an option is without a flag: `256`, or `1024 with fixed-init, 256 with random-init`; empty for nothing."""
+    by_case = {case: base.get(option.name, option.default) for case, base in bases.items()}
     texts = {
         case: " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
         for case, value in by_case.items()
+        if value is not None
     }
-    if len(set(texts.values())) == 1:
+    if len(set(texts.values())) == 1 and texts.keys() == by_case.keys():
         return next(iter(texts.values()))
     together: dict[str, list[str]] = {}
     for case, text in texts.items():
@@ -155,12 +145,10 @@ def in_cases(bases: Mapping[str, Mapping[str, Any]], entry: Field[Any]) -> str:
 
 
 def given_fields(arguments: argparse.Namespace, cls: type[Any], prefix: str = "") -> dict[str, Any]:
-    """The fields of a dataclass that were given as flags."""
-    flags = {entry.name: flag for entry in fields(cls) if (flag := _flag(entry))}
-    found = {name: getattr(arguments, prefix + flag) for name, flag in flags.items()}
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in found.items() if value is not None
-    }
+    """The options of a dataclass that were given as flags."""
+    words = {option.name: prefix + option.word for option in options_in(cls) if option.word is not None}
+    given = {name: getattr(arguments, word, None) for name, word in words.items()}
+    return as_values(cls, {name: value for name, value in given.items() if value is not None})
 
 
 def command_line(*arguments: str) -> str:

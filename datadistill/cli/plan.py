@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from datadistill.cli.common import print_table
+from datadistill.cli.config import add_config_flags, problem_given
 from datadistill.cli.parsing import Parser, positive_int
-from datadistill.cli.problem import add_problem_flags, problem_of
 from datadistill.distillation.optimizer import Outer, Variables
 from datadistill.distillation.state import Best, RunState, pack
 from datadistill.distilled import DistilledData
@@ -35,7 +35,7 @@ _CHECKPOINTS = 2
 
 
 def add_flags(parser: Parser) -> None:
-    add_problem_flags(parser, {})
+    add_config_flags(parser, skip=("iterations", "budget", "attack", "outer"))
     parser.add_argument(
         "--iterations", type=positive_int, metavar="N", default=1000, help="outer steps (default: %(default)s)"
     )
@@ -43,7 +43,7 @@ def add_flags(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    method, problem = problem_of(arguments, {})
+    method, problem = problem_given(arguments)
     method = method.resolve(problem)
     disk = _disk(method.init(problem, stream(problem.seed, "start"))[0])
     if problem.device.type == "cpu" and problem.engine.kernels != "off":
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
                 continue  # this storage does not go with the product or the execution that was asked for
     if arguments.json:
         document = {
-            "method": arguments.method,
+            "method": method.name,
             "model": problem.model,
             "dataset": problem.real.origin,
             "inner_steps": demand.steps,
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps(document, indent=2))
         return
     print_table(
-        f"one outer step of method {arguments.method}: {problem.model}, {problem.kind}, {demand.steps} inner steps, "
+        f"one outer step of method {method.name}: {problem.model}, {problem.kind}, {demand.steps} inner steps, "
         f"{demand.networks} network{'s' if demand.networks > 1 else ''}, {demand.real} real images",
         ["storage", "peak memory", "of it grows with steps", "seconds"],
         [_row(other, other is chosen) for other in others or [chosen]],

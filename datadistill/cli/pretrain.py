@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from datadistill.cli.common import (
-    add_batch_norm_flag,
     add_data_flags,
-    add_model_flag,
+    add_run_flag,
     file_name,
     load_data,
     print_table,
@@ -18,6 +17,7 @@ from datadistill.cli.common import (
 )
 from datadistill.cli.parsing import Parser, add_fields, command_line, given_fields, number, positive_int
 from datadistill.data import RealData
+from datadistill.methods import METHODS
 from datadistill.pretraining.make import (
     EXPERT_TRAINING,
     EXPERTS,
@@ -71,7 +71,7 @@ def add_flags(parser: Parser) -> None:
 
     add_data_flags(parser, "mnist")
     parser.add_argument("--trajectories", action="store_true", help="keep the weights after every epoch, in a folder")
-    add_model_flag(parser, None, "lenet, or convnet with --trajectories")
+    add_run_flag(parser, "model", "lenet, or convnet with --trajectories")
     parser.add_argument(
         "--scheme",
         metavar="NAME",
@@ -91,7 +91,7 @@ def add_flags(parser: Parser) -> None:
     )
     bases = {"pools": {}, "trajectories": asdict(EXPERT_TRAINING)}
     add_fields(parser.add_argument_group("training"), TrainRecipe, bases)
-    add_batch_norm_flag(parser)
+    add_run_flag(parser, "batch_norm")
     parser.add_argument("--test", action="store_true", help="measure a pool on the test split too, for the record")
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of all randomness (default: %(default)s)")
     parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or mps (default: auto)")
@@ -196,7 +196,8 @@ def _print_trajectories(found: Trajectories, seconds: float, options: list[str])
         [_row("held-out accuracy at the end", facts.accuracies)],
     )
     print(f"experts   {found.folder}")
-    words = ["distill", "--method", "mtt", "--dataset", facts.dataset, *options, "--model", facts.model]
+    learner = next(info.name for info in METHODS if info.needs.experts)
+    words = ["distill", "--method", learner, "--dataset", facts.dataset, *options, "--model", facts.model]
     print(f"distil    {command_line(*words, '--trajectories', str(found.folder))}")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from datadistill.baselines import full_dataset, random_real
-from datadistill.cli.common import add_batch_norm_flag, add_data_flags, chosen_dataset, load_data, print_table
+from datadistill.cli.common import add_data_flags, add_run_flag, chosen_dataset, load_data, print_table
 from datadistill.cli.parsing import Parser, positive_int
 from datadistill.data import RealData
 from datadistill.data.augment import NONE
@@ -64,7 +64,7 @@ class _Measured:
 def add_flags(parser: Parser) -> None:
     parser.add_argument("path", metavar="PATH", help="a .safetensors file, or a run or gallery folder")
     parser.add_argument("--model", metavar="NAME", help="another network than its own")
-    add_batch_norm_flag(parser, "as the data was made")
+    add_run_flag(parser, "batch_norm", "as the data was made")
     parser.add_argument(
         "--nets", type=positive_int, metavar="N", default=NETS, help="networks for each part (default: %(default)s)"
     )

@@ -44,6 +44,23 @@ def resolve_ipc(asked: int | float | str | Sequence[int], real: RealData) -> Ipc
     return _same(asked)
 
 
+def parse_ipc(text: str) -> int | float | str:
+    """What text such as `10`, `0.5`, `5,10,20` or `proportional:100` asks for; the last two stay text.
+
+    Raises:
+        RequestError: it asks for nothing.
+    """
+    if re.fullmatch(PROPORTIONAL + r"\d{1,9}|\d{1,9}(,\d{1,9})+", text):
+        return text
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise RequestError(f"'{text}' is not a number") from error
+    if not 0 < value < 1e9:
+        raise RequestError(f"'{text}' is not a positive number less than a billion")
+    return int(value) if value == int(value) else value
+
+
 def _same(shares: Sequence[int]) -> Ipc:
     return shares[0] if len(set(shares)) == 1 else tuple(shares)
 

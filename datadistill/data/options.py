@@ -4,12 +4,14 @@ import math
 import numbers
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from datadistill.utils.errors import RequestError
+from datadistill.utils.fields import Flag
 
 MOST_EDGE = 4096
+_AS_MADE = "as the distilled data or the run was made, or not at all"
 _BYTES_PER_PIXEL = 6
 """While data is loaded: 8 bit, 32 bit, and copies on the way."""
 _BYTES_PER_COVARIANCE = 5 * 8
@@ -21,18 +23,20 @@ class Options:
     """How images are read; all but `zca` is for images of one's own.
 
     Attributes:
-        size: edge of the square images in pixels; inferred where all have one.
-        channels: 1 or 3; inferred from the pixels.
-        white: the number that is white, in what has more than 8 bits, and in floats; inferred from the largest.
-        skip_unreadable: go on without files that cannot be read.
-        zca: whiten them after they are normalised.
+        size: your own images: resize the shorter edge to N pixels and cut out the middle.
+        channels: your own images: 1 for grey, 3 for colour.
+        white: your own images of more than 8 bits, or of floats: the number that is white, such as 4095 or 1.
+        skip_unreadable: your own images: go on without files that cannot be read.
+        zca: whiten all images after they are normalised: docs/datasets.md.
     """
 
-    size: int | None = None
-    channels: int | None = None
-    white: int | float | None = None
-    skip_unreadable: bool = False
-    zca: bool = False
+    size: int | None = field(default=None, metadata=Flag(otherwise="their own size").metadata)
+    channels: int | None = field(
+        default=None, metadata=Flag(metavar="1|3", otherwise="grey where all pixels are").metadata
+    )
+    white: int | float | None = field(default=None, metadata=Flag(otherwise="inferred from the largest of all").metadata)
+    skip_unreadable: bool = field(default=False, metadata=Flag(otherwise="say which, and stop").metadata)
+    zca: bool = field(default=False, metadata=Flag(otherwise=_AS_MADE).metadata)
 
     def __post_init__(self) -> None:
         for name in ("size", "channels", "white"):

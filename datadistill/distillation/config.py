@@ -1,151 +1,216 @@
-"""The settings of a run: everything needed to run it again, as `config.json` holds it."""
+"""What a run is asked for: every option of it, in one place.
 
+From the fields of `RunConfig` are made the keywords of `datadistill.distill`, the flags of the commands `distill`,
+`plan` and `check`, the keys of recipes, and `config.json`. A new option is a field here, with its default, and a line
+in the docstring that says what it means.
+"""
+
+import inspect
 import json
-import types
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
+from datadistill.data.ipc import parse_ipc
 from datadistill.data.options import Options
-from datadistill.data.real import Source
+from datadistill.data.real import RealData
+from datadistill.distillation.optimizer import Outer
 from datadistill.engine.config import Engine
-from datadistill.models import same_model
-from datadistill.utils.errors import DamagedFileError, RequestError
+from datadistill.methods import METHODS, Method, Problem, Synthesis, make_problem, options_of, record_of
+from datadistill.models import ModelFactory
+from datadistill.pretraining.initial_weights import KINDS
+from datadistill.pretraining.pool import Pool, load_pool
+from datadistill.pretraining.trajectories import Trajectories, load_trajectories
+from datadistill.utils.errors import RequestError, suggestion
+from datadistill.utils.fields import Flag, as_values, options_in
+from datadistill.utils.runtime import resolve_device
 
-FORMAT = 1
-_NEW = (
-    *("engine", "batch_norm", "attack", "pool", "pool_digest", "source", "trajectories", "trajectories_digest", "zca"),
-    "kernels",
-)
-"""Settings that the first files of this format do not have."""
-_ONLY_CHANGES_BITS = ("versions", "threads", "recipe", "pool", "trajectories", "kernels")
-"""What two parts of one run may differ in. Pools and trajectories may have been moved: their digests tell them."""
+Made = TypeVar("Made", bound=Callable[..., Any])
+
+
+def _parse_attack(text: str) -> tuple[str, str]:
+    attacked, colon, target = text.partition(":")
+    if not (attacked and colon and target):
+        raise RequestError(f"'{text}' does not name two classes as in 0:1")
+    return attacked, target
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Everything needed to run again.
+class RunConfig:
+    """What a run is asked for.
 
     Attributes:
-        dataset: the dataset's name.
-        model: the network's name.
+        dataset: the dataset, by name (datadistill list datasets); or your own images: docs/your-data.md.
+        data: how its images are read.
+        method: the method, with its hyper-parameters.
+        model: the network: a name (datadistill list models), your own as package.module:function or net.py:function,
+            timm:NAME or torchvision:NAME; in Python also a function that returns a torch.nn.Module.
         weights: the kind of initial weights.
-        scheme: how they are drawn.
-        ipc: images per class, or one number for each.
+        scheme: how initial weights are drawn: datadistill list schemes.
+        pool: trained networks for the pretrained kinds of weights, in a file: datadistill pretrain.
+        trajectories: experts' weights after each epoch, in a folder, for a method that learns from experts: datadistill
+            pretrain --trajectories.
+        ipc: images per class; or one number for each class as in 5,10,20; or proportional:100, which shares 100 out as
+            the classes have training images. With soft labels classes can share images: 0.5 makes one for two classes.
+        iterations: outer steps; the same seed gives the same bits.
+        budget: wall clock instead of iterations, such as 90s or 5m; with both, whichever ends first.
         seed: of all randomness.
-        method: name and hyper-parameters.
-        outer: the outer loop's hyper-parameters.
-        iterations: outer steps, or None.
-        budget: seconds, or None.
-        device: cpu, cuda or mps.
-        versions: of the software that started the run.
-        threads: of the processor that it ran on.
-        recipe: the command that started it.
+        device: auto, cpu, cuda or mps.
+        batch_norm: layers with running statistics: `batch` uses each batch's own, `frozen` what the network has.
+        attack: malicious data, for audits: teach to take the first class for the second, as in 0:1, and the others for
+            what they are.
+        outer: the outer loop.
         engine: how hypergradients are computed.
-        batch_norm: what layers with running statistics do.
-        attack: the class that is to be taken for another, and that other, or None.
-        pool: the file that the pretrained kinds of initial weights come from.
-        pool_digest: of that file's contents.
-        trajectories: the folder of the experts that are matched.
-        trajectories_digest: of its contents.
-        zca: whether the data was whitened.
-        kernels: our operations that took the place of PyTorch's; None in files from before that was recorded.
-        source: of data of one's own: what it was called, how it was read, and what was in it.
     """
 
-    dataset: str
-    model: str
-    weights: str
-    scheme: str
-    ipc: int | float | list[int]
-    seed: int
-    method: dict[str, Any]
-    outer: dict[str, Any]
-    iterations: int | None
-    budget: float | None
-    device: str
-    versions: dict[str, str] = field(default_factory=dict)
-    threads: int = 1
-    recipe: str = ""
-    engine: dict[str, Any] = field(default_factory=dict)
-    batch_norm: str = "refused"
-    attack: list[str] | None = None
-    pool: str | None = None
-    pool_digest: str | None = None
-    trajectories: str | None = None
-    trajectories_digest: str | None = None
-    zca: bool = False
-    source: Source | None = None
-    kernels: list[str] | None = None
+    dataset: str = field(default="mnist", metadata=Flag(metavar="NAME|FOLDER|FILE.npz|hf:NAME").metadata)
+    data: Options = field(default_factory=Options)
+    method: Method | Synthesis = field(default_factory=lambda: next(iter(METHODS)).build({}))
+    model: str | ModelFactory = "lenet"
+    weights: str = field(default="fixed-init", metadata=Flag(metavar="KIND", choices=KINDS).metadata)
+    scheme: str = "xavier"
+    pool: str | Path | Pool | None = field(default=None, metadata=Flag(metavar="FILE").metadata)
+    trajectories: str | Path | Trajectories | None = field(default=None, metadata=Flag(metavar="FOLDER").metadata)
+    ipc: int | float | str | Sequence[int] | None = field(
+        default=None, metadata=Flag(parse_ipc, "N", otherwise="as the method has it, or one for each step").metadata
+    )
+    iterations: int | None = field(
+        default=None,
+        metadata=Flag(otherwise="the recipe's, or the paper's for so many images per class").metadata,
+    )
+    budget: float | str | None = field(default=None, metadata=Flag(metavar="TIME").metadata)
+    seed: int = 0
+    device: str = "auto"
+    batch_norm: Literal["auto", "refused", "batch", "frozen"] = field(
+        default="auto", metadata=Flag(otherwise="batch where they are untrained").metadata
+    )
+    attack: tuple[str, str] | None = field(default=None, metadata=Flag(_parse_attack, "A:B").metadata)
+    outer: Outer = field(default_factory=Outer, metadata=Flag(prefix="outer_").metadata)
+    engine: Engine = field(default_factory=Engine)
+
+    def changed(self, groups: Mapping[str, Mapping[str, Any]]) -> "RunConfig":
+        """With other values, in groups as a recipe has them.
+
+        Args:
+            groups: `run` has the run's own options and those of its data; `method` may have the `name` of another
+                method, which then begins with its own settings; the others are named as the fields are.
+
+        Raises:
+            RequestError: a value is impossible.
+            TypeError: a name is unknown.
+        """
+        run = dict(groups.get("run", {}))
+        data = {name: run.pop(name) for name in NAMES_OF_DATA if name in run}
+        own = as_values(RunConfig, run) | {"method": _changed_method(self.method, groups.get("method", {}))}
+        for name, given in {**groups, "data": {**data, **groups.get("data", {})}}.items():
+            if name not in ("run", "method"):
+                group = getattr(self, name)
+                own[name] = replace(group, **as_values(type(group), given))
+        return replace(self, **own)
+
+    @property
+    def images_per_class(self) -> int | float | str | Sequence[int]:
+        """As asked for; where nothing is, as the method has it."""
+        return record_of(self.method).ipc(self.method) if self.ipc is None else self.ipc
 
     def as_json(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {"format": FORMAT, **asdict(self)}
+        """JSON-ready: the run's own options and those of its data beside each other, and the other groups.
 
-    def difference(self, other: "Settings") -> str | None:
-        """The first setting in which two runs differ, in words, or None; what only changes bits does not count."""
-        if self.source is not None and other.source is not None:
-            if self.source.digest != other.source.digest:
-                return f"the images of {self.source.given} have changed since it was started"
-            # The same images may have been moved, or come from another kind of file.
-            other = replace(other, dataset=self.dataset, source=self.source)
-        there, here = (json.loads(json.dumps(settings.as_json())) for settings in (self, other))
-        if same_model(self.model, other.model):
-            here["model"] = there["model"]
-        for name in there:
-            if name not in _ONLY_CHANGES_BITS and there[name] != here[name]:
-                return f"{name} is {_brief(there[name], here[name])} there and {_brief(here[name], there[name])} here"
-        return None
+        How images of one's own are read is left to their `Source`.
+        """
+        document: dict[str, Any] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name == "data":
+                document |= {name: given for name, given in asdict(value).items() if name not in WITH_SOURCE}
+            elif entry.name == "method":
+                document["method"] = {"name": value.name, **options_of(value)}
+            else:
+                document[entry.name] = asdict(value) if is_dataclass(value) else value
+        plain: dict[str, Any] = json.loads(json.dumps(document, default=str))
+        return plain
 
 
-def parse_settings(document: Any) -> Settings:
-    """Settings from JSON.
+GROUPS = ("data", "method", "outer", "engine")
+"""The fields that hold options of their own."""
+
+NAMES_OF_DATA = tuple(entry.name for entry in fields(Options))
+WITH_SOURCE = tuple(name for name in NAMES_OF_DATA if name != "zca")
+"""How data of one's own is read: its `Source` holds that."""
+
+IN_RUN = (*(entry.name for entry in fields(RunConfig) if entry.name not in GROUPS), *NAMES_OF_DATA)
+"""What a recipe may have in [run]."""
+
+
+def _changed_method(method: Method | Synthesis, given: Mapping[str, Any]) -> Method | Synthesis:
+    options = dict(given)
+    name = options.pop("name", method.name)
+    if name == method.name:
+        return replace(method, **options)
+    other: Method | Synthesis = METHODS.get(name).build(options)
+    return other
+
+
+KEYWORDS = [option for option in options_in(RunConfig) if option.name not in ("dataset", "data", "method")]
+"""The options that `distill` takes as keywords: data and method it is given as they are."""
+
+
+def config_of(method: Method | Synthesis | None, config: RunConfig | None, options: Mapping[str, Any]) -> RunConfig:
+    """What the arguments of `distill` ask for.
+
+    Args:
+        method: with its hyper-parameters; that of the config without one.
+        config: what is asked for beside the options; the defaults without one.
+        options: by the names of the fields; a group that is None has its defaults.
 
     Raises:
-        DamagedFileError: something is missing, unknown or of the wrong type.
+        TypeError: there is no option of that name.
     """
-    kinds = get_type_hints(Settings)
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise DamagedFileError(f"it has no format {FORMAT}")
-    values = {name: value for name, value in document.items() if name != "format"}
-    for name, kind in kinds.items():
-        if name in _NEW and name not in values:
-            continue
-        if name == "source" and values[name] is not None:
-            values[name] = _parse_source(values[name])
-        if name not in values or not isinstance(values[name], _classes(kind)):
-            raise DamagedFileError(f"'{name}' is missing or of the wrong type")
-    if isinstance(values["ipc"], list) and not all(type(one) is int for one in values["ipc"]):
-        raise DamagedFileError("'ipc' is not made of whole numbers")
-    if not all(isinstance(name, str) for name in values.get("kernels") or ()):
-        raise DamagedFileError("'kernels' is not made of names")
-    if values.keys() - kinds:
-        raise DamagedFileError(f"'{min(values.keys() - kinds)}' is unknown")
-    # A file without an engine is from before there was a choice; what is missing is as it is by default.
-    values["engine"] = asdict(Engine()) | values.get("engine", {})
-    values["engine"].pop("window", None)  # it was a choice of storage before it was an option of method dd
-    if not isinstance(values["method"].get("name"), str):
-        raise DamagedFileError("the method has no name")
-    return Settings(**values)
+    known, default = [option.name for option in KEYWORDS], RunConfig()
+    for name in options:
+        if name not in known:
+            hint = suggestion(name, known) or f": there are {', '.join(known)}"
+            raise TypeError(f"a run has no option '{name}'{hint}")
+    given = {
+        name: getattr(default, name) if value is None and name in GROUPS else value for name, value in options.items()
+    }
+    base = config or default
+    return replace(base, **given, method=method or base.method)
 
 
-def _parse_source(document: Any) -> Source:
-    try:
-        source = Source(**{**document, "options": Options(**document["options"])})
-    except (TypeError, KeyError, RequestError) as error:
-        raise DamagedFileError("'source' is of the wrong type") from error
-    if not all(isinstance(text, str) for text in (source.given, source.place, source.digest)):
-        raise DamagedFileError("'source' is of the wrong type")
-    return source
+def with_options(function: Made) -> Made:
+    """A function whose `**options` are a run's, with these in its signature and in its docstring."""
+    signature = inspect.signature(function)
+    own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=option.hint)
+        for option in KEYWORDS
+    ]
+    vars(function)["__signature__"] = signature.replace(parameters=[*own, *options])
+    lines = "".join(f"            {option.name}: {option.line}\n" for option in KEYWORDS)
+    function.__doc__ = (function.__doc__ or "").replace("\n\n    Raises:", f"\n{lines}\n    Raises:", 1)
+    return function
 
 
-def _classes(hint: Any) -> tuple[type, ...]:
-    """The classes that a JSON value of this type may have."""
-    options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    classes = tuple(get_origin(option) or option for option in options)
-    return (*classes, int) if float in classes else classes
+def problem_of(real: RealData, config: RunConfig) -> Problem:
+    """What a config asks to be distilled from this data: names become a network, initial weights and numbers.
 
-
-def _brief(value: Any, other: Any) -> Any:
-    if isinstance(value, dict) and isinstance(other, dict):
-        return {key: value[key] for key in value if value[key] != other.get(key)}
-    return value
+    Raises:
+        RequestError: a name is unknown, or the network, the pool or the trajectories cannot be used.
+    """
+    pool, trajectories = config.pool, config.trajectories
+    return make_problem(
+        real,
+        model=config.model,
+        weights=config.weights,
+        scheme=config.scheme,
+        ipc=config.images_per_class,
+        seed=config.seed,
+        device=resolve_device(config.device),
+        engine=config.engine,
+        batch_norm=config.batch_norm,
+        attack=config.attack,
+        pool=load_pool(pool) if isinstance(pool, str | Path) else pool,
+        trajectories=load_trajectories(trajectories) if isinstance(trajectories, str | Path) else trajectories,
+    )

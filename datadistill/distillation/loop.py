@@ -11,34 +11,32 @@ of threads, and with `iterations`; a `budget` follows the clock and cannot).
 
 import math
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from datadistill.data import Datasets, RealData, as_real
 from datadistill.distillation.budget import Length, parse_duration
-from datadistill.distillation.config import Settings
+from datadistill.distillation.config import RunConfig, config_of, problem_of, with_options
 from datadistill.distillation.memory import Fallback
 from datadistill.distillation.optimizer import Outer, Variables, improve
 from datadistill.distillation.run_folder import RunFolder
+from datadistill.distillation.settings import Settings, settings_of
 from datadistill.distillation.state import Best, RunState, pack, unpack
 from datadistill.distillation.synthesis import synthesise
 from datadistill.distillation.validation import held_out, is_finite, is_sound, slower
 from datadistill.distilled import FILE_NAME, DistilledData
 from datadistill.engine import Engine, kernels
-from datadistill.methods import DD, record_of
-from datadistill.methods.base import Context, Method, Problem, State, Step, Synthesis, make_problem, options_of, plan
-from datadistill.models import ModelFactory
-from datadistill.pretraining.pool import Pool, load_pool
-from datadistill.pretraining.trajectories import Trajectories, load_trajectories
+from datadistill.methods import record_of
+from datadistill.methods.base import Context, Method, Problem, State, Step, Synthesis, plan
 from datadistill.training.accuracy import Accuracy
 from datadistill.utils.errors import DatadistillError, Interrupted, RequestError
 from datadistill.utils.interrupts import StopRequest
 from datadistill.utils.progress import Reporter, Silent, Status
-from datadistill.utils.runtime import peak_memory, resolve_device, stream, versions
+from datadistill.utils.runtime import peak_memory, stream, versions
 
 ROLLBACKS = 3
 DIVERGED = 2.0
@@ -65,110 +63,46 @@ class Run:
     remarks: tuple[str, ...]
 
 
+@with_options
 def distill(
     real: RealData | Datasets,
     method: Method | Synthesis | None = None,
     *,
-    model: str | ModelFactory = "lenet",
-    weights: str = "fixed-init",
-    scheme: str = "xavier",
-    pool: Pool | str | Path | None = None,
-    trajectories: Trajectories | str | Path | None = None,
-    ipc: int | float | str | Sequence[int] | None = None,
-    outer: Outer | None = None,
-    engine: Engine | None = None,
-    batch_norm: str = "auto",
-    attack: tuple[str, str] | None = None,
-    iterations: int | None = None,
-    budget: float | str | None = None,
-    seed: int = 0,
-    device: str = "auto",
+    config: RunConfig | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     command: str = "",
     reporter: Reporter | None = None,
+    **options: Any,
 ) -> Run:
     """Distil a dataset.
 
     Args:
         real: the dataset; or a training and a test `Dataset` of pairs (image, label), as for `from_datasets`.
-        method: hyper-parameters of a method; `DD()` without one.
-        model: the network, by name or as a function that returns a `torch.nn.Module`.
-        weights: the kind of initial weights, one of `weights.KINDS`.
-        scheme: how initial weights are drawn, one of `models.SCHEMES`.
-        pool: trained networks, or their file, for the pretrained kinds of initial weights.
-        trajectories: of experts, or their folder, for method `mtt`.
-        ipc: images per class, or one number for each class, or text such as `proportional:100`, which shares that many
-            out as the classes have training images; one for each of the method's steps without it. With soft labels
-            classes can share images: 0.5 makes one for two classes.
-        outer: hyper-parameters of the outer loop.
-        engine: how hypergradients are computed; whatever it leaves open is chosen by prediction.
-        batch_norm: what layers with running statistics do: `refused`, `batch` or `frozen`, or `auto` (`network_for`).
-        attack: make malicious data, which teaches to take the first class for the second (names), and all others for
-            what they are. For auditing what data from strangers could do.
-        iterations: outer steps.
-        budget: wall clock instead of iterations, in seconds or as text such as `5m`; with both, whichever ends first.
-        seed: of all randomness.
-        device: `auto`, `cpu`, `cuda` or `mps`.
+        method: with its hyper-parameters; that of the config without one.
+        config: what is asked for, all in one; keywords are put on top of it.
         out: a folder for the run; without one nothing is written.
         resume: go on from the last checkpoint in `out`, which must hold a run with these settings.
         command: what to record as the command that made the result.
         reporter: is told how the run is doing; `with Progress() as bar: distill(..., reporter=bar)` shows a bar.
+        **options: what else is asked for, by the names of `RunConfig`'s fields:
 
     Raises:
         RequestError: the request was wrong.
+        TypeError: there is no option of that name.
         Interrupted: Ctrl-C; the run is saved in `out`.
         DatadistillError: it could not go on.
     """
-    method, outer, reporter = method or DD(), outer or Outer(), reporter or Silent()
-    length = Length(iterations, parse_duration(budget))
-    real, on = as_real(real), resolve_device(device)
-    pool = load_pool(pool) if isinstance(pool, str | Path) else pool
-    trajectories = load_trajectories(trajectories) if isinstance(trajectories, str | Path) else trajectories
-    problem = make_problem(
-        real,
-        model=model,
-        weights=weights,
-        scheme=scheme,
-        ipc=ipc if ipc is not None else int(getattr(method, "steps", 1)),
-        seed=seed,
-        device=on,
-        engine=engine,
-        batch_norm=batch_norm,
-        attack=attack,
-        pool=pool,
-        trajectories=trajectories,
-    )
+    config, reporter = config_of(method, config, options), reporter or Silent()
+    method, length = config.method, Length(config.iterations, parse_duration(config.budget))
+    problem = problem_of(as_real(real), config)
     for remark in problem.network.remarks:
         reporter.say(remark)
     _check_asked(method, problem)
     resolved = method.resolve(problem)
-    started = None if isinstance(resolved, Synthesis) else resolved.init(problem, stream(seed, "start"))
-    settings = Settings(
-        dataset=real.name if real.source is None else real.source.place or real.name,
-        source=real.source,
-        zca=real.is_whitened,
-        model=problem.model,
-        weights=problem.kind,
-        scheme=problem.scheme,
-        ipc=list(problem.ipc) if isinstance(problem.ipc, tuple) else problem.ipc,
-        seed=seed,
-        method={"name": method.name, **options_of(method)},
-        outer=asdict(outer),
-        engine=asdict(problem.engine),
-        batch_norm=problem.batch_norm,
-        attack=None if attack is None else list(attack),
-        pool=None if pool is None or pool.path is None else str(pool.path),
-        pool_digest=None if pool is None else pool.digest,
-        trajectories=None if trajectories is None else str(trajectories.folder),
-        trajectories_digest=None if trajectories is None else trajectories.digest,
-        iterations=length.iterations,
-        budget=length.budget,
-        device=problem.device.type,
-        versions=versions(),
-        threads=torch.get_num_threads(),
-        recipe=command,
-    )
+    started = None if isinstance(resolved, Synthesis) else resolved.init(problem, stream(problem.seed, "start"))
+    facts = {"versions": versions(), "threads": torch.get_num_threads(), "recipe": command}
+    settings = settings_of(problem, config, **facts)
     folder = None if out is None else RunFolder(Path(out))
     before = folder.settings() if folder is not None and resume and folder.exists() else None
     if before is not None and folder is not None:
@@ -186,7 +120,15 @@ def distill(
         template, method_state = started
         template = replace(template, provenance=replace(template.provenance, recipe=command, versions=versions()))
         loop = _Loop(
-            problem, resolved, outer, length, template, method_state, _planned(problem, resolved), reporter, folder
+            problem,
+            resolved,
+            config.outer,
+            length,
+            template,
+            method_state,
+            _planned(problem, resolved),
+            reporter,
+            folder,
         )
         state = loop.first() if folder is None else _open(folder, before, settings, loop, resume)
         return loop.finish(loop.run(state, stop))
@@ -194,9 +136,10 @@ def distill(
 
 def _check_asked(method: Method | Synthesis, problem: Problem) -> None:
     """Refuse a pool that has fewer networks than an outer step takes, and experts that nobody would look at."""
-    if problem.trajectories is not None and not record_of(method).needs.experts:
+    info = record_of(method)
+    if problem.trajectories is not None and not info.needs.experts:
         raise RequestError(f"method {method.name} learns from no experts: leave the trajectories out")
-    wanted = 1 if problem.starts.fixed is not None else getattr(method, "networks", 1)
+    wanted = 1 if problem.starts.fixed is not None else info.networks(method)
     pool = problem.pool
     if pool is not None and wanted > len(pool.for_distilling):
         raise RequestError(

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from datadistill.distillation.config import Settings, parse_settings
+from datadistill.distillation.settings import Settings, parse_settings
 from datadistill.utils.errors import DamagedFileError, RequestError, explain_os_error
 from datadistill.utils.files import digest_of, read_json, read_tensors, write_atomically, write_json, write_tensors
 

@@ -1,76 +1,16 @@
-"""Jobs: calls of `distill` as data, made from recipes, run folders and flags."""
+"""What a recipe starts from: the pool of trained networks and the trajectories that it asks for."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from datadistill.data.real import RealData
-from datadistill.distillation.loop import Run, distill
-from datadistill.distillation.optimizer import Outer
-from datadistill.engine import Engine
-from datadistill.experiments.recipes import RUN_DEFAULTS, ExpertsRecipe, PoolRecipe, Recipe
-from datadistill.methods import METHODS
-from datadistill.methods.base import Method
+from datadistill.experiments.recipes import ExpertsRecipe, PoolRecipe, Recipe
+from datadistill.methods import record_of
 from datadistill.pretraining.make import make_pool, make_trajectories
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.pretraining.trajectories import Trajectories
-from datadistill.utils.errors import DamagedFileError, RequestError
-from datadistill.utils.progress import Bar, Reporter, quiet
-
-
-@dataclass(frozen=True)
-class Job:
-    """What `distill` is asked, less the data.
-
-    Attributes:
-        run: every key of `recipes.RUN_DEFAULTS`.
-        method: with its hyper-parameters.
-        outer: of the outer loop.
-        engine: how hypergradients are computed.
-    """
-
-    run: dict[str, Any]
-    method: Method
-    outer: Outer
-    engine: Engine
-
-    def start(
-        self, real: RealData, pool: Pool | None, out: Path, resume: bool, command: str, reporter: Reporter
-    ) -> Run:
-        """Distil; arguments are those of `distill`."""
-        asked = {name: self.run[name] for name in RUN_DEFAULTS if name not in ("dataset", "zca", "pool")}
-        return distill(
-            real,
-            self.method,
-            **asked,
-            pool=pool,
-            outer=self.outer,
-            engine=self.engine,
-            out=out,
-            resume=resume,
-            command=command,
-            reporter=reporter,
-        )
-
-
-def make_job(settings: dict[str, dict[str, Any]]) -> Job:
-    """A job from `run`, `method` (with its name), `outer` and `engine`.
-
-    Raises:
-        RequestError: a value is impossible.
-        DamagedFileError: a name is unknown, which only a run's own file can hold.
-    """
-    method = dict(settings["method"])
-    try:
-        return Job(
-            run={**RUN_DEFAULTS, **settings["run"]},
-            method=METHODS.get(method.pop("name")).build(method),
-            outer=Outer(**settings["outer"]),
-            engine=Engine(**settings["engine"]),
-        )
-    except TypeError as error:
-        raise DamagedFileError(f"the run's config.json is damaged: {error}") from error
+from datadistill.utils.errors import RequestError
+from datadistill.utils.progress import Bar, quiet
 
 
 def check_nets(nets: int | None, weights: str, reserved: int | None) -> None:
@@ -160,25 +100,25 @@ def get_trajectories(
         RequestError: others are there.
         Interrupted: Ctrl-C; experts that are finished are kept, and the next call goes on with them.
     """
-    settings, training = recipe.settings(), asked.training
-    run, matched_on = settings["run"], settings["method"].get("matched_on", "same")
-    model = run["model"] if matched_on == "same" else matched_on
-    path = folder / asked.folder_name(run["dataset"] + ("-zca" if run["zca"] else ""), model)
+    config, training = recipe.config(), asked.training
+    proxy, zca = record_of(config.method).proxy(config.method), config.data.zca
+    model = str(config.model) if proxy == "same" else proxy
+    path = folder / asked.folder_name(config.dataset + "-zca" * zca, model)
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in training.known().items())
     with bar(f"training {asked.count} experts", asked.count * training.epochs) as count:
         return make_trajectories(
             real,
             path,
             model=model,
-            scheme=run["scheme"],
+            scheme=config.scheme,
             experts=asked.count,
             training=training,
-            batch_norm=run["batch_norm"],
+            batch_norm=config.batch_norm,
             seed=asked.seed,
             device=device,
             resume=path.exists(),
-            command=f"datadistill pretrain --trajectories --dataset {run['dataset']}{' --zca' * run['zca']} "
-            f"--model {model} --scheme {run['scheme']} --nets {asked.count} {options} --seed {asked.seed}",
+            command=f"datadistill pretrain --trajectories --dataset {config.dataset}{' --zca' * zca} "
+            f"--model {model} --scheme {config.scheme} --nets {asked.count} {options} --seed {asked.seed}",
             say=say,
             count=count,
         )

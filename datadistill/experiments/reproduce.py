@@ -69,11 +69,10 @@ def reproduce(
     length = {"iterations": iterations, "budget": budget}
     asked = {"recipe": recipe.name, "digest": recipe.digest, "seed": seed, "nets": nets, **length, "device": on.type}
     for point in recipe.points:
-        weights = recipe.settings(point)["run"]["weights"]
-        check_nets(nets, weights, None if recipe.pool is None else recipe.pool.reserved)
+        check_nets(nets, recipe.config(point).weights, None if recipe.pool is None else recipe.pool.reserved)
     _check_folder(folder, asked, resume)
-    run = recipe.settings()["run"]
-    real = load(run["dataset"], data_root, zca=run["zca"])
+    config = recipe.config()
+    real = load(config.dataset, data_root, zca=config.data.zca)
     pool = None
     if recipe.pool is not None:
         pool = get_pool(recipe.pool, Path(pools), lambda name: load(name, data_root), device=device, say=say, bar=bar)
@@ -115,14 +114,14 @@ def _check_folder(folder: Path, asked: dict[str, Any], resume: bool) -> None:
 
 def _shortened(recipe: Recipe, nets: int | None, iterations: int | None, budget: float | str | None) -> str:
     """In what a request is less than its recipe, in words."""
-    parts, full = [], sorted({recipe.settings(point)["run"]["iterations"] for point in recipe.points})
+    parts, full = [], sorted({recipe.config(point).iterations or 0 for point in recipe.points})
     length = f"instead of {' or '.join(f'{number:,}' for number in full)}"
     if iterations is not None and [iterations] != full:
         parts.append(f"{iterations:,} iterations {length}")
     if budget is not None:
         parts.append(f"a budget of {budget} {length} iterations")
     wanted = recipe.expect.nets or NETS
-    several = any(recipe.settings(point)["run"]["weights"].startswith("random") for point in recipe.points)
+    several = any(recipe.config(point).weights.startswith("random") for point in recipe.points)
     if several and nets is not None and nets < wanted:
         parts.append(f"{nets} networks instead of {wanted}")
     return ", ".join(parts)

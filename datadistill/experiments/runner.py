@@ -9,7 +9,8 @@ from typing import Any
 
 from datadistill.baselines import BASELINES
 from datadistill.data import RealData
-from datadistill.distillation.loop import Run
+from datadistill.distillation.config import RunConfig, problem_of
+from datadistill.distillation.loop import Run, distill
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.distilled import DistilledData, load_distilled
 from datadistill.evaluation import (
@@ -23,10 +24,9 @@ from datadistill.evaluation import (
     work_of,
 )
 from datadistill.evaluation.audit import audit
-from datadistill.experiments.job import Job, make_job
 from datadistill.experiments.recipes import Point, Recipe
 from datadistill.experiments.verdict import Line, parse_line
-from datadistill.methods import Problem, make_problem
+from datadistill.methods import Problem
 from datadistill.pretraining.pool import Pool
 from datadistill.report.card import conclude
 from datadistill.training.carried import shared_recipe
@@ -50,7 +50,7 @@ class Experiment:
         pool: of trained networks, where the recipe has one.
         nets: to judge by.
         baselines: whether the recipe's are judged too.
-        changes: of the recipe's [run]: seed, device, length.
+        changes: of what the recipe asks: seed, device, length, trajectories.
         folder: takes runs and results.
         command: to record.
         watch: gives whoever is told how one run is doing.
@@ -97,13 +97,11 @@ class Experiment:
 
     def _set(self, number: int) -> Line:
         """The distilled set of this number; the first is what a recipe with one set gives."""
-        job, place = self._job(self.recipe.points[0]), self.place(self.recipe.points[0])
-        seed = int(job.run["seed"]) + number
-        job = replace(job, run=job.run | {"seed": seed})
+        config, place = self._config(self.recipe.points[0]), self.place(self.recipe.points[0])
+        config = replace(config, seed=config.seed + number)
         place = place if number == 0 else place.with_name(f"{place.name}-set-{number + 1}")
         self.say(f"{self.recipe.name}: set {number + 1} of {self.recipe.expect.sets}")
-        with self.watch() as reporter:
-            run = job.start(self.real, self.pool, place, RunFolder(place).exists(), self.command, reporter)
+        run = self._distill(config, place)
         _, score = conclude(run, self.real, self.nets, self.pool, seed=number)
         return _line(run.distilled, score, run.seconds)
 
@@ -120,10 +118,14 @@ class Experiment:
         write_json(path, results | {name: asdict(line)})
         return line
 
-    def _job(self, point: Point) -> Job:
-        settings = self.recipe.settings(point)
-        settings["run"] |= self.changes
-        return make_job(settings)
+    def _config(self, point: Point) -> RunConfig:
+        return replace(self.recipe.config(point), pool=self.pool, **self.changes)
+
+    def _distill(self, config: RunConfig, place: Path) -> Run:
+        """The run of a folder, which goes on with what is there."""
+        resume = RunFolder(place).exists()
+        with self.watch() as reporter:
+            return distill(self.real, config=config, out=place, resume=resume, command=self.command, reporter=reporter)
 
     def place(self, point: Point) -> Path:
         """Where a point's run lies; points that are distilled alike share one."""
@@ -133,17 +135,15 @@ class Experiment:
 
     def _first(self, point: Point) -> Point:
         """The first point that is distilled like this one."""
-        mine = self.recipe.settings(point)
-        return next(other for other in self.recipe.points if self.recipe.settings(other) == mine)
+        mine = self.recipe.config(point)
+        return next(other for other in self.recipe.points if self.recipe.config(other) == mine)
 
     def _point(self, point: Point) -> Line:
-        job, place = self._job(point), self.place(point)
+        config, place = self._config(point), self.place(point)
         if place not in self._runs:
-            resume = RunFolder(place).exists()
             if point.label:
                 self.say(f"{self.recipe.name}: {point.label}")
-            with self.watch() as reporter:
-                self._runs[place] = job.start(self.real, self.pool, place, resume, self.command, reporter)
+            self._runs[place] = self._distill(config, place)
         run = self._runs[place]
         if point.scheme is None:
             _, score = conclude(run, self.real, self.nets, self.pool)
@@ -158,12 +158,13 @@ class Experiment:
                     count=count,
                 )
         line = _line(run.distilled, score, run.seconds if self._first(point) == point else 0.0)
-        return line if job.run["attack"] is None else self._attacked(line, job, run.distilled)
+        return line if config.attack is None else self._attacked(line, config, run.distilled)
 
-    def _attacked(self, line: Line, job: Job, distilled: DistilledData) -> Line:
+    def _attacked(self, line: Line, config: RunConfig, distilled: DistilledData) -> Line:
         """The line with what malicious data costs good networks on each class."""
-        problem = self._problem(job)
+        problem = self._problem(config)
         assert self.pool is not None, "recipes with an attack have a pool"
+        assert config.attack is not None
         judges = self.pool.for_judging.to(problem.device).sample(line.nets, stream(0, "evaluation"))
         starts = judges if problem.starts.fixed is None else [problem.starts.fixed]
         tables = []
@@ -172,31 +173,24 @@ class Experiment:
                 found = audit(distilled, self.real, problem.network, [start], trained=True, count=count)
                 tables.append({change.name: change.before - change.after for change in found.classes})
         falls = {name: sum(table[name] for table in tables) / len(tables) for name in tables[0]}
-        attacked = [table[job.run["attack"][0]] for table in tables]
+        attacked = [table[config.attack[0]] for table in tables]
         return replace(line, falls=falls, fall_std=summarize(attacked, len(self.real.test)).std)
 
-    def _problem(self, job: Job) -> Problem:
-        run = job.run
-        return make_problem(
-            self.real,
-            **{name: run[name] for name in ("model", "weights", "scheme", "seed", "batch_norm", "attack")},
-            ipc=run["ipc"] or getattr(job.method, "steps", 1),
-            device=self.real.train.images.device,
-            engine=job.engine,
-            pool=self.pool,
-        )
+    def _problem(self, config: RunConfig) -> Problem:
+        """What is distilled, for those who learn from no experts."""
+        return problem_of(self.real, replace(config, trajectories=None))
 
     @cached_property
     def _shared_problem(self) -> Problem:
         """One for all baselines of a recipe: they share what is costly."""
-        return self._problem(self._job(self.recipe.points[0]))
+        return self._problem(self._config(self.recipe.points[0]))
 
     def _baseline(self, name: str) -> Line:
-        job, info = self._job(self.recipe.points[0]), BASELINES.get(name)
-        steps, epochs = getattr(job.method, "steps", 1), getattr(job.method, "epochs", 1)
-        problem = self._shared_problem
+        info, problem = BASELINES.get(name), self._shared_problem
         mine = load_distilled(self.place(self.recipe.points[0]))
-        recipe = shared_recipe(mine)
+        recipe, rates, steps, epochs = shared_recipe(mine), mine.learning_rates, 1, 1
+        if rates is not None and not mine.is_condensed:
+            steps, epochs = len(mine.batches), len(rates) // len(mine.batches)
         sets = info.choose(problem, steps, epochs, info.sets, self.bar, recipe)
         nets, pool = nets_per_set(self.nets or NETS, len(sets)), None if mine.is_condensed else self.pool
         with self.bar(f"evaluating {name}", sum(work_of(data, nets) for data in sets)) as count:

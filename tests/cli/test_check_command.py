@@ -12,7 +12,6 @@ from datadistill.cli.main import main
 from datadistill.data import RealData
 from datadistill.methods import DD, METHODS, Step
 from datadistill.models import ModelFactory
-from datadistill.utils.registry import Registry
 
 QUICK = ["check", "--dataset", "digits", "--model", "ConvNetD1W4", "--directions", "2", "--batch", "16"]
 
@@ -69,9 +68,8 @@ class Wrong(DD):
 def test_a_wrong_method_fails(
     extra: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "datadistill.cli.problem.METHODS", Registry("method", (replace(METHODS.get("dd"), make=Wrong),))
-    )
+    first, *others = METHODS
+    monkeypatch.setattr(METHODS, "records", (replace(first, make=Wrong), *others))
     assert main([*QUICK, *extra]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith(

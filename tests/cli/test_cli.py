@@ -16,8 +16,8 @@ from PIL import Image
 import datadistill as dd
 from datadistill.cli import distill
 from datadistill.cli.common import steps_for
+from datadistill.cli.config import paper
 from datadistill.cli.main import COMMANDS, main, make_parser
-from datadistill.cli.methods import settings_of
 from datadistill.data import DATASETS
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.experiments.recipes import recipes
@@ -156,10 +156,10 @@ def test_baseline(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
 def test_what_a_paper_asks_for_goes_by_the_number_of_images(
     method: str, ipc: Any, iterations: int, rate: float, rate_of_rates: float | None
 ) -> None:
-    found = settings_of(METHODS.get(method), ipc)
-    assert found["run"]["iterations"] == iterations
-    assert found["outer"]["rate"] == pytest.approx(rate)
-    assert found["outer"].get("rate_of_rates") == (None if rate_of_rates is None else pytest.approx(rate_of_rates))
+    config = paper(METHODS.get(method), ipc)
+    assert config.iterations == iterations
+    assert config.outer.rate == pytest.approx(rate)
+    assert config.outer.rate_of_rates == pytest.approx(rate_of_rates or 0.0)
 
 
 def test_show(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -389,8 +389,8 @@ def test_a_network_that_does_not_fit_is_a_row_that_says_why(
 )
 def test_the_clock_ends_the_recipe_and_nothing_else(flags: list[str], seconds: int | None) -> None:
     parser, _ = make_parser("distill")
-    _, settings = distill._settings(parser.parse_args(["distill", *flags]), None)
-    assert settings["run"]["budget"] == seconds
+    _, config = distill._asked(parser.parse_args(["distill", *flags]))
+    assert config.budget == seconds
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,27 @@ def test_damaged_settings(digits: dd.RealData, tmp_path: Path) -> None:
             run(digits, tmp_path, resume=True)
 
 
+def test_a_folder_from_before_there_was_a_choice_goes_on(digits: dd.RealData, tmp_path: Path) -> None:
+    """The first files of format 1 have neither the options nor the facts that came later."""
+    first = run(digits, tmp_path)
+    file = tmp_path / "config.json"
+    document = json.loads(file.read_text())
+    for name in (
+        *("engine", "batch_norm", "attack", "pool", "pool_digest", "source", "trajectories", "trajectories_digest"),
+        *("zca", "kernels"),
+    ):
+        del document[name]
+    del document["outer"]["settle"], document["method"]["network_clip"]
+    file.write_text(json.dumps(document))
+    again = run(digits, tmp_path, resume=True)
+    assert torch.equal(first.distilled.images, again.distilled.images)
+    assert RunFolder(tmp_path).settings().config.method == dd.methods.DD(images="mean", batch=64)
+    for name in ("seed", "outer", "versions"):
+        file.write_text(json.dumps({key: value for key, value in document.items() if key != name}))
+        with pytest.raises(DamagedFileError, match=f"'{name}' is missing"):
+            run(digits, tmp_path, resume=True)
+
+
 @pytest.mark.parametrize("name", ["config", "variables.values:images"])
 def test_an_altered_checkpoint_is_passed_over(digits: dd.RealData, tmp_path: Path, name: str) -> None:
     run(digits, tmp_path)

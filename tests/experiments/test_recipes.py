@@ -11,9 +11,9 @@ import pytest
 from conftest import ROOT
 
 from datadistill.data import DATASETS
-from datadistill.experiments.job import make_job
 from datadistill.experiments.recipes import Recipe, parse_recipe, recipes
 from datadistill.experiments.recipes.measured import Measured, load_measured, record_measured
+from datadistill.methods import DD
 from datadistill.utils.errors import DamagedFileError, RequestError
 
 FILES = sorted((ROOT / "datadistill" / "experiments" / "recipes").glob("*.toml"))
@@ -53,9 +53,7 @@ PUBLISHED |= {
 def test_a_shipped_recipe_is_whole(file: Path) -> None:
     recipe = recipes().get(file.stem)
     for point in recipe.points:
-        settings = recipe.settings(point)
-        make_job(settings)
-        assert DATASETS.get(settings["run"]["dataset"])
+        assert DATASETS.get(recipe.config(point).dataset)
     assert {value for key, value in recipe.paper.items() if key != "source"} <= PUBLISHED
     assert recipe.line
     assert json.loads(json.dumps(recipe.paper)) == recipe.paper
@@ -158,9 +156,10 @@ def test_too_few_networks_for_judging() -> None:
 def test_a_point_changes_what_it_names() -> None:
     data = small() | {"baselines": [], "expect": {"gain_at_least": 0.0}}
     data["sweep"] = {"axis": "steps", "points": [{"label": "1", "method": {"steps": 1}}, {"label": "2"}]}
-    first, second = map(parse_recipe("small", data).settings, parse_recipe("small", data).points)
-    assert (first["method"].pop("steps"), second["method"].pop("steps")) == (1, 2)
-    assert first == second
+    recipe = parse_recipe("small", data)
+    first, second = map(recipe.config, recipe.points)
+    assert (first.method, second.method) == (DD(steps=1), DD(steps=2))
+    assert replace(first, method=second.method) == second
 
 
 def test_the_digest_is_of_what_is_run() -> None:

@@ -214,7 +214,7 @@ def test_an_interrupted_run_goes_on(
     assert main(["reproduce", "digits-plain", "--out", "out", "--resume", "--seed", "1"]) == 2
     assert "seed 0, but 1" in capsys.readouterr().err
     with monkeypatch.context() as patch:
-        patch.setattr("datadistill.experiments.job.distill", stop)  # what is finished is not made again
+        patch.setattr("datadistill.experiments.runner.distill", stop)  # what is finished is not made again
         assert main(["reproduce", "digits-plain", "--out", "out", "--resume"]) == 0
     found = json.loads(Path("out/results.json").read_text())
     assert [line["accuracy"]["mean"] for line in found.values()] == [line.accuracy.mean for line in whole.lines]

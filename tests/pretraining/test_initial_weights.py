@@ -222,5 +222,5 @@ def test_settings_from_before_there_were_pools_are_read(digits: dd.RealData, tmp
     assert config.pop("pool") is None
     assert config.pop("pool_digest") is None
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert RunFolder(tmp_path).settings().pool is None
+    assert RunFolder(tmp_path).settings().asked["pool"] is None
     run(digits, "random-init", None, out=tmp_path, resume=True)

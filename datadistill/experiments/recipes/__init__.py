@@ -5,11 +5,10 @@ from functools import cache
 from importlib import resources
 
 from datadistill.experiments.recipes.parse import parse_recipe
-from datadistill.experiments.recipes.record import RUN_DEFAULTS, Expect, ExpertsRecipe, Point, PoolRecipe, Recipe, Sweep
+from datadistill.experiments.recipes.record import Expect, ExpertsRecipe, Point, PoolRecipe, Recipe, Sweep
 from datadistill.utils.registry import Registry
 
 __all__ = [
-    "RUN_DEFAULTS",
     "Expect",
     "ExpertsRecipe",
     "Point",

@@ -11,24 +11,19 @@ from typing import Any
 
 from datadistill.baselines import BASELINES
 from datadistill.distillation.budget import parse_duration
-from datadistill.distillation.optimizer import Outer
-from datadistill.engine import Engine
-from datadistill.methods import METHODS
+from datadistill.distillation.config import IN_RUN, RunConfig
+from datadistill.methods import record_of
 from datadistill.models import SCHEMES, has_own_weights
 from datadistill.pretraining.initial_weights import KINDS
 from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.errors import RequestError, unknown_name
 
-RUN_DEFAULTS: dict[str, Any] = {
-    **{"dataset": "mnist", "model": "lenet", "weights": "fixed-init", "scheme": "xavier", "pool": None, "ipc": None},
-    **{"seed": 0, "device": "auto", "batch_norm": "auto", "attack": None, "iterations": None, "budget": None},
-    **{"trajectories": None, "zca": False},
-}
-"""What `distill` is asked besides method, outer loop and engine."""
-
-_IN_RUN = RUN_DEFAULTS.keys() - {"pool", "seed", "device", "budget", "trajectories"}
+_IN_RUN = set(IN_RUN) - {"pool", "seed", "device", "budget", "trajectories"}
 _FULL = "-full"
-_IN_FULL = ("run", "method", "outer", "experts", "expect")
+_GROUPS = ("run", "method", "outer")
+"""What a recipe and its points say of a run."""
+
+_IN_FULL = (*_GROUPS, "experts", "expect")
 _WORDS = ("name", "line", "paper", "expect", "full", "at_most")
 """What a measured value does not depend on."""
 
@@ -241,10 +236,9 @@ class Recipe:
             if self.full:
                 check_keys("full", self.full, _IN_FULL)
                 self.in_full()
-            Engine(**self.engine)
             parse_duration(self.at_most or None)
             for point in self.points:
-                self._check(self.settings(point))
+                self._check(point)
                 if point.scheme is not None:
                     SCHEMES.get(point.scheme)
             for name in self.baselines:
@@ -267,8 +261,7 @@ class Recipe:
         """
         if not self.full:
             raise RequestError(f"recipe {self.name} is in full already: leave out --full")
-        parts = ("run", "method", "outer")
-        own: dict[str, Any] = {name: {**getattr(self, name), **self.full.get(name, {})} for name in parts}
+        own: dict[str, Any] = {name: {**getattr(self, name), **self.full.get(name, {})} for name in _GROUPS}
         expect = replace(self.expect, **parse_expect(self.full.get("expect", {})))
         experts = self.experts
         if experts is not None:
@@ -282,14 +275,10 @@ class Recipe:
         """Those of the sweep, or the one point that a recipe without one is."""
         return (Point(""),) if self.sweep is None else self.sweep.points
 
-    def settings(self, point: Point | None = None) -> dict[str, dict[str, Any]]:
-        """What is asked at a point: `run` with every default filled in, `method`, `outer` and `engine`."""
-        at = point or Point("")
-        run = {**RUN_DEFAULTS, **self.run, **at.run}
-        run["attack"] = None if run["attack"] is None else tuple(run["attack"])
-        outer = {**self.outer, **at.outer}
-        outer["betas"] = tuple(outer.get("betas", Outer.betas))
-        return {"run": run, "method": {**self.method, **at.method}, "outer": outer, "engine": dict(self.engine)}
+    def config(self, point: Point | None = None) -> RunConfig:
+        """What is asked for at a point, where it is not the only one."""
+        config = RunConfig().changed({name: getattr(self, name) for name in _GROUPS} | {"engine": self.engine})
+        return config if point is None else config.changed({name: getattr(point, name) for name in _GROUPS})
 
     @property
     def digest(self) -> str:
@@ -312,21 +301,19 @@ class Recipe:
         spread = f" ± {100 * self.paper[which + '_std']:.1f}" if which + "_std" in self.paper else ""
         return f"{100 * self.paper[which]:.1f}{spread} %"
 
-    def _check(self, settings: Mapping[str, dict[str, Any]]) -> None:
-        run, method = settings["run"], dict(settings["method"])
-        check_keys("run", {**self.run, **{key: run[key] for point in self.points for key in point.run}}, _IN_RUN)
-        METHODS.get(method.pop("name")).build(method)
-        Outer(**settings["outer"])
-        SCHEMES.get(run["scheme"])
-        if (self.method["name"] == "mtt") != (self.experts is not None):
-            raise RequestError(f"[method] is {self.method['name']}, which does not go with its [experts]")
-        if run["iterations"] is None:
+    def _check(self, point: Point) -> None:
+        check_keys("run", {**self.run, **point.run}, _IN_RUN)
+        config = self.config(point)
+        SCHEMES.get(config.scheme)
+        if record_of(config.method).needs.experts != (self.experts is not None):
+            raise RequestError(f"[method] is {config.method.name}, which does not go with its [experts]")
+        if config.iterations is None:
             raise RequestError("[run] has no iterations")
-        if run["zca"] and self.pool is not None:
+        if config.data.zca and self.pool is not None:
             raise RequestError("[run] has zca, which does not go with a [pool], whose networks know other images")
-        own = run["weights"] == "fixed-pretrained" and has_own_weights(run["model"])
-        if KINDS.get(run["weights"]).pretrained != (self.pool is not None or own):
-            raise RequestError(f"[run] has weights {run['weights']}, which does not go with its [pool]")
+        own = config.weights == "fixed-pretrained" and has_own_weights(config.model)
+        if KINDS.get(config.weights).pretrained != (self.pool is not None or own):
+            raise RequestError(f"[run] has weights {config.weights}, which does not go with its [pool]")
 
     def _check_together(self) -> None:
         expect, attack = self.expect, self.run.get("attack")

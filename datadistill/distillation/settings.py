@@ -1,0 +1,185 @@
+"""`config.json`: what a run was asked for and what it ran with, everything needed to run it again."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from datadistill.data.options import Options
+from datadistill.data.real import Source
+from datadistill.distillation.budget import parse_duration
+from datadistill.distillation.config import GROUPS, WITH_SOURCE, RunConfig
+from datadistill.methods import METHODS, Problem
+from datadistill.models import same_model
+from datadistill.utils.errors import DamagedFileError, RequestError
+from datadistill.utils.fields import check_types, options_in
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `config.json` holds: everything needed to run again.
+
+    Attributes:
+        asked: what the run was asked for, every name and number settled, as `RunConfig.as_json` has it.
+        versions: of the software that started the run.
+        threads: of the processor that it ran on.
+        recipe: the command that started it.
+        pool_digest: of the contents of the pool's file.
+        trajectories_digest: of the contents of the trajectories' folder.
+        source: of data of one's own: what it was called, how it was read, and what was in it.
+        kernels: our operations that took the place of PyTorch's; None in files from before that was recorded.
+    """
+
+    asked: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=dict)
+    threads: int = 1
+    recipe: str = ""
+    pool_digest: str | None = None
+    trajectories_digest: str | None = None
+    source: Source | None = None
+    kernels: list[str] | None = None
+
+    @property
+    def config(self) -> RunConfig:
+        """What the run was asked for.
+
+        Raises:
+            DamagedFileError: a method has no such hyper-parameter, and the like.
+        """
+        groups = {name: value for name, value in self.asked.items() if name in GROUPS}
+        run = {name: value for name, value in self.asked.items() if name not in GROUPS}
+        how = {} if self.source is None else {name: getattr(self.source.options, name) for name in WITH_SOURCE}
+        try:
+            return RunConfig().changed({"run": run | how, **groups})
+        except TypeError as error:
+            raise DamagedFileError(f"the run's config.json is damaged: {error}") from error
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        own = asdict(self)
+        return {"format": FORMAT, **own.pop("asked"), **own}
+
+    def difference(self, other: "Settings") -> str | None:
+        """The first setting in which two runs differ, in words, or None; what only changes bits does not count."""
+        if self.source is not None and other.source is not None:
+            if self.source.digest != other.source.digest:
+                return f"the images of {self.source.given} have changed since it was started"
+            # The same images may have been moved, or come from another kind of file.
+            other = replace(other, asked=other.asked | {"dataset": self.asked["dataset"]}, source=self.source)
+        there, here = (json.loads(json.dumps(settings.as_json())) for settings in (self, other))
+        if same_model(self.asked["model"], other.asked["model"]):
+            here["model"] = there["model"]
+        for name in there:
+            if name not in _ONLY_CHANGES_BITS and there[name] != here[name]:
+                return f"{name} is {_brief(there[name], here[name])} there and {_brief(here[name], there[name])} here"
+        return None
+
+
+_IN_FIRST_FILES = (
+    *("dataset", "model", "weights", "scheme", "ipc", "seed", "method", "outer", "iterations", "budget", "device"),
+    *("versions", "threads", "recipe"),
+)
+"""What the first files of this format have; of whatever came later, a file without it has the default."""
+
+_BEFORE = {"batch_norm": "refused"}
+"""What is meant by a file without an option, where it is not today's default."""
+
+_ONLY_CHANGES_BITS = ("versions", "threads", "recipe", "pool", "trajectories", "kernels")
+"""What two parts of one run may differ in. Pools and trajectories may have been moved: their digests tell them."""
+
+
+def settings_of(problem: Problem, config: RunConfig, **facts: Any) -> Settings:
+    """What is written down of a run.
+
+    Args:
+        problem: what is distilled: how names and numbers were settled.
+        config: what was asked for.
+        facts: attributes of `Settings` that neither of them has.
+    """
+    real, pool, trajectories = problem.real, problem.pool, problem.trajectories
+    batch_norm: Any = problem.batch_norm
+    settled = replace(
+        config,
+        dataset=real.name if real.source is None else real.source.place or real.name,
+        data=replace(config.data, zca=real.is_whitened),
+        model=problem.model,
+        weights=problem.kind,
+        scheme=problem.scheme,
+        pool=None if pool is None else pool.path,
+        trajectories=None if trajectories is None else trajectories.folder,
+        ipc=problem.ipc,
+        batch_norm=batch_norm,
+        budget=parse_duration(config.budget),
+        device=problem.device.type,
+    )
+    return Settings(
+        settled.as_json(),
+        pool_digest=None if pool is None else pool.digest,
+        trajectories_digest=None if trajectories is None else trajectories.digest,
+        source=real.source,
+        **facts,
+    )
+
+
+def parse_settings(document: Any) -> Settings:
+    """Settings from JSON.
+
+    Raises:
+        DamagedFileError: something is missing, unknown or of the wrong type.
+    """
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise DamagedFileError(f"it has no format {FORMAT}")
+    for name in _IN_FIRST_FILES:
+        if name not in document or (name == "ipc" and document[name] is None):
+            raise DamagedFileError(f"'{name}' is missing or of the wrong type")
+    defaults = RunConfig().as_json() | _BEFORE
+    names = [entry.name for entry in fields(Settings) if entry.name != "asked"]
+    facts = {name: document[name] for name in names if name in document}
+    asked = {name: value for name, value in document.items() if name not in (*names, "format")}
+    if asked.keys() - defaults.keys():
+        raise DamagedFileError(f"'{min(asked.keys() - defaults.keys())}' is unknown")
+    for cls in (RunConfig, Options):
+        check_types(cls, {name: value for name, value in asked.items() if name not in GROUPS})
+    check_types(Settings, {name: value for name, value in facts.items() if name != "source"})
+    if isinstance(asked["ipc"], list) and not all(type(one) is int for one in asked["ipc"]):
+        raise DamagedFileError("'ipc' is not made of whole numbers")
+    if not all(isinstance(name, str) for name in facts.get("kernels") or ()):
+        raise DamagedFileError("'kernels' is not made of names")
+    facts["source"] = None if facts.get("source") is None else _parse_source(facts["source"])
+    return Settings(defaults | asked | _parse_groups(asked, defaults), **facts)
+
+
+def _parse_groups(asked: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The groups of options; an option that a file is too old to have is as it is by default."""
+    groups: dict[str, dict[str, Any]] = {}
+    for name in defaults.keys() & set(GROUPS):
+        groups[name] = asked.get(name, {})
+        if not isinstance(groups[name], dict):
+            raise DamagedFileError(f"'{name}' is missing or of the wrong type")
+        if name != "method":
+            groups[name] = defaults[name] | groups[name]
+    groups["engine"].pop("window", None)  # it was a choice of storage before it was an option of a method
+    method = groups["method"]
+    if not isinstance(method.get("name"), str):
+        raise DamagedFileError("the method has no name")
+    known = {info.name: info for info in METHODS}.get(method["name"])
+    old = {} if known is None else {option.name: option.default for option in options_in(known.make)}
+    return groups | {"method": old | method}
+
+
+def _parse_source(document: Any) -> Source:
+    try:
+        source = Source(**{**document, "options": Options(**document["options"])})
+    except (TypeError, KeyError, RequestError) as error:
+        raise DamagedFileError("'source' is of the wrong type") from error
+    if not all(isinstance(text, str) for text in (source.given, source.place, source.digest)):
+        raise DamagedFileError("'source' is of the wrong type")
+    return source
+
+
+def _brief(value: Any, other: Any) -> Any:
+    if isinstance(value, dict) and isinstance(other, dict):
+        return {key: value[key] for key in value if value[key] != other.get(key)}
+    return value

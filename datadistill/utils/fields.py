@@ -1,0 +1,140 @@
+"""Fields of dataclasses of options: what they mean, and how they are written on a command line and in JSON."""
+
+import inspect
+import re
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from datadistill.utils.errors import DamagedFileError
+from datadistill.utils.registry import Registry
+
+_HOW, _WORD = "how", "flag"
+_SCALARS = (str, int, float, bool, type(None))
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How an option is written on a command line, where its type does not say it.
+
+    Attributes:
+        parse: makes the value of a text; raises RequestError.
+        metavar: what stands for the value in help texts.
+        choices: the only names that there are.
+        otherwise: what is taken without the option, in words; its default without such words.
+        prefix: put before the names of a group's options.
+    """
+
+    parse: Callable[[str], Any] | None = None
+    metavar: str = ""
+    choices: Registry[Any] | None = None
+    otherwise: str = ""
+    prefix: str = ""
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """As `dataclasses.field` takes it."""
+        return {_HOW: self}
+
+
+@dataclass(frozen=True)
+class Option:
+    """A field of a dataclass of options.
+
+    Attributes:
+        name: of the field.
+        hint: its type.
+        default: its value where none is given; None where it is made afresh.
+        line: what the docstring of its class says of it.
+        flag: how it is written on a command line.
+        word: what its flag is called; None where it has none.
+    """
+
+    name: str
+    hint: Any
+    default: Any
+    line: str
+    flag: Flag
+    word: str | None
+
+    @property
+    def kinds(self) -> tuple[Any, ...]:
+        """The types that it may have, without None."""
+        return tuple(kind for kind in _alternatives(self.hint) if kind is not type(None))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that its type allows; empty where it may be something else too."""
+        first = self.kinds[0]
+        return tuple(map(str, get_args(first))) if get_origin(first) is Literal else ()
+
+    @property
+    def group(self) -> type[Any] | None:
+        """The dataclass of options that it holds, if it does."""
+        (first, *others) = self.kinds
+        return first if not others and isinstance(first, type) and is_dataclass(first) else None
+
+
+def options_in(cls: type[Any]) -> list[Option]:
+    """The options that a dataclass has, in order; its docstring has a section `Attributes:` that explains each."""
+    hints, lines = get_type_hints(cls), documented(cls)
+    return [
+        Option(
+            name=entry.name,
+            hint=hints[entry.name],
+            default=None if entry.default is MISSING else entry.default,
+            line=lines.get(entry.name, entry.name),
+            flag=entry.metadata.get(_HOW, Flag()),
+            word=entry.metadata.get(_WORD, entry.name),
+        )
+        for entry in fields(cls)
+    ]
+
+
+def documented(cls: type[Any]) -> dict[str, str]:
+    """What a dataclass's docstring says of its attributes."""
+    text = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2]
+    entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", text, re.MULTILINE)
+    return {name: " ".join(line.split()) for name, line in entries}
+
+
+def as_values(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for a dataclass from what TOML or JSON holds, which knows no tuples."""
+    hints = get_type_hints(cls)
+
+    def is_tuple(name: str) -> bool:
+        return any(get_origin(kind) is tuple for kind in _alternatives(hints.get(name)))
+
+    return {
+        name: tuple(value) if isinstance(value, list) and is_tuple(name) else value for name, value in given.items()
+    }
+
+
+def check_types(cls: type[Any], document: Mapping[str, Any]) -> None:
+    """Refuse JSON values that a dataclass's fields cannot have.
+
+    Raises:
+        DamagedFileError: one is of the wrong type.
+    """
+    for name, hint in get_type_hints(cls).items():
+        if name in document and not isinstance(document[name], _json_classes(hint)):
+            raise DamagedFileError(f"'{name}' is missing or of the wrong type")
+
+
+def _json_classes(hint: Any) -> tuple[type, ...]:
+    """The classes that a JSON value of this type may have."""
+    classes: set[type] = set()
+    for kind in _alternatives(hint):
+        origin = get_origin(kind) or kind
+        if origin is Literal:
+            classes |= {type(value) for value in get_args(kind)}
+        elif origin in _SCALARS:
+            classes.add(origin)
+        elif isinstance(origin, type) and issubclass(origin, Sequence | Mapping):
+            classes.add(list if issubclass(origin, Sequence) else dict)
+    return (*classes, int) if float in classes else tuple(classes)
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)

@@ -1,0 +1,130 @@
+"""One config of a run: its fields are the keywords, the flags, the keys of recipes and what config.json has."""
+
+import inspect
+import json
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import datadistill as dd
+from datadistill.data.options import Options
+from datadistill.distillation.config import IN_RUN, RunConfig
+from datadistill.distillation.run_folder import RunFolder
+from datadistill.methods import DD, MTT
+
+SMALL = RunConfig(
+    method=DD(images="mean", batch=64), model="mlp", iterations=4, outer=dd.Outer(rate=0.03, look_every=2), device="cpu"
+)
+
+ADDED = """
+import sys, json, importlib.abc, importlib.machinery, importlib.util
+from pathlib import Path
+
+NAME = "datadistill.distillation.config"
+ADDED = {
+    b"    seed: int = 0": b'    note_of_mine: str = "none yet"\\n',
+    b"        seed: of all": b"        note_of_mine: what I think.\\n",
+}
+
+class Adding(importlib.machinery.SourceFileLoader):
+    def get_data(self, path):
+        source = super().get_data(path)
+        if path.endswith(".py"):
+            for before, more in ADDED.items():
+                assert before in source
+                source = source.replace(before, more + before)
+        return source
+    def path_stats(self, path):
+        raise OSError  # no kept bytecode
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == NAME:
+            file = str(Path(path[0]) / "config.py")
+            return importlib.util.spec_from_file_location(name, file, loader=Adding(name, file))
+
+sys.meta_path.insert(0, Finder())
+
+import datadistill as dd
+from datadistill.cli.config import config_given
+from datadistill.cli.main import make_parser
+from datadistill.distillation.config import RunConfig
+from datadistill.experiments.recipes import parse_recipe, recipes
+
+for command in ("distill", "plan", "check"):
+    parser, commands = make_parser(command)
+    assert "what I think (default: none yet)" in " ".join(commands[command].format_help().split())
+    given = parser.parse_args([command, "--note-of-mine", "good"])
+    assert config_given(given, RunConfig()).note_of_mine == "good"
+recipe = parse_recipe("mine", {
+    "line": "mine",
+    "run": {"note_of_mine": "fair", "iterations": 2, "weights": "random-init"},
+    "method": {"name": "dd"},
+    "outer": {},
+    "expect": {"accuracy": [0.0, 1.0]},
+})
+assert recipe.config().note_of_mine == "fair"
+assert recipes().get("mnist-fixed-10").config().note_of_mine == "none yet"
+assert "note_of_mine: what I think" in dd.distill.__doc__
+real, method = dd.load("digits"), dd.methods.DD(batch=64)
+dd.distill(real, method, model="mlp", iterations=1, note_of_mine="poor", out="run", device="cpu")
+assert json.loads(Path("run/config.json").read_text())["note_of_mine"] == "poor"
+try:
+    dd.distill(real, method, model="mlp", iterations=1, out="run", resume=True, device="cpu")
+except dd.RequestError as error:
+    assert "note_of_mine is poor there and none yet here" in str(error)
+else:
+    raise AssertionError
+"""
+
+
+def test_a_new_option_is_one_field(tmp_path: Path) -> None:
+    """A field is added to the source as it is read; flags, recipes, keywords and config.json have it."""
+    subprocess.run([sys.executable, "-c", ADDED], check=True, cwd=tmp_path)
+
+
+def test_the_signature_and_the_docstring_have_every_option() -> None:
+    parameters = inspect.signature(dd.distill).parameters
+    options = {entry.name for entry in fields(RunConfig)} - {"dataset", "data"}
+    assert options <= parameters.keys()
+    assert parameters.keys() - options == {"real", "config", "out", "resume", "command", "reporter"}
+    assert parameters["batch_norm"].default == "auto"
+    for name in options:
+        assert f"{name}: " in (dd.distill.__doc__ or "")
+
+
+def test_an_option_that_there_is_not_is_refused_with_the_nearest(digits: dd.RealData) -> None:
+    with pytest.raises(TypeError, match=r"no option 'iteratons'; did you mean iterations\?"):
+        dd.distill(digits, iteratons=3)
+    with pytest.raises(TypeError, match=r"no option 'dataset'"):
+        dd.distill(digits, dataset="mnist")
+
+
+def test_keywords_are_put_on_top_of_a_config(digits: dd.RealData, tmp_path: Path) -> None:
+    whole = dd.distill(digits, config=replace(SMALL, seed=3), out=tmp_path)
+    found = RunFolder(tmp_path).settings().config
+    assert found == replace(SMALL, seed=3, dataset="digits", ipc=1, batch_norm="refused")
+    spelled = dd.distill(digits, SMALL.method, config=replace(SMALL, method=MTT()), seed=3)
+    assert torch.equal(whole.distilled.images, spelled.distilled.images)
+    assert torch.equal(dd.distill(digits, config=found).distilled.images, whole.distilled.images)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SMALL,
+        replace(SMALL, method=MTT(student_steps=3), attack=("0", "1"), ipc=[1] * 10, budget=3.0),
+        replace(SMALL, data=Options(zca=True), engine=dd.Engine(memory=2.0), outer=dd.Outer(betas=(0.1, 0.2))),
+    ],
+    ids=["small", "another method", "other groups"],
+)
+def test_json_is_the_config(config: RunConfig) -> None:
+    document = json.loads(json.dumps(config.as_json()))
+    groups: dict[str, Any] = {name: document.pop(name) for name in ("method", "outer", "engine")}
+    assert RunConfig().changed({"run": document, **groups}) == config
+    assert document.keys() <= set(IN_RUN)
