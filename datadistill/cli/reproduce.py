@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from datadistill.cli.common import add_data_root_flag, print_table
-from datadistill.cli.parsing import Parser, positive_int
+from datadistill.cli.parsing import Parser, add_fields, given_fields
 from datadistill.evaluation import Summary, percent
 from datadistill.experiments.recipes import Recipe, recipes
 from datadistill.experiments.recipes.measured import Measured, load_measured, record_measured
 from datadistill.experiments.recipes.record import range_text
-from datadistill.experiments.reproduce import reproduce
+from datadistill.experiments.reproduce import Changes, reproduce
 from datadistill.experiments.verdict import Line, Verdict, check, parse_line
 from datadistill.report.card import CURVE_NAME
 from datadistill.utils.errors import DatadistillError, RequestError
-from datadistill.utils.progress import Progress, clock, counting, say
+from datadistill.utils.progress import Progress, Screen, clock, counting, say
 
 USAGE = "[ID]"
 DESCRIPTION = """\
@@ -44,14 +44,10 @@ def add_flags(parser: Parser) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on with what --out holds")
     add_data_root_flag(parser)
-    parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or mps (default: auto)")
-    parser.add_argument("--seed", type=int, metavar="N", default=0, help="of all randomness (default: %(default)s)")
-    parser.add_argument("--nets", type=positive_int, metavar="N", help="networks to judge by (default: the recipe's)")
+    add_fields(parser, Changes, {"": {}})
     parser.add_argument(
         "--full", action="store_true", help="the published experiment, where the recipe is a smaller one"
     )
-    parser.add_argument("--iterations", type=positive_int, metavar="N", help="outer steps (default: the recipe's)")
-    parser.add_argument("--budget", metavar="TIME", help="wall clock instead of iterations, such as 90s or 5m")
     parser.add_argument("--no-baselines", action="store_true", help="judge only what was distilled")
     parser.add_argument(
         "--record", action="store_true", help="for developers: keep what a full run gave in the package, for --list"
@@ -74,18 +70,12 @@ def run(arguments: argparse.Namespace) -> None:
     verdict = reproduce(
         recipe,
         arguments.out or Path("runs") / f"reproduce-{recipe.name}",
+        Changes(**given_fields(arguments, Changes)),
         pools=arguments.pools,
         data_root=arguments.data_root,
-        nets=arguments.nets,
-        iterations=arguments.iterations,
-        budget=arguments.budget,
-        seed=arguments.seed,
-        device=arguments.device,
         resume=arguments.resume,
         baselines=not arguments.no_baselines,
-        watch=Progress,
-        bar=counting,
-        say=say,
+        screen=Screen(Progress, counting, say),
     )
     if arguments.record:
         record_measured(recipe.name, verdict.as_measured())

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datadistill.data.real import RealData
-from datadistill.experiments.recipes import ExpertsRecipe, PoolRecipe, Recipe
+from datadistill.experiments.recipes import PoolRecipe, Recipe
 from datadistill.methods import record_of
 from datadistill.pretraining.make import make_pool, make_trajectories
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.pretraining.trajectories import Trajectories
 from datadistill.utils.errors import RequestError
-from datadistill.utils.progress import Bar, quiet
+from datadistill.utils.progress import SILENT, Screen
 
 
 def check_nets(nets: int | None, weights: str, reserved: int | None) -> None:
@@ -32,10 +32,8 @@ def get_pool(
     asked: PoolRecipe,
     folder: Path,
     load: Callable[[str], RealData],
-    *,
     device: str = "auto",
-    say: Callable[[str], None] = lambda text: None,
-    bar: Bar = quiet,
+    screen: Screen = SILENT,
 ) -> Pool:
     """The pool that a recipe asks for: the one in a folder, or a new one there.
 
@@ -44,8 +42,7 @@ def get_pool(
         folder: where pools lie.
         load: gives a dataset by name, where networks have to be trained.
         device: to train on.
-        say: called with a sentence worth reading.
-        bar: shows progress.
+        screen: who is told how it is doing.
 
     Raises:
         RequestError: another pool is there.
@@ -56,7 +53,7 @@ def get_pool(
         pool = load_pool(path)
         _check_same(pool, asked)
         return pool
-    with bar(f"training {asked.nets} networks", asked.nets * asked.training.epochs) as count:
+    with screen.bar(f"training {asked.nets} networks", asked.nets * asked.training.epochs) as count:
         return make_pool(
             load(asked.dataset),
             path,
@@ -70,42 +67,35 @@ def get_pool(
             device=device,
             resume=path.with_name(path.name + ".parts").exists(),
             command=asked.command,
-            say=say,
+            say=screen.say,
             count=count,
         )
 
 
 def get_trajectories(
-    recipe: Recipe,
-    asked: ExpertsRecipe,
-    folder: Path,
-    real: RealData,
-    *,
-    device: str = "auto",
-    say: Callable[[str], None] = lambda text: None,
-    bar: Bar = quiet,
+    recipe: Recipe, folder: Path, real: RealData, device: str = "auto", screen: Screen = SILENT
 ) -> Trajectories:
     """The trajectories that a recipe matches: those in a folder, or new ones there.
 
     Args:
-        recipe: says which networks.
-        asked: what its experts must be.
+        recipe: says which networks, and what its experts must be.
         folder: where trajectories lie.
         real: the recipe's dataset.
         device: to train on.
-        say: called with a sentence worth reading.
-        bar: shows progress.
+        screen: who is told how it is doing.
 
     Raises:
         RequestError: others are there.
         Interrupted: Ctrl-C; experts that are finished are kept, and the next call goes on with them.
     """
-    config, training = recipe.config(), asked.training
+    config, asked = recipe.config(), recipe.experts
+    assert asked is not None, "a recipe that matches none has none to get"
+    training = asked.training
     proxy, zca = record_of(config.method).proxy(config.method), config.data.zca
     model = str(config.model) if proxy == "same" else proxy
     path = folder / asked.folder_name(config.dataset + "-zca" * zca, model)
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in training.known().items())
-    with bar(f"training {asked.count} experts", asked.count * training.epochs) as count:
+    with screen.bar(f"training {asked.count} experts", asked.count * training.epochs) as count:
         return make_trajectories(
             real,
             path,
@@ -119,7 +109,7 @@ def get_trajectories(
             resume=path.exists(),
             command=f"datadistill pretrain --trajectories --dataset {config.dataset}{' --zca' * zca} "
             f"--model {model} --scheme {config.scheme} --nets {asked.count} {options} --seed {asked.seed}",
-            say=say,
+            say=screen.say,
             count=count,
         )
 

@@ -1,7 +1,6 @@
 """Reproduce: a recipe is run, judged, and compared with what it is expected to give."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,84 +14,99 @@ from datadistill.experiments.verdict import Verdict
 from datadistill.report.card import CURVE_NAME
 from datadistill.report.curve import save_sweep
 from datadistill.utils.errors import Interrupted, RequestError
+from datadistill.utils.fields import Flag
 from datadistill.utils.files import read_json, write_json
-from datadistill.utils.progress import Bar, Reporter, Silent, quiet
+from datadistill.utils.progress import SILENT, Screen
 from datadistill.utils.runtime import resolve_device
 
 ASKED = "reproduce.json"
+
+_RECIPES = Flag(otherwise="the recipe's").metadata
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is asked for instead of what a recipe says.
+
+    Attributes:
+        nets: networks to judge by.
+        iterations: outer steps: a shorter form.
+        budget: wall clock instead of iterations, such as 90s or 5m: another one.
+        seed: of all randomness.
+        device: auto, cpu, cuda or mps.
+    """
+
+    nets: int | None = field(default=None, metadata=_RECIPES)
+    iterations: int | None = field(default=None, metadata=_RECIPES)
+    budget: float | str | None = field(default=None, metadata=Flag(metavar="TIME").metadata)
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.iterations is not None and self.budget is not None:
+            raise RequestError("give either iterations or a budget, not both")
+
+    @property
+    def length(self) -> dict[str, Any]:
+        """How long a run is, where that is asked for."""
+        both = {"iterations": self.iterations, "budget": self.budget}
+        return both if self.iterations or self.budget else {}
 
 
 def reproduce(
     recipe: Recipe,
     out: str | Path,
+    changes: Changes = Changes(),
     *,
     pools: str | Path = "pools",
     data_root: str | Path | None = None,
-    nets: int | None = None,
-    iterations: int | None = None,
-    budget: float | str | None = None,
-    seed: int = 0,
-    device: str = "auto",
     resume: bool = False,
     baselines: bool = True,
-    watch: Callable[[], AbstractContextManager[Reporter]] = lambda: nullcontext(Silent()),
-    bar: Bar = quiet,
-    say: Callable[[str], None] = lambda text: None,
+    screen: Screen = SILENT,
 ) -> Verdict:
     """Run a recipe and judge it.
 
     Args:
         recipe: one of `recipes()`, or one of your own.
         out: a folder for all of it.
+        changes: what is asked for instead of what the recipe says.
         pools: where pools of trained networks lie, with `trajectories` beside it; what is missing is made there.
         data_root: where official dataset files lie, as for `load`.
-        nets: networks to judge by; the recipe's without it.
-        iterations: outer steps instead of the recipe's: a shorter form.
-        budget: wall clock instead of iterations: another one.
-        seed: of all randomness.
-        device: `auto`, `cpu`, `cuda` or `mps`.
         resume: go on with what `out` holds.
         baselines: judge the recipe's too, which may take longest; nothing is expected of them.
-        watch: gives whoever is told how one run is doing, such as `Progress`.
-        bar: shows progress of everything else.
-        say: called with a sentence worth reading.
+        screen: who is told how it is doing.
 
     Raises:
         RequestError: the request was wrong, or `out` or `pools` hold something else.
         Interrupted: Ctrl-C; what is finished is kept.
         DatadistillError: it could not go on.
     """
-    if iterations is not None and budget is not None:
-        raise RequestError("give either iterations or a budget, not both")
-    on, folder = resolve_device(device), Path(out)
-    nets = nets or recipe.expect.nets
-    length = {"iterations": iterations, "budget": budget}
-    asked = {"recipe": recipe.name, "digest": recipe.digest, "seed": seed, "nets": nets, **length, "device": on.type}
+    on, folder, device = resolve_device(changes.device), Path(out), changes.device
+    nets = changes.nets or recipe.expect.nets
     for point in recipe.points:
         check_nets(nets, recipe.config(point).weights, None if recipe.pool is None else recipe.pool.reserved)
+    asked = {"recipe": recipe.name, "digest": recipe.digest, **asdict(changes), "nets": nets, "device": on.type}
     _check_folder(folder, asked, resume)
     config = recipe.config()
     real = load(config.dataset, data_root, zca=config.data.zca)
     pool = None
     if recipe.pool is not None:
-        pool = get_pool(recipe.pool, Path(pools), lambda name: load(name, data_root), device=device, say=say, bar=bar)
+        pool = get_pool(recipe.pool, Path(pools), lambda name: load(name, data_root), device, screen)
     write_json(folder / ASKED, asked)
-    changes = {"seed": seed, "device": device} | (length if iterations or budget else {})
+    own = {"seed": changes.seed, "device": device, **changes.length, "pool": pool}
     if recipe.experts is not None:
-        place = Path(pools).with_name("trajectories")
-        changes["trajectories"] = get_trajectories(recipe, recipe.experts, place, real, device=device, say=say, bar=bar)
-    command = f"{recipe.command} --seed {seed}"
-    command += "".join(f" --{name} {value}" for name, value in length.items() if value is not None)
-    work = Experiment(recipe, real.to(on), pool, nets, baselines, changes, folder, command, watch, bar, say)
+        own["trajectories"] = get_trajectories(recipe, Path(pools).with_name("trajectories"), real, device, screen)
+    command = f"{recipe.command} --seed {changes.seed}"
+    command += "".join(f" --{name} {value}" for name, value in changes.length.items() if value is not None)
+    work = Experiment(recipe, real.to(on), own, nets, baselines, folder, command, screen)
     try:
         lines = work.lines()
     except KeyboardInterrupt:
         raise Interrupted("interrupted; what is finished is kept", folder) from None
     if recipe.sweep is not None:
         save_sweep(recipe.sweep.axis, [(line.name, line.accuracy) for line in lines], folder / CURVE_NAME)
-    shortened = _shortened(recipe, nets, iterations, budget)
     threads = RunFolder(work.place(recipe.points[0])).settings().threads
-    return Verdict(recipe, tuple(lines), shortened, seed, on.type, threads, folder)
+    return Verdict(recipe, tuple(lines), _shortened(recipe, changes), changes.seed, on.type, threads, folder)
 
 
 def _check_folder(folder: Path, asked: dict[str, Any], resume: bool) -> None:
@@ -112,16 +126,17 @@ def _check_folder(folder: Path, asked: dict[str, Any], resume: bool) -> None:
             raise RequestError(f"the experiment in {folder} has {name} {there}, but {value} is asked for")
 
 
-def _shortened(recipe: Recipe, nets: int | None, iterations: int | None, budget: float | str | None) -> str:
+def _shortened(recipe: Recipe, changes: Changes) -> str:
     """In what a request is less than its recipe, in words."""
-    parts, full = [], sorted({recipe.config(point).iterations or 0 for point in recipe.points})
+    configs = [recipe.config(point) for point in recipe.points]
+    parts, full = [], sorted({config.iterations or 0 for config in configs})
     length = f"instead of {' or '.join(f'{number:,}' for number in full)}"
-    if iterations is not None and [iterations] != full:
-        parts.append(f"{iterations:,} iterations {length}")
-    if budget is not None:
-        parts.append(f"a budget of {budget} {length} iterations")
-    wanted = recipe.expect.nets or NETS
-    several = any(recipe.config(point).weights.startswith("random") for point in recipe.points)
+    if changes.iterations is not None and [changes.iterations] != full:
+        parts.append(f"{changes.iterations:,} iterations {length}")
+    if changes.budget is not None:
+        parts.append(f"a budget of {changes.budget} {length} iterations")
+    wanted, nets = recipe.expect.nets or NETS, changes.nets or recipe.expect.nets
+    several = any(config.weights.startswith("random") for config in configs)
     if several and nets is not None and nets < wanted:
         parts.append(f"{nets} networks instead of {wanted}")
     return ", ".join(parts)

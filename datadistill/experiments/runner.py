@@ -1,7 +1,6 @@
 """An experiment while it is run: its distilled sets and its baselines, each judged once and kept."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -32,7 +31,7 @@ from datadistill.report.card import conclude
 from datadistill.training.carried import shared_recipe
 from datadistill.utils.errors import DamagedFileError
 from datadistill.utils.files import read_json, write_json
-from datadistill.utils.progress import Bar, Reporter
+from datadistill.utils.progress import Screen
 from datadistill.utils.runtime import stream
 
 RESULTS = "results.json"
@@ -47,29 +46,29 @@ class Experiment:
     Attributes:
         recipe: what is run.
         real: the dataset, on the device.
-        pool: of trained networks, where the recipe has one.
+        changes: what `RunConfig` has instead of what the recipe says: seed, device, length, pool, trajectories.
         nets: to judge by.
         baselines: whether the recipe's are judged too.
-        changes: of what the recipe asks: seed, device, length, trajectories.
         folder: takes runs and results.
         command: to record.
-        watch: gives whoever is told how one run is doing.
-        bar: shows progress of everything else.
-        say: called with a sentence worth reading.
+        screen: who is told how it is doing.
     """
 
     recipe: Recipe
     real: RealData
-    pool: Pool | None
+    changes: dict[str, Any]
     nets: int | None
     baselines: bool
-    changes: dict[str, Any]
     folder: Path
     command: str
-    watch: Callable[[], AbstractContextManager[Reporter]]
-    bar: Bar
-    say: Callable[[str], None]
+    screen: Screen
     _runs: dict[Path, Run] = field(default_factory=dict)
+
+    @property
+    def pool(self) -> Pool | None:
+        """Of trained networks, where the recipe has one."""
+        pool: Pool | None = self.changes["pool"]
+        return pool
 
     def lines(self) -> list[Line]:
         """Judge everything that is not judged yet."""
@@ -100,7 +99,7 @@ class Experiment:
         config, place = self._config(self.recipe.points[0]), self.place(self.recipe.points[0])
         config = replace(config, seed=config.seed + number)
         place = place if number == 0 else place.with_name(f"{place.name}-set-{number + 1}")
-        self.say(f"{self.recipe.name}: set {number + 1} of {self.recipe.expect.sets}")
+        self.screen.say(f"{self.recipe.name}: set {number + 1} of {self.recipe.expect.sets}")
         run = self._distill(config, place)
         _, score = conclude(run, self.real, self.nets, self.pool, seed=number)
         return _line(run.distilled, score, run.seconds)
@@ -119,12 +118,12 @@ class Experiment:
         return line
 
     def _config(self, point: Point) -> RunConfig:
-        return replace(self.recipe.config(point), pool=self.pool, **self.changes)
+        return replace(self.recipe.config(point), **self.changes)
 
     def _distill(self, config: RunConfig, place: Path) -> Run:
         """The run of a folder, which goes on with what is there."""
         resume = RunFolder(place).exists()
-        with self.watch() as reporter:
+        with self.screen.watch() as reporter:
             return distill(self.real, config=config, out=place, resume=resume, command=self.command, reporter=reporter)
 
     def place(self, point: Point) -> Path:
@@ -142,13 +141,13 @@ class Experiment:
         config, place = self._config(point), self.place(point)
         if place not in self._runs:
             if point.label:
-                self.say(f"{self.recipe.name}: {point.label}")
+                self.screen.say(f"{self.recipe.name}: {point.label}")
             self._runs[place] = self._distill(config, place)
         run = self._runs[place]
         if point.scheme is None:
             _, score = conclude(run, self.real, self.nets, self.pool)
         else:
-            with self.bar(f"evaluating {point.label}", work_of(run.distilled, self.nets)) as count:
+            with self.screen.bar(f"evaluating {point.label}", work_of(run.distilled, self.nets)) as count:
                 score = evaluate(
                     run.distilled,
                     self.real,
@@ -168,7 +167,7 @@ class Experiment:
         judges = self.pool.for_judging.to(problem.device).sample(line.nets, stream(0, "evaluation"))
         starts = judges if problem.starts.fixed is None else [problem.starts.fixed]
         tables = []
-        with self.bar("class by class", len(starts)) as count:
+        with self.screen.bar("class by class", len(starts)) as count:
             for start in starts:
                 found = audit(distilled, self.real, problem.network, [start], trained=True, count=count)
                 tables.append({change.name: change.before - change.after for change in found.classes})
@@ -191,9 +190,9 @@ class Experiment:
         recipe, rates, steps, epochs = shared_recipe(mine), mine.learning_rates, 1, 1
         if rates is not None and not mine.is_condensed:
             steps, epochs = len(mine.batches), len(rates) // len(mine.batches)
-        sets = info.choose(problem, steps, epochs, info.sets, self.bar, recipe)
+        sets = info.choose(problem, steps, epochs, info.sets, self.screen.bar, recipe)
         nets, pool = nets_per_set(self.nets or NETS, len(sets)), None if mine.is_condensed else self.pool
-        with self.bar(f"evaluating {name}", sum(work_of(data, nets) for data in sets)) as count:
+        with self.screen.bar(f"evaluating {name}", sum(work_of(data, nets) for data in sets)) as count:
             _, score = evaluate_sets(sets, problem.real, nets=self.nets, pool=pool, count=count)
         return _line(sets[0], score, 0.0)
 

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -123,6 +123,24 @@ Bar: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[], None]]
 def quiet(title: str, total: int) -> Iterator[Callable[[], None]]:
     """Like `counting`, but shows nothing."""
     yield lambda: None
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Who is told how something that takes long is doing.
+
+    Attributes:
+        watch: gives whoever is told how one run is doing, such as `Progress`.
+        bar: shows progress of everything else.
+        say: called with a sentence worth reading.
+    """
+
+    watch: Callable[[], AbstractContextManager[Reporter]] = lambda: nullcontext(Silent())
+    bar: Bar = quiet
+    say: Callable[[str], None] = lambda text: None
+
+
+SILENT = Screen()
 
 
 class Progress:

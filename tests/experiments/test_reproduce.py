@@ -18,6 +18,7 @@ from datadistill.experiments.recipes import Expect, Point, PoolRecipe, Recipe, S
 from datadistill.experiments.recipes.measured import load_measured
 from datadistill.experiments.reproduce import reproduce
 from datadistill.training.recipe import DC, TrainRecipe
+from datadistill.utils.progress import Screen
 from datadistill.utils.registry import Registry
 
 PLAIN = Recipe(
@@ -227,7 +228,7 @@ def test_a_run_stopped_while_distilling_goes_on(monkeypatch: pytest.MonkeyPatch)
 
     recipe = replace(PLAIN, baselines=(), outer={**PLAIN.outer, "look_every": 1})
     with pytest.raises(dd.Interrupted):
-        reproduce(recipe, "out", watch=Impatient)
+        reproduce(recipe, "out", screen=Screen(watch=Impatient))
     reproduce(recipe, "out", resume=True)
     reproduce(recipe, "whole")
     assert torch.equal(dd.load_distilled("out/run").images, dd.load_distilled("whole/run").images)
@@ -325,7 +326,7 @@ def test_several_sets_by_protocol_dc_are_one_line(digits: dd.RealData, monkeypat
         "datadistill.methods.judging.DC", replace(DC, epochs=30)
     )  # what the sets ask for: fewer are faster
     said: list[str] = []
-    verdict = reproduce(CONDENSED, "out", say=said.append)
+    verdict = reproduce(CONDENSED, "out", screen=Screen(say=said.append))
     own, baseline = verdict.lines
     sets = [dd.load_distilled(f"out/{name}") for name in ("run", "run-set-2")]
     assert not torch.equal(sets[0].images, sets[1].images)
@@ -336,7 +337,7 @@ def test_several_sets_by_protocol_dc_are_one_line(digits: dd.RealData, monkeypat
     results = json.loads(Path("out/results.json").read_text())
     assert list(results) == ["set 1 of 2", "set 2 of 2", "baseline random"]
     Path("out/results.json").write_text(json.dumps({"set 1 of 2": results["set 1 of 2"]}))
-    again = reproduce(CONDENSED, "out", resume=True, say=said.append)
+    again = reproduce(CONDENSED, "out", resume=True, screen=Screen(say=said.append))
     assert [line.accuracy for line in again.lines] == [own.accuracy, baseline.accuracy]
     assert said == [f"digits-condensed: set {n} of 2" for n in (1, 2, 2)]
 
@@ -361,8 +362,7 @@ def test_experts_of_whitened_images_have_a_name_of_their_own(
 
     monkeypatch.setattr(job, "make_trajectories", make)
     recipe = recipes().get("cifar-10-mtt-1")
-    assert recipe.experts is not None
     with pytest.raises(KeyboardInterrupt):
-        job.get_trajectories(recipe, recipe.experts, Path("trajectories"), digits)
+        job.get_trajectories(recipe, Path("trajectories"), digits)
     assert asked["path"].name.startswith("cifar-10-zca-convnetw32-")
     assert "--dataset cifar-10 --zca --model convnetW32 " in asked["command"]
