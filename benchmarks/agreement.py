@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 
 import datadistill as dd
+from datadistill.distillation.problem import make_problem
 from datadistill.engine import SGD, Engine, Network, hypergradient, kernels, with_noise
 from datadistill.engine.functional import Weights, batch_gradient
-from datadistill.methods import Problem, make_problem
+from datadistill.methods import Problem
 from datadistill.utils.runtime import keep_freed_memory, stream
 
 ENGINE = Engine(storage="recompute", product="reverse", execution="eager", inner_chunk=0, chunk=0)

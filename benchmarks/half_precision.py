@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 
 import datadistill as dd
+from datadistill.distillation.problem import make_problem
 from datadistill.engine import Weights, make_network
-from datadistill.methods import Context, make_problem, plan
+from datadistill.methods import Context, plan
 from datadistill.models import create_model, draw_weights
 from datadistill.pretraining.make import EXPERT_TRAINING, make_trajectories
 from datadistill.pretraining.pool import stacked_in_half

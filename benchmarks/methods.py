@@ -42,10 +42,11 @@ import common
 import torch
 
 import datadistill as dd
+from datadistill.distillation.problem import make_problem
 from datadistill.engine import Engine, Workload, kernels
 from datadistill.engine.functional import make_network
 from datadistill.engine.memory import LiveBytes
-from datadistill.methods import METHODS, Context, Method, Problem, make_problem, plan
+from datadistill.methods import METHODS, Context, Method, Problem, plan
 from datadistill.pretraining.make import EXPERT_TRAINING, make_trajectories
 from datadistill.pretraining.trajectories import Trajectories
 from datadistill.utils.runtime import keep_freed_memory, stream

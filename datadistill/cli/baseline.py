@@ -21,17 +21,17 @@ from datadistill.cli.common import (
     steps_for,
 )
 from datadistill.cli.parsing import Parser, command_line, number, one_of, positive_int
+from datadistill.distillation.problem import make_problem
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.distilled import FILE_NAME, DistilledData
 from datadistill.evaluation import NETS, Score, evaluate_sets, nets_per_set, percent, work_of
-from datadistill.methods import make_problem
 from datadistill.pretraining.initial_weights import KINDS
 from datadistill.pretraining.pool import Pool
 from datadistill.report.card import judging
 from datadistill.training.recipe import DC, TrainRecipe, changed
 from datadistill.utils.errors import RequestError
 from datadistill.utils.progress import counting, say
-from datadistill.utils.runtime import resolve_device, versions
+from datadistill.utils.runtime import versions
 
 USAGE = ""
 DESCRIPTION = """\
@@ -123,7 +123,7 @@ def run(arguments: argparse.Namespace) -> None:
         scheme=arguments.scheme or ("xavier" if settings is None else "default"),
         ipc=arguments.ipc or steps,
         seed=arguments.seed or 0,
-        device=resolve_device(arguments.device or "auto"),
+        device=arguments.device or "auto",
         batch_norm=arguments.batch_norm or "auto",
         pool=given_pool(arguments),
     )

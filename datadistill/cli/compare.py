@@ -21,9 +21,10 @@ from datadistill.cli.common import (
 )
 from datadistill.cli.parsing import Parser, one_of
 from datadistill.data import RealData
+from datadistill.distillation.problem import make_problem
 from datadistill.distilled import DistilledData, load_distilled
 from datadistill.evaluation import NETS, Score, evaluate, evaluate_sets, nets_per_set, percent, work_of
-from datadistill.methods import Problem, make_problem
+from datadistill.methods import Problem
 from datadistill.models import chosen_model, model_name, same_model
 from datadistill.pretraining.initial_weights import Fixed
 from datadistill.pretraining.pool import Pool

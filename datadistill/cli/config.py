@@ -10,7 +10,8 @@ from datadistill.cli.common import add_data_flags
 from datadistill.cli.parsing import Parser, add_fields, given_fields, in_cases, one_of
 from datadistill.data import RealData, Source, load
 from datadistill.data.ipc import PROPORTIONAL
-from datadistill.distillation.config import RunConfig, problem_of
+from datadistill.distillation.config import RunConfig
+from datadistill.distillation.problem import make_problem
 from datadistill.experiments.recipes import Recipe, recipes
 from datadistill.methods import METHODS, Method, MethodInfo, Problem, options_of
 from datadistill.utils.errors import RequestError
@@ -181,7 +182,7 @@ def problem_given(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> 
     if recipe is not None:
         base = base.changed({"method": {n: v for n, v in changes.items() if n in options_of(base.method)}})
     config = config_given(arguments, base)
-    problem = problem_of(load_for(config, arguments.data_root), config)
+    problem = make_problem(load_for(config, arguments.data_root), config)
     for remark in problem.network.remarks:
         say(remark)
     return config.method, problem

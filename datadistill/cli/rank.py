@@ -10,6 +10,7 @@ from datadistill.cli.common import add_data_flags, add_run_flag, chosen_dataset,
 from datadistill.cli.parsing import Parser, positive_int
 from datadistill.data import RealData
 from datadistill.data.augment import NONE
+from datadistill.distillation.problem import make_problem
 from datadistill.distilled import DistilledData, is_format_2, load_distilled
 from datadistill.engine import network_for
 from datadistill.evaluation import (
@@ -24,7 +25,7 @@ from datadistill.evaluation import (
     percent,
     work_of,
 )
-from datadistill.methods import Problem, make_problem
+from datadistill.methods import Problem
 from datadistill.methods.dc import DSA_STRATEGY
 from datadistill.models import chosen_model, model_name, same_model
 from datadistill.pretraining.initial_weights import Fixed

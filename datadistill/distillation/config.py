@@ -12,19 +12,19 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
+
 from datadistill.data.ipc import parse_ipc
 from datadistill.data.options import Options
-from datadistill.data.real import RealData
 from datadistill.distillation.optimizer import Outer
 from datadistill.engine.config import Engine
-from datadistill.methods import METHODS, Method, Problem, Synthesis, make_problem, options_of, record_of
+from datadistill.methods import METHODS, Method, Synthesis, options_of, record_of
 from datadistill.models import ModelFactory
 from datadistill.pretraining.initial_weights import KINDS
-from datadistill.pretraining.pool import Pool, load_pool
-from datadistill.pretraining.trajectories import Trajectories, load_trajectories
+from datadistill.pretraining.pool import Pool
+from datadistill.pretraining.trajectories import Trajectories
 from datadistill.utils.errors import RequestError, suggestion
 from datadistill.utils.fields import Flag, as_values, options_in
-from datadistill.utils.runtime import resolve_device
 
 Made = TypeVar("Made", bound=Callable[..., Any])
 
@@ -81,7 +81,7 @@ class RunConfig:
     )
     budget: float | str | None = field(default=None, metadata=Flag(metavar="TIME").metadata)
     seed: int = 0
-    device: str = "auto"
+    device: str | torch.device = "auto"
     batch_norm: Literal["auto", "refused", "batch", "frozen"] = field(
         default="auto", metadata=Flag(otherwise="batch where they are untrained").metadata
     )
@@ -191,26 +191,3 @@ def with_options(function: Made) -> Made:
     lines = "".join(f"            {option.name}: {option.line}\n" for option in KEYWORDS)
     function.__doc__ = (function.__doc__ or "").replace("\n\n    Raises:", f"\n{lines}\n    Raises:", 1)
     return function
-
-
-def problem_of(real: RealData, config: RunConfig) -> Problem:
-    """What a config asks to be distilled from this data: names become a network, initial weights and numbers.
-
-    Raises:
-        RequestError: a name is unknown, or the network, the pool or the trajectories cannot be used.
-    """
-    pool, trajectories = config.pool, config.trajectories
-    return make_problem(
-        real,
-        model=config.model,
-        weights=config.weights,
-        scheme=config.scheme,
-        ipc=config.images_per_class,
-        seed=config.seed,
-        device=resolve_device(config.device),
-        engine=config.engine,
-        batch_norm=config.batch_norm,
-        attack=config.attack,
-        pool=load_pool(pool) if isinstance(pool, str | Path) else pool,
-        trajectories=load_trajectories(trajectories) if isinstance(trajectories, str | Path) else trajectories,
-    )

@@ -20,9 +20,10 @@ import torch
 
 from datadistill.data import Datasets, RealData, as_real
 from datadistill.distillation.budget import Length, parse_duration
-from datadistill.distillation.config import RunConfig, config_of, problem_of, with_options
+from datadistill.distillation.config import RunConfig, config_of, with_options
 from datadistill.distillation.memory import Fallback
 from datadistill.distillation.optimizer import Outer, Variables, improve
+from datadistill.distillation.problem import make_problem
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.distillation.settings import Settings, settings_of
 from datadistill.distillation.state import Best, RunState, pack, unpack
@@ -95,7 +96,7 @@ def distill(
     """
     config, reporter = config_of(method, config, options), reporter or Silent()
     method, length = config.method, Length(config.iterations, parse_duration(config.budget))
-    problem = problem_of(as_real(real), config)
+    problem = make_problem(as_real(real), config)
     for remark in problem.network.remarks:
         reporter.say(remark)
     _check_asked(method, problem)

@@ -8,8 +8,9 @@ from typing import Any
 
 from datadistill.baselines import BASELINES
 from datadistill.data import RealData
-from datadistill.distillation.config import RunConfig, problem_of
+from datadistill.distillation.config import RunConfig
 from datadistill.distillation.loop import Run, distill
+from datadistill.distillation.problem import make_problem
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.distilled import DistilledData, load_distilled
 from datadistill.evaluation import (
@@ -177,7 +178,7 @@ class Experiment:
 
     def _problem(self, config: RunConfig) -> Problem:
         """What is distilled, for those who learn from no experts."""
-        return problem_of(self.real, replace(config, trajectories=None))
+        return make_problem(self.real, replace(config, trajectories=None))
 
     @cached_property
     def _shared_problem(self) -> Problem:
@@ -188,7 +189,7 @@ class Experiment:
         info, problem = BASELINES.get(name), self._shared_problem
         mine = load_distilled(self.place(self.recipe.points[0]))
         recipe, rates, steps, epochs = shared_recipe(mine), mine.learning_rates, 1, 1
-        if rates is not None and not mine.is_condensed:
+        if rates is not None and recipe is None:
             steps, epochs = len(mine.batches), len(rates) // len(mine.batches)
         sets = info.choose(problem, steps, epochs, info.sets, self.screen.bar, recipe)
         nets, pool = nets_per_set(self.nets or NETS, len(sets)), None if mine.is_condensed else self.pool

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from datadistill.methods.base import Context, Method, Problem, State, Step, Synthesis, make_problem, options_of, plan
+from datadistill.methods.base import Context, Method, Problem, State, Step, Synthesis, options_of, plan
 from datadistill.methods.dc import DC, DSA_STRATEGY, loops_for
 from datadistill.methods.dd import DD
 from datadistill.methods.dm import DM
@@ -29,7 +29,6 @@ __all__ = [
     "State",
     "Step",
     "Synthesis",
-    "make_problem",
     "options_of",
     "plan",
     "record_of",

@@ -1,6 +1,6 @@
 """The interface of methods: hyper-parameters, initial distilled data, and the gradient of an outer step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from datadistill.data.augment import one_of, parse_augmentation
-from datadistill.data.ipc import Ipc, labels_in_order, resolve_ipc
+from datadistill.data.ipc import Ipc, labels_in_order
 from datadistill.data.real import RealData, Split
 from datadistill.distilled import DistilledData, Provenance
 from datadistill.engine.config import Engine
@@ -19,11 +19,11 @@ from datadistill.engine.features import headless
 from datadistill.engine.functional import Network, Noise
 from datadistill.engine.networks import network_for
 from datadistill.engine.planner import Workload, settle
-from datadistill.models import SCHEMES, ModelFactory, has_own_weights, model_name
+from datadistill.models import model_name
 from datadistill.pretraining.initial_weights import KINDS, InitialWeights, origin
 from datadistill.pretraining.pool import Pool
 from datadistill.pretraining.trajectories import Trajectories
-from datadistill.utils.errors import RequestError, unknown_name
+from datadistill.utils.errors import RequestError
 from datadistill.utils.runtime import stream
 
 State: TypeAlias = dict[str, Any]
@@ -159,68 +159,6 @@ class Problem:
             return {}
         attacked, target = (self.real.classes[label] for label in self.attack)
         return {"attack": {"class": attacked, "taken_for": target}}
-
-
-def make_problem(
-    real: RealData,
-    *,
-    model: str | ModelFactory,
-    weights: str,
-    scheme: str,
-    ipc: int | float | str | Sequence[int],
-    seed: int,
-    device: torch.device,
-    engine: Engine | None = None,
-    batch_norm: str = "auto",
-    attack: tuple[str, str] | None = None,
-    pool: Pool | None = None,
-    trajectories: Trajectories | None = None,
-) -> Problem:
-    """A problem from names, with the data and the network on the device.
-
-    Raises:
-        RequestError: a name is unknown, or the network, the pool or the trajectories cannot be used.
-    """
-    engine = engine or Engine()
-    network = network_for(model, real, device, batch_norm, engine.kernels)
-    kind = KINDS.get(weights)
-    scheme = SCHEMES.get(scheme).name
-    if pool is not None:
-        if not kind.pretrained:
-            raise RequestError(f"{kind.name} draws its weights: a pool is for random-pretrained and fixed-pretrained")
-        pool.check_fits(network, model_name(model), real)
-        scheme = pool.facts.scheme
-    elif trajectories is not None:
-        scheme = trajectories.facts.scheme
-    elif kind.name == "fixed-pretrained" and not has_own_weights(model):
-        raise RequestError(
-            f"fixed-pretrained needs trained weights, and {model} has none of its own: give a pool with --pool, or a "
-            "model function of your own that returns a trained network"
-        )
-    return Problem(
-        real=real.to(device),
-        network=network,
-        model=model_name(model),
-        starts=kind.make(network, scheme, seed, pool),
-        kind=kind.name,
-        scheme=scheme,
-        ipc=resolve_ipc(ipc, real),
-        seed=seed,
-        attack=None if attack is None else _parse_attack(real, attack),
-        batch_norm=network.batch_norm,
-        engine=engine,
-        pool=pool,
-        trajectories=trajectories,
-    )
-
-
-def _parse_attack(real: RealData, attack: tuple[str, str]) -> tuple[int, int]:
-    for name in attack:
-        if name not in real.classes:
-            raise unknown_name(f"class of {real.name}", name, real.classes)
-    if attack[0] == attack[1]:
-        raise RequestError(f"the attack is to take class {attack[0]} for itself: name two different classes")
-    return real.classes.index(attack[0]), real.classes.index(attack[1])
 
 
 class Context(NamedTuple):

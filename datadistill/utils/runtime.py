@@ -34,12 +34,14 @@ def keep_freed_memory() -> bool:
     return all(libc.mallopt(option, value) == 1 for option, value in settings)
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device for `auto`, `cpu`, `cuda` or `mps`; `auto` takes CUDA where there is one, else the CPU.
+def resolve_device(name: str | torch.device) -> torch.device:
+    """The device for `auto`, `cpu`, `cuda` or `mps`, or as it is; `auto` takes CUDA where there is one, else the CPU.
 
     Raises:
         RequestError: the name is unknown or the device is not available.
     """
+    if isinstance(name, torch.device):
+        return name
     available = {
         "auto": True,
         "cpu": True,

@@ -10,7 +10,8 @@ from conftest import start_of
 import datadistill as dd
 from datadistill.baselines import base, random_real
 from datadistill.baselines.base import COARSE, SCHEDULES, Rates, held_out_accuracy, tune, tuning_networks
-from datadistill.methods import DD, Problem, make_problem
+from datadistill.distillation.problem import make_problem
+from datadistill.methods import DD, Problem
 from datadistill.utils.runtime import stream
 
 

@@ -21,8 +21,9 @@ from datadistill.baselines import (
     random_real,
 )
 from datadistill.baselines.base import held_out_score
+from datadistill.distillation.problem import make_problem
 from datadistill.evaluation import evaluate_sets
-from datadistill.methods import Problem, make_problem
+from datadistill.methods import Problem
 
 STEPS, EPOCHS, IPC = 2, 2, 4
 

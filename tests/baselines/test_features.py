@@ -10,8 +10,8 @@ import datadistill as dd
 from datadistill.baselines.features import features_of, make_features
 from datadistill.baselines.herding import herd
 from datadistill.baselines.kcenter import spread
+from datadistill.distillation.problem import make_problem
 from datadistill.engine import make_network
-from datadistill.methods import make_problem
 from datadistill.models import create_model, draw_weights
 from datadistill.utils.progress import quiet
 from datadistill.utils.runtime import stream

@@ -11,7 +11,7 @@ import torch
 import datadistill as dd
 from datadistill.baselines import random_real
 from datadistill.cli.main import main
-from datadistill.methods import make_problem
+from datadistill.distillation.problem import make_problem
 from datadistill.training.carried import TAKES_LEARNED, inner_of
 from datadistill.training.recipe import DC
 from datadistill.utils.progress import quiet

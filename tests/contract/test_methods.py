@@ -17,9 +17,10 @@ from conftest import start_of, step_of
 
 import datadistill as dd
 from datadistill.baselines import random_real
+from datadistill.distillation.problem import make_problem
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.engine import Network
-from datadistill.methods import METHODS, Method, Problem, Synthesis, make_problem, record_of
+from datadistill.methods import METHODS, Method, Problem, Synthesis, record_of
 from datadistill.utils.errors import RequestError
 from datadistill.utils.runtime import stream
 

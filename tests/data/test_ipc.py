@@ -10,7 +10,7 @@ from own import digit_arrays
 import datadistill as dd
 from datadistill.baselines import BASELINES
 from datadistill.data.ipc import labels_in_order, resolve_ipc
-from datadistill.methods import make_problem
+from datadistill.distillation.problem import make_problem
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,11 @@ from conftest import start_of
 import datadistill as dd
 from datadistill.distillation.budget import Length, parse_duration
 from datadistill.distillation.optimizer import Variables, improve
+from datadistill.distillation.problem import make_problem
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.distillation.state import Best, flat, nested
 from datadistill.distillation.validation import SLOWER, held_out, slower
-from datadistill.methods import DD, Context, State, Step, make_problem
+from datadistill.methods import DD, Context, State, Step
 from datadistill.utils.errors import Interrupted, RequestError
 from datadistill.utils.runtime import stream
 

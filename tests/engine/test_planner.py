@@ -9,11 +9,12 @@ from conftest import start_of, step_of
 
 import datadistill as dd
 from datadistill.distillation.memory import Fallback
+from datadistill.distillation.problem import make_problem
 from datadistill.engine import Engine, kernels, predict, settle
 from datadistill.engine.memory import LiveBytes
 from datadistill.engine.parallel import map_on_cores
 from datadistill.engine.planner import cheaper
-from datadistill.methods import DD, Problem, make_problem, plan
+from datadistill.methods import DD, Problem, plan
 from datadistill.utils.runtime import stream
 
 

@@ -15,10 +15,11 @@ import datadistill as dd
 from datadistill.baselines import BASELINES, full_dataset
 from datadistill.baselines.random_real import draw
 from datadistill.cli.main import main
+from datadistill.distillation.problem import make_problem
 from datadistill.distillation.validation import held_out
 from datadistill.engine import make_network
 from datadistill.evaluation import accuracy_of, evaluate_sets, work_of
-from datadistill.methods import Problem, make_problem
+from datadistill.methods import Problem
 from datadistill.models import create_model, draw_weights
 from datadistill.training.carried import dc_recipe, inner_of
 from datadistill.training.fit import fit, walks_of

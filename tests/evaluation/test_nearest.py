@@ -8,9 +8,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import datadistill as dd
 from datadistill.baselines.random_real import draw
+from datadistill.distillation.problem import make_problem
 from datadistill.evaluation.nearest import nearest_labels
 from datadistill.evaluation.scores import wilson
-from datadistill.methods import make_problem
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from scipy import stats
 
 import datadistill as dd
 from datadistill.baselines.random_real import draw
+from datadistill.distillation.problem import make_problem
 from datadistill.evaluation import evaluate_sets, nets_per_set
-from datadistill.methods import make_problem
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from torch.func import functional_call
 
 import datadistill as dd
 from datadistill.data.augment import parse_augmentation, siamese
-from datadistill.methods import METHODS, Problem, make_problem
+from datadistill.distillation.problem import make_problem
+from datadistill.methods import METHODS, Problem
 from datadistill.methods.dc import LOOPS, distance, loops_for
 from datadistill.utils.errors import RequestError
 from datadistill.utils.runtime import stream

@@ -5,7 +5,8 @@ from conftest import start_of
 
 import datadistill as dd
 from datadistill.data.kmeans import cluster_centres
-from datadistill.methods import DD, Problem, make_problem
+from datadistill.distillation.problem import make_problem
+from datadistill.methods import DD, Problem
 from datadistill.utils.runtime import stream
 
 

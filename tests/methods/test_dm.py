@@ -8,8 +8,9 @@ from conftest import start_of, step_of
 
 import datadistill as dd
 from datadistill.data.augment import parse_augmentation, siamese
+from datadistill.distillation.problem import make_problem
 from datadistill.engine.features import headless
-from datadistill.methods import METHODS, make_problem
+from datadistill.methods import METHODS
 from datadistill.methods.dm import mean_feature
 from datadistill.utils.errors import RequestError
 from datadistill.utils.runtime import stream

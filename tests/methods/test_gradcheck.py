@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 import datadistill as dd
+from datadistill.distillation.problem import make_problem
 from datadistill.engine import Engine, make_network
 from datadistill.engine.differentiability import Trouble, find_undifferentiable, require_differentiable
-from datadistill.methods import DD, Method, Problem, Step, gradcheck, make_problem
+from datadistill.methods import DD, Method, Problem, Step, gradcheck
 from datadistill.methods.gradcheck import check_hypergradient
 from datadistill.models import ModelFactory, create_model
 from datadistill.models.lenet import LeNet

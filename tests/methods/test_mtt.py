@@ -11,9 +11,10 @@ from conftest import start_of, step_of
 from torch.func import functional_call
 
 import datadistill as dd
+from datadistill.distillation.problem import make_problem
 from datadistill.engine import Network, predict
 from datadistill.engine.memory import LiveBytes
-from datadistill.methods import Problem, make_problem
+from datadistill.methods import Problem
 from datadistill.methods.gradcheck import check_hypergradient
 from datadistill.methods.mtt import CIFAR_10, settings_for
 from datadistill.training.carried import dc_recipe

@@ -11,10 +11,11 @@ from torch import nn
 
 import datadistill as dd
 from datadistill.baselines import random_real
+from datadistill.distillation.problem import make_problem
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.engine import Weights, make_network
 from datadistill.evaluation import accuracy_of
-from datadistill.methods import DD, Problem, make_problem
+from datadistill.methods import DD, Problem
 from datadistill.models import create_model
 from datadistill.utils.errors import RequestError
 from datadistill.utils.runtime import stream

@@ -1,0 +1,86 @@
+"""What a config asks to be distilled: names become a network, initial weights and numbers."""
+
+from pathlib import Path
+from typing import Any
+
+from datadistill.data.ipc import resolve_ipc
+from datadistill.data.real import RealData
+from datadistill.distillation.config import RunConfig, config_of
+from datadistill.engine.functional import Network
+from datadistill.engine.networks import network_for
+from datadistill.methods.base import Problem
+from datadistill.models import SCHEMES, has_own_weights, model_name
+from datadistill.pretraining.initial_weights import KINDS
+from datadistill.pretraining.pool import Pool, load_pool
+from datadistill.pretraining.trajectories import Trajectories, load_trajectories
+from datadistill.utils.errors import RequestError, unknown_name
+from datadistill.utils.runtime import resolve_device
+
+
+def make_problem(real: RealData, config: RunConfig | None = None, **options: Any) -> Problem:
+    """A problem, with the data and the network on the device.
+
+    Args:
+        real: the dataset.
+        config: what is asked for; keywords are put on top of it.
+        **options: by the names of `RunConfig`'s fields, as for `distill`.
+
+    Raises:
+        RequestError: a name is unknown, or the network, the pool or the trajectories cannot be used.
+        TypeError: there is no option of that name.
+    """
+    config = config_of(None, config, options)
+    device, pool, trajectories = resolve_device(config.device), _pool(config), _trajectories(config)
+    network = network_for(config.model, real, device, config.batch_norm, config.engine.kernels)
+    kind, scheme = KINDS.get(config.weights), SCHEMES.get(config.scheme).name
+    if pool is not None:
+        scheme = _scheme_of(pool, network, config, real)
+    elif trajectories is not None:
+        scheme = trajectories.facts.scheme
+    elif kind.name == "fixed-pretrained" and not has_own_weights(config.model):
+        raise RequestError(
+            f"fixed-pretrained needs trained weights, and {config.model} has none of its own: give a pool with --pool, "
+            "or a model function of your own that returns a trained network"
+        )
+    return Problem(
+        real=real.to(device),
+        network=network,
+        model=model_name(config.model),
+        starts=kind.make(network, scheme, config.seed, pool),
+        kind=kind.name,
+        scheme=scheme,
+        ipc=resolve_ipc(config.images_per_class, real),
+        seed=config.seed,
+        attack=None if config.attack is None else _classes(real, config.attack),
+        batch_norm=network.batch_norm,
+        engine=config.engine,
+        pool=pool,
+        trajectories=trajectories,
+    )
+
+
+def _pool(config: RunConfig) -> Pool | None:
+    return load_pool(config.pool) if isinstance(config.pool, str | Path) else config.pool
+
+
+def _trajectories(config: RunConfig) -> Trajectories | None:
+    given = config.trajectories
+    return load_trajectories(given) if isinstance(given, str | Path) else given
+
+
+def _scheme_of(pool: Pool, network: Network, config: RunConfig, real: RealData) -> str:
+    """How a pool's weights were drawn, where it can be used."""
+    kind = KINDS.get(config.weights)
+    if not kind.pretrained:
+        raise RequestError(f"{kind.name} draws its weights: a pool is for random-pretrained and fixed-pretrained")
+    pool.check_fits(network, model_name(config.model), real)
+    return pool.facts.scheme
+
+
+def _classes(real: RealData, attack: tuple[str, str]) -> tuple[int, int]:
+    for name in attack:
+        if name not in real.classes:
+            raise unknown_name(f"class of {real.name}", name, real.classes)
+    if attack[0] == attack[1]:
+        raise RequestError(f"the attack is to take class {attack[0]} for itself: name two different classes")
+    return real.classes.index(attack[0]), real.classes.index(attack[1])
