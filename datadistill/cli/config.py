@@ -13,7 +13,7 @@ from datadistill.data.ipc import PROPORTIONAL
 from datadistill.distillation.config import RunConfig
 from datadistill.distillation.problem import make_problem
 from datadistill.experiments.recipes import Recipe, recipes
-from datadistill.methods import METHODS, Method, MethodInfo, Problem, options_of
+from datadistill.methods import METHODS, Method, MethodInfo, Problem, Synthesis, options_of
 from datadistill.utils.errors import RequestError
 from datadistill.utils.fields import options_in
 from datadistill.utils.progress import say
@@ -171,17 +171,22 @@ def load_for(config: RunConfig, root: str | None, before: Source | None = None) 
     return replace(real, source=replace(real.source, given=before.given))
 
 
-def problem_given(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> tuple[Method, Problem]:
+def problem_given(arguments: argparse.Namespace, changes: Mapping[str, Any] | None = None) -> tuple[Method, Problem]:
     """What the flags of `add_config_flags` ask for, of a command that looks at a run before it starts.
 
     Args:
         arguments: parsed.
         changes: hyper-parameters that are not the recipe's, where flags change a recipe.
+
+    Raises:
+        RequestError: a value is impossible, or the method has no outer step.
     """
     recipe, base = chosen_config(arguments)
     if recipe is not None:
-        base = base.changed({"method": {n: v for n, v in changes.items() if n in options_of(base.method)}})
+        base = base.changed({"method": {n: v for n, v in (changes or {}).items() if n in options_of(base.method)}})
     config = config_given(arguments, base)
+    if isinstance(config.method, Synthesis):
+        raise RequestError(f"method {config.method.name} optimises nothing: it has no outer step to look at")
     problem = make_problem(load_for(config, arguments.data_root), config)
     for remark in problem.network.remarks:
         say(remark)

@@ -129,7 +129,7 @@ def _whole_number(option: Option) -> Callable[[str], int]:
 
 
 def in_cases(bases: Mapping[str, Mapping[str, Any]], option: Option) -> str:
-    """What an option is without a flag: `256`, or `1024 with fixed-init, 256 with random-init`; empty for nothing."""
+    """What an option is without a flag: `256`, or `0.1 with dm, 1.0 with the others`; empty for nothing."""
     by_case = {case: base.get(option.name, option.default) for case, base in bases.items()}
     texts = {
         case: " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
@@ -141,6 +141,10 @@ def in_cases(bases: Mapping[str, Mapping[str, Any]], option: Option) -> str:
     together: dict[str, list[str]] = {}
     for case, text in texts.items():
         together.setdefault(text, []).append(case)
+    if together and texts.keys() == by_case.keys():
+        usual = max(together, key=lambda text: len(together[text]))
+        cases = together.pop(usual)
+        together[usual] = ["the others"] if len(cases) > 2 else cases
     return ", ".join(f"{text} with {' and '.join(cases)}" for text, cases in together.items())
 
 

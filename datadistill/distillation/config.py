@@ -8,7 +8,7 @@ in the docstring that says what it means.
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -127,7 +127,7 @@ class RunConfig:
             elif entry.name == "method":
                 document["method"] = {"name": value.name, **options_of(value)}
             else:
-                document[entry.name] = asdict(value) if is_dataclass(value) else value
+                document[entry.name] = asdict(value) if entry.name in GROUPS else value
         plain: dict[str, Any] = json.loads(json.dumps(document, default=str))
         return plain
 

@@ -57,6 +57,7 @@ def test_the_disk_it_predicts_is_the_disk_a_run_takes(tmp_path: Path, capsys: py
         (["--storage", "full", "--product", "forward"], "storage full keeps the graphs of product reverse"),
         (["--memory", "nan"], "memory is nan"),
         (["--execution", "graph"], "needs a CUDA device"),
+        (["--method", "random_teacher"], "method random_teacher optimises nothing"),
     ],
 )
 def test_a_wrong_request_is_one_sentence(flags: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:

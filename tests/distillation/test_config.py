@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 
 import datadistill as dd
 from datadistill.data.options import Options
@@ -85,7 +87,8 @@ else:
 
 def test_a_new_option_is_one_field(tmp_path: Path) -> None:
     """A field is added to the source as it is read; flags, recipes, keywords and config.json have it."""
-    subprocess.run([sys.executable, "-c", ADDED], check=True, cwd=tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", ADDED], check=True, cwd=tmp_path, env=environment)
 
 
 def test_the_signature_and_the_docstring_have_every_option() -> None:

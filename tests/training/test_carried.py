@@ -12,9 +12,10 @@ from safetensors import safe_open
 import datadistill as dd
 from datadistill.baselines.random_real import draw
 from datadistill.cli.main import main
+from datadistill.distillation.problem import make_problem
 from datadistill.distillation.validation import held_out
 from datadistill.evaluation import work_of
-from datadistill.methods import Problem, make_problem
+from datadistill.methods import Problem
 from datadistill.report.card import make_card
 from datadistill.training.carried import in_format_1, inner_of, own_steps, read_inner, recipe_of, shared_recipe
 from datadistill.training.recipe import DC, OWN_STEPS, TrainRecipe

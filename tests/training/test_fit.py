@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import datadistill as dd
 from datadistill.data.real import Split
+from datadistill.distillation.problem import make_problem
 from datadistill.engine import SGD, Network, Weights, make_network, walk, with_noise
 from datadistill.evaluation import accuracy_of
-from datadistill.methods import make_problem
 from datadistill.models import create_model, draw_weights
 from datadistill.training.fit import fit, path, walks_of
 from datadistill.training.recipe import OWN_STEPS, TrainRecipe
