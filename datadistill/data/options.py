@@ -34,7 +34,9 @@ class Options:
     channels: int | None = field(
         default=None, metadata=Flag(metavar="1|3", otherwise="grey where all pixels are").metadata
     )
-    white: int | float | None = field(default=None, metadata=Flag(otherwise="inferred from the largest of all").metadata)
+    white: int | float | None = field(
+        default=None, metadata=Flag(otherwise="inferred from the largest of all").metadata
+    )
     skip_unreadable: bool = field(default=False, metadata=Flag(otherwise="say which, and stop").metadata)
     zca: bool = field(default=False, metadata=Flag(otherwise=_AS_MADE).metadata)
 
