@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from datadistill.cli.common import add_data_flags
+from datadistill.cli.common import add_data_flags, steps_for
 from datadistill.cli.parsing import Parser, add_fields, given_fields, in_cases, one_of
 from datadistill.data import RealData, Source, load
 from datadistill.data.ipc import PROPORTIONAL
@@ -122,7 +122,10 @@ def start_of(
     if name is None:
         return None, paper(info, ipc)
     recipe = recipes().get(name)
-    return recipe, recipe.config()
+    config = recipe.config()
+    usual = options_of(config.method).get("steps")
+    # Nobody has asked for as many steps as the recipe has: so many images must be cut into them.
+    return recipe, config.changed({"method": {"steps": steps_for(usual, ipc)}}) if usual else config
 
 
 def chosen_config(arguments: argparse.Namespace) -> tuple[Recipe | None, RunConfig]:

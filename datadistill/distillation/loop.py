@@ -178,7 +178,13 @@ def _synthesised(
     accuracy = held_out(problem, distilled)
     pieces = method.pieces(problem)
     about = distilled.provenance
-    cost = {**about.cost, "outer_steps": 0, "peak_bytes": peak_memory(problem.device), "device": str(problem.device)}
+    cost = {
+        **about.cost,
+        "outer_steps": 0,
+        "peak_bytes": peak_memory(problem.device),
+        "device": str(problem.device),
+        "threads": torch.get_num_threads(),
+    }
     scores = [{"split": "held_out", "accuracy": accuracy.correct, "outer_step": pieces}]
     about = replace(about, cost=cost, scores=scores, recipe=command, versions=versions())
     distilled = replace(distilled, provenance=about)

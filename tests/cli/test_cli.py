@@ -401,3 +401,6 @@ def test_a_default_never_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datadistill.baselines.base._NETWORKS", 1)  # that rates are tuned on: fewer are faster
     assert main(["baseline", "--dataset", "digits", "--model", "mlp", "--ipc", "1", "--nets", "1", "--out", "few"]) == 0
     assert len(dd.load_distilled("few").batches) == 1
+    flags = ["--weights", "random-init", "--ipc", "1", "--iterations", "1", "--batch", "8", "--nets", "1"]
+    assert main(["distill", "--dataset", "digits", "--model", "mlp", *flags, "--out", "own"]) == 0
+    assert len(dd.load_distilled("own").batches) == 1

@@ -57,7 +57,7 @@ class NoMethod:
 class Half:
     name: str = "half"
 """
-FLAGS = ["--dataset", "digits", "--model", "mlp", "--weights", "random-init", "--ipc", "1", "--nets", "1"]
+FLAGS = ["--dataset", "digits", "--model", "mlp", "--nets", "1"]
 
 
 @pytest.fixture(autouse=True)

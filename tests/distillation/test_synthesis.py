@@ -10,6 +10,7 @@ import torch
 import datadistill as dd
 from datadistill.methods import Problem
 from datadistill.methods.judging import judged_by_protocol
+from datadistill.report.card import make_card
 from datadistill.utils.errors import RequestError
 
 
@@ -62,6 +63,7 @@ def test_pieces_are_kept_and_not_made_again(digits: dd.RealData, tmp_path: Path)
     assert torch.equal(whole.distilled.images, resumed.distilled.images)
     assert resumed.distilled.labels.bincount().tolist() == [2] * 10
     assert resumed.distilled.batches.tolist() == [list(range(20))]
+    assert make_card(resumed.distilled, dd.evaluate(resumed.distilled, digits, nets=1), "run")
     assert dd.load_distilled(tmp_path / "run").provenance.scores[0]["accuracy"] == resumed.held_out.correct
     with pytest.raises(RequestError, match="holds a run already"):
         run(digits, out=tmp_path / "run")
