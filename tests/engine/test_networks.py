@@ -1,5 +1,6 @@
 """What a run takes for granted of a network is asked once: put right and said where it can be, else one sentence."""
 
+import os
 import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -223,6 +224,7 @@ def test_weights_that_pytorch_does_not_see(keep: Any, place: str, digits: dd.Rea
     assert "nn.ModuleList" in str(error.value)
 
 
+@pytest.mark.skipif(os.environ.get("DATADISTILL_SHAPES") == "1", reason="that check draws random numbers itself")
 @pytest.mark.parametrize(
     "draw",
     [lambda: torch.randn(64), lambda: torch.from_numpy(np.random.randn(64)).float(), lambda: random.random()],  # noqa: NPY002
