@@ -186,11 +186,11 @@ def improve(
     pace = {name: rate * (own or outer.rate) / outer.rate for name, own in rates.items()}
     floored = {_KEYS[name] for name in non_negative}
     for name, value in variables.values.items():
+        mine = {key: state for key, state in variables.moments.items() if key.endswith(f"/{name}")}
         if name not in slopes:
             values[name] = value
-            moments |= {key: state for key, state in variables.moments.items() if key.endswith(f"/{name}")}
+            moments |= mine
             continue
-        mine = {key: state for key, state in variables.moments.items() if key.endswith(f"/{name}")}
         moved, moment = optimizer.update({name: value}, slopes, mine, pace[name], variables.steps)
         values |= {key: value.clamp_min(0) for key, value in moved.items()} if name in floored else moved
         moments |= moment
