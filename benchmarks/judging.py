@@ -83,9 +83,11 @@ CASES = (
 def ours(case: Case, nets: int, epochs: int, operations: str = "auto") -> list[Weights]:
     network, split = make_network(case.module(), operations=operations), Split(*case.batch(), num_classes=10)
     training = replace(SETTINGS, epochs=epochs)
+    # Before there are threads: making a module draws from the generator that initial weights are drawn from too.
+    starts = [case.start(net) for net in range(nets)]
 
     def one(net: int) -> Weights:
-        return fit(network, case.start(net), split, training, stream(net))
+        return fit(network, starts[net], split, training, stream(net))
 
     return each_on_one_core(one, range(nets), CPU)
 
