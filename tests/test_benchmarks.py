@@ -137,3 +137,37 @@ def test_same_bits_finds_what_differs_and_nothing_else(tmp_path: Path) -> None:
     assert row["differs"]["run/distilled.safetensors/images"] > 0
     (allowed,) = rows_of(*command[1:], "--allow", "dm/run/*")
     assert allowed["differs"] == row["differs"]
+
+
+@pytest.mark.slow
+def test_judging_trains_the_same_networks_on_every_side() -> None:
+    rows = rows_of(
+        "benchmarks/judging.py",
+        "--case",
+        "10 images",
+        "--rounds",
+        "1",
+        "--epochs",
+        "1",
+        "--nets",
+        "4",
+        "--threads",
+        "2",
+    )
+    assert max(rows[0]["error"], rows[0]["own_error"]) < 1e-2
+    assert min(rows[0]["time_ratio"], rows[0]["own_ratio"], rows[0]["limit_ratio"]) > 0
+
+
+@pytest.mark.slow
+def test_accuracy_prints_json_draws_and_goes_on(tmp_path: Path) -> None:
+    small = ["--dataset", "digits", "--model", "mlp", "--methods", "random,default", "--minutes", "0.02", "--nets", "2"]
+    command = [sys.executable, "benchmarks/accuracy.py", *small, "--out", str(tmp_path)]
+    first, again = (subprocess.run(command, cwd=ROOT, capture_output=True, text=True) for _ in range(2))
+    assert first.stdout == again.stdout
+    rows = [json.loads(line) for line in first.stdout.splitlines()]
+    assert [row["method"] for row in rows] == ["random", "default"]
+    assert all(0 < row[protocol]["mean"] < 1 for row in rows for protocol in ("own", "dc"))
+    assert rows[1]["steps"] > 0
+    beaten = [line for line in first.stderr.splitlines() if line.startswith("random has")]
+    assert first.returncode == again.returncode == bool(beaten)
+    assert (tmp_path / "accuracy.png").exists()
