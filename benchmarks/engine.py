@@ -54,7 +54,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from datadistill.engine import SGD, Engine, InnerStep, Workload, kernels, make_network, outer_step, settle, walk
+from datadistill.engine import (
+    SGD,
+    Engine,
+    InnerStep,
+    OuterLoss,
+    Workload,
+    kernels,
+    make_network,
+    outer_step,
+    settle,
+    walk,
+)
 from datadistill.engine.compiled import replayed
 from datadistill.engine.functional import Weights, batch_gradient
 from datadistill.engine.memory import LiveBytes
@@ -263,8 +274,8 @@ class Ours:
         work = self.work
 
         def through(weights: Weights) -> tuple[Tensor, Tensor]:
-            around = [work.real, work.real_labels]
-            found = outer_step(self.network, SGD(), weights, self.steps, self.outer, around, self.engine)
+            loss = OuterLoss(self.outer, [work.real, work.real_labels])
+            found = outer_step(self.network, SGD(), weights, self.steps, loss, self.engine)
             images = torch.zeros_like(work.images)
             for batch, gradient in found.images.items():
                 images[batch] = gradient

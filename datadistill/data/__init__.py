@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datadistill.data.bundled import digits, mnist, mnist_rgb
 from datadistill.data.catalogue import cifar_10, cifar_100, fashion_mnist, svhn, usps, usps_16
@@ -13,6 +14,7 @@ from datadistill.data.readers.solar import solar_cells
 from datadistill.data.real import RealData, Source, Split
 from datadistill.data.transforms import Normalization, Whitening
 from datadistill.utils.errors import RequestError
+from datadistill.utils.fields import check_names, options_in, with_options
 from datadistill.utils.progress import Bar, counting, say
 from datadistill.utils.registry import Registry
 
@@ -71,17 +73,14 @@ def is_named(name: str) -> bool:
     return name.lower() in (known.lower() for known in DATASETS.names())
 
 
+@with_options(options_in(Options))
 def load(
     name: str | Path,
     data_root: str | Path | None = None,
     *,
-    size: int | None = None,
-    channels: int | None = None,
-    white: int | float | None = None,
-    skip_unreadable: bool = False,
-    zca: bool = False,
     say: Callable[[str], None] = say,
     bar: Bar = counting,
+    **options: Any,
 ) -> RealData:
     """A dataset, on the CPU.
 
@@ -90,17 +89,13 @@ def load(
             an NPZ file, a Hugging Face dataset's folder or Parquet file, or `hf:NAME`.
         data_root: where official files lie; the environment variable `DATADISTILL_DATA` without it. What is not there
             is looked for in the user's cache and else fetched into it from its authors (docs/datasets.md).
-        size: of data of your own: the edge of its square images; inferred where all have one.
-        channels: of data of your own: 1 or 3; inferred from the pixels.
-        white: of data of your own of more than 8 bits, or of floats: the number that is white, such as 4095 or 1;
-            inferred from the largest of all.
-        skip_unreadable: of data of your own: go on without images that cannot be read.
-        zca: whiten all images after they are normalised (docs/datasets.md).
         say: is told what was inferred of data of your own; on standard error without it.
         bar: shows progress.
+        **options: how images are read, by the names of the fields of `Options`:
 
     Raises:
         RequestError: there is no such dataset, or no such folder.
+        TypeError: there is no option of that name.
         DamagedFileError: a file is not the official one, or cannot be read.
         DatadistillError: a file is missing and cannot be fetched.
     """
@@ -111,17 +106,19 @@ def load(
         )
     if not isinstance(data_root, str | Path | None):
         raise RequestError(f"data_root is {data_root!r:.60}, but must be a folder's path")
-    options = Options(size, channels, white, skip_unreadable)
+    check_names(options, options_in(Options), "a dataset")
+    zca = options.pop("zca", False)
+    how = Options(**options)
     if isinstance(name, Path) or (not is_named(name) and is_external(name)):
-        real = load_external(str(name), options, say, bar)
+        real = load_external(str(name), how, say, bar)
         return real.whitened(bar) if zca else real
     root = data_root if data_root is not None else os.environ.get("DATADISTILL_DATA")
     try:
         info = DATASETS.get(name)
     except RequestError as error:
         raise RequestError(f"{error}; data of your own is a folder, an .npz file or hf:NAME") from error
-    if options.flags:
-        flag = next(iter(options.flags)).replace("_", "-")
+    if how.flags:
+        flag = next(iter(how.flags)).replace("_", "-")
         raise RequestError(f"--{flag} is for data of your own, but {info.name} is read as it is")
     if root and not Path(root).is_dir():
         raise RequestError(f"there is no folder {root} to read datasets from")

@@ -1,7 +1,7 @@
 """Data of one's own: folders, NPZ files, Hugging Face datasets, arrays and `Dataset`s become RealData."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,11 +18,15 @@ from datadistill.data.readers.torch_dataset import collect
 from datadistill.data.real import RealData, Source
 from datadistill.data.splits import assemble
 from datadistill.utils.errors import RequestError, explain_os_error
+from datadistill.utils.fields import check_names, options_in, with_options
 from datadistill.utils.progress import Bar, counting, say
 
 Say: TypeAlias = Callable[[str], None]
 Datasets: TypeAlias = tuple[Dataset[Any], Dataset[Any]]
 """A training and a test split."""
+
+_IN_MEMORY = [option for option in options_in(Options) if option.name in ("size", "channels", "white")]
+"""How images are read that lie in no file."""
 
 
 def is_external(name: str) -> bool:
@@ -82,6 +86,7 @@ def short_name(name: str) -> str:
     return re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-.")[:40] or "data"
 
 
+@with_options(_IN_MEMORY)
 def from_arrays(
     x_train: Any,
     y_train: Any,
@@ -92,10 +97,8 @@ def from_arrays(
     *,
     classes: Any = None,
     name: str = "arrays",
-    size: int | None = None,
-    channels: int | None = None,
-    white: int | float | None = None,
     say: Say = say,
+    **options: Any,
 ) -> RealData:
     """A dataset from NumPy arrays, in their order.
 
@@ -109,15 +112,14 @@ def from_arrays(
         y_val: as `y_train`.
         classes: names by index; made from the labels without them.
         name: the dataset's name.
-        size: edge of the square images; inferred where they are square.
-        channels: 1 or 3; inferred from the pixels.
-        white: the number that is white, in floats and in what has more than 8 bits; inferred from the largest.
         say: is told what was inferred.
+        **options: how images are read; inferred without them:
 
     Raises:
         RequestError: naming the array that is no images, or no labels.
+        TypeError: there is no option of that name.
     """
-    _check_given("x_train", x_train, name)
+    how = _check_given("x_train", x_train, name, options)
     given = {"train": (x_train, y_train), "held_out": (x_val, y_val), "test": (x_test, y_test)}
     words = {"train": "train", "held_out": "val", "test": "test"}
     pairs: dict[str, Pair] = {}
@@ -127,10 +129,10 @@ def from_arrays(
         if images is not None and labels is not None:
             names = f"x_{words[role]}", f"y_{words[role]}"
             pairs[role] = Named(names[0], as_array(images, names[0])), Named(names[1], as_array(labels, names[1]))
-    options = Options(size, channels, white)
-    return assemble(short_name(name), Source(name, "", options), read_arrays(name, pairs, classes, options), say)
+    return assemble(short_name(name), Source(name, "", how), read_arrays(name, pairs, classes, how), say)
 
 
+@with_options(_IN_MEMORY)
 def from_datasets(
     train: Dataset[Any],
     test: Dataset[Any] | None = None,
@@ -138,11 +140,9 @@ def from_datasets(
     *,
     classes: Any = None,
     name: str = "datasets",
-    size: int | None = None,
-    channels: int | None = None,
-    white: int | float | None = None,
     say: Say = say,
     bar: Bar = counting,
+    **options: Any,
 ) -> RealData:
     """A dataset from `torch.utils.data.Dataset`s of pairs (image, label), each read once, in order.
 
@@ -153,37 +153,38 @@ def from_datasets(
         val: what every choice is made by; without one a stratified tenth of the training images.
         classes: names by index; those of `train.classes`, or made from the labels, without them.
         name: the dataset's name.
-        size: edge of the square images; inferred where they have one size.
-        channels: 1 or 3; inferred from the pixels.
-        white: the number that is white, in floats and in what has more than 8 bits; inferred from the largest.
         say: is told what was inferred.
         bar: shows progress.
+        **options: how images are read; inferred without them:
 
     Raises:
         RequestError: they do not give pairs of an image and a label.
+        TypeError: there is no option of that name.
     """
-    _check_given("train", train, name)
-    options = Options(size, channels, white)
+    how = _check_given("train", train, name, options)
     given = {"train": train, "held_out": val, "test": test}
-    collected = collect({role: one for role, one in given.items() if one is not None}, name, options, bar)
+    collected = collect({role: one for role, one in given.items() if one is not None}, name, how, bar)
     known = getattr(train, "classes", None)
     if classes is None and isinstance(known, list | tuple) and all(isinstance(one, str) for one in known):
         classes = known
-    found = read_arrays(name, collected.pairs, classes, options)
+    found = read_arrays(name, collected.pairs, classes, how)
     found = replace(found, whites=(*collected.whites, *found.whites), remarks=(*collected.remarks, *found.remarks))
-    return assemble(short_name(name), Source(name, "", options), found, say)
+    return assemble(short_name(name), Source(name, "", how), found, say)
 
 
-def _check_given(what: str, value: Any, name: Any) -> None:
-    """Refuse data without a training split, and a name that is none.
+def _check_given(what: str, value: Any, name: Any, options: Mapping[str, Any]) -> Options:
+    """How images are to be read; refuse data without a training split, and a name that is none.
 
     Raises:
         RequestError: naming the argument.
+        TypeError: there is no option of that name.
     """
     if value is None:
         raise RequestError(f"{what} is None, but nothing can be distilled without it")
     if not isinstance(name, str):
         raise RequestError(f"name is {name!r:.60}, but must be text")
+    check_names(options, _IN_MEMORY, what)
+    return Options(**options)
 
 
 def as_real(data: RealData | Datasets) -> RealData:

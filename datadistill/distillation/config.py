@@ -5,12 +5,11 @@ From the fields of `RunConfig` are made the keywords of `datadistill.distill`, t
 in the docstring that says what it means.
 """
 
-import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 
@@ -23,10 +22,8 @@ from datadistill.models import ModelFactory
 from datadistill.pretraining.initial_weights import KINDS
 from datadistill.pretraining.pool import Pool
 from datadistill.pretraining.trajectories import Trajectories
-from datadistill.utils.errors import RequestError, suggestion
-from datadistill.utils.fields import Flag, as_values, options_in
-
-Made = TypeVar("Made", bound=Callable[..., Any])
+from datadistill.utils.errors import RequestError
+from datadistill.utils.fields import Flag, as_values, check_names, options_in
 
 
 def _parse_attack(text: str) -> tuple[str, str]:
@@ -167,27 +164,10 @@ def config_of(method: Method | Synthesis | None, config: RunConfig | None, optio
     Raises:
         TypeError: there is no option of that name.
     """
-    known, default = [option.name for option in KEYWORDS], RunConfig()
-    for name in options:
-        if name not in known:
-            hint = suggestion(name, known) or f": there are {', '.join(known)}"
-            raise TypeError(f"a run has no option '{name}'{hint}")
+    check_names(options, KEYWORDS, "a run")
+    default = RunConfig()
     given = {
         name: getattr(default, name) if value is None and name in GROUPS else value for name, value in options.items()
     }
     base = config or default
     return replace(base, **given, method=method or base.method)
-
-
-def with_options(function: Made) -> Made:
-    """A function whose `**options` are a run's, with these in its signature and in its docstring."""
-    signature = inspect.signature(function)
-    own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
-    options = [
-        inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=option.hint)
-        for option in KEYWORDS
-    ]
-    vars(function)["__signature__"] = signature.replace(parameters=[*own, *options])
-    lines = "".join(f"            {option.name}: {option.line}\n" for option in KEYWORDS)
-    function.__doc__ = (function.__doc__ or "").replace("\n\n    Raises:", f"\n{lines}\n    Raises:", 1)
-    return function

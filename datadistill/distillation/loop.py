@@ -20,7 +20,7 @@ import torch
 
 from datadistill.data import Datasets, RealData, as_real
 from datadistill.distillation.budget import Length, parse_duration
-from datadistill.distillation.config import RunConfig, config_of, with_options
+from datadistill.distillation.config import KEYWORDS, RunConfig, config_of
 from datadistill.distillation.memory import Fallback
 from datadistill.distillation.optimizer import Outer, Variables, improve
 from datadistill.distillation.problem import make_problem
@@ -35,6 +35,7 @@ from datadistill.methods import record_of
 from datadistill.methods.base import Context, Method, Problem, State, Step, Synthesis, plan
 from datadistill.training.accuracy import Accuracy
 from datadistill.utils.errors import DatadistillError, Interrupted, RequestError
+from datadistill.utils.fields import with_options
 from datadistill.utils.interrupts import StopRequest
 from datadistill.utils.progress import Reporter, Silent, Status
 from datadistill.utils.runtime import peak_memory, stream, versions
@@ -64,7 +65,7 @@ class Run:
     remarks: tuple[str, ...]
 
 
-@with_options
+@with_options(KEYWORDS)
 def distill(
     real: RealData | Datasets,
     method: Method | Synthesis | None = None,

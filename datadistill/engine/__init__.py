@@ -1,7 +1,7 @@
 """The engine: training on distilled data, and its exact derivative. Knows no method."""
 
 from datadistill.engine.config import Engine
-from datadistill.engine.cuda_graph import outer_step
+from datadistill.engine.cuda_graph import OuterLoss, outer_step
 from datadistill.engine.functional import Network, Weights, make_network
 from datadistill.engine.hypergradient import Hypergradient, hypergradient
 from datadistill.engine.losses import Loss
@@ -20,6 +20,7 @@ __all__ = [
     "Loss",
     "Network",
     "Optimizer",
+    "OuterLoss",
     "Prediction",
     "State",
     "Weights",

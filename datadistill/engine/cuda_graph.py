@@ -6,7 +6,7 @@ first, and so has to be given, not closed over.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,8 +18,21 @@ from datadistill.engine.hypergradient import Hypergradient, hypergradient
 from datadistill.engine.optimizers import Optimizer
 from datadistill.engine.unroll import InnerStep
 
-OuterOf = Callable[..., tuple[Tensor, Weights]]
-"""Called with the last weights and with every other tensor that the outer loss depends on and that may change."""
+
+@dataclass(frozen=True, eq=False)
+class OuterLoss:
+    """An outer loss, and its gradient with respect to the last weights.
+
+    Attributes:
+        of: called with the last weights and `tensors`; of functions of one name, a graph takes the first for all.
+        tensors: all others that the loss depends on and that may change, such as the real batch.
+    """
+
+    of: Callable[..., tuple[Tensor, Weights]]
+    tensors: Sequence[Tensor]
+
+    def __call__(self, last: Weights) -> tuple[Tensor, Weights]:
+        return self.of(last, *self.tensors)
 
 
 def outer_step(
@@ -27,8 +40,7 @@ def outer_step(
     optimizer: Optimizer,
     weights: Weights,
     steps: Sequence[InnerStep],
-    outer: OuterOf,
-    around: Sequence[Tensor],
+    outer: OuterLoss,
     engine: Engine,
     kink_width: float = 0.0,
     first: int = 0,
@@ -40,8 +52,7 @@ def outer_step(
         optimizer: likewise.
         weights: likewise.
         steps: likewise.
-        outer: called with the last weights and `around`; of functions of one name, a graph takes the first for all.
-        around: such as the real batch.
+        outer: the outer loss.
         engine: with nothing left to be chosen.
         kink_width: likewise.
         first: likewise.
@@ -50,28 +61,24 @@ def outer_step(
     if engine.execution == "graph" and network.draws:
         warn_once(network, "draws", "execution graph cannot repeat what dropout or augmentation draws; running eagerly")
     if engine.execution != "graph" or network.draws:
-        return hypergradient(
-            network, optimizer, weights, steps, lambda last: outer(last, *around), inside, kink_width, first
-        )
+        return hypergradient(network, optimizer, weights, steps, outer, inside, kink_width, first)
     firsts = {step.batch: step for step in reversed(steps)}
     names, numbers = list(weights), tuple(step.batch for step in steps)
     soft = steps[0].labels.is_floating_point()
     given = [*weights.values(), torch.stack([step.rate.detach() for step in steps])]
-    given += [step.images for step in firsts.values()] + [step.labels for step in firsts.values()] + [*around]
+    given += [step.images for step in firsts.values()] + [step.labels for step in firsts.values()] + [*outer.tensors]
 
     def flat(tensors: list[Tensor]) -> list[Tensor]:
         values = iter(tensors)
         start, rates = {name: next(values) for name in names}, next(values)
         images, labels = ({number: next(values) for number in firsts} for _ in range(2))
-        rest = list(values)
         walked = [InnerStep(images[n], labels[n], rate, n) for n, rate in zip(numbers, rates.unbind(), strict=True)]
-        found = hypergradient(
-            network, optimizer, start, walked, lambda last: outer(last, *rest), inside, kink_width, first
-        )
+        same = OuterLoss(outer.of, list(values))
+        found = hypergradient(network, optimizer, start, walked, same, inside, kink_width, first)
         data = [part[number] for part in (found.images, found.labels)[: 1 + soft] for number in firsts]
         return [found.loss, found.rates, *data]
 
-    key = (getattr(outer, "__qualname__", ""), optimizer, inside, kink_width, first, numbers)
+    key = (getattr(outer.of, "__qualname__", ""), optimizer, inside, kink_width, first, numbers)
     values = iter(replayed(network, key, flat, given))
     loss, rates = next(values), next(values)
     images = {number: next(values) for number in firsts}

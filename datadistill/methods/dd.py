@@ -25,7 +25,7 @@ from torch import Tensor
 
 from datadistill.data.augment import augmented, parse_augmentation
 from datadistill.distilled import DistilledData
-from datadistill.engine.cuda_graph import outer_step
+from datadistill.engine.cuda_graph import OuterLoss, outer_step
 from datadistill.engine.functional import Weights, batch_gradient
 from datadistill.engine.hypergradient import Hypergradient
 from datadistill.engine.optimizers import SGD
@@ -170,8 +170,8 @@ class DD:
             return batch_gradient(problem.network, last, images, labels, engine.chunk, precision=precision)
 
         def through(one: tuple[Weights, list[InnerStep]]) -> Hypergradient:
-            around = [real.images, real.labels]
-            return outer_step(problem.network, SGD(), *one, outer, around, engine, self.kink_width, first)
+            loss = OuterLoss(outer, [real.images, real.labels])
+            return outer_step(problem.network, SGD(), *one, loss, engine, self.kink_width, first)
 
         results = map_on_cores(through, list(zip(starts, noisy, strict=True)), problem.device)
         if self.network_clip:

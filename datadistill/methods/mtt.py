@@ -31,7 +31,7 @@ from torch import Tensor
 from datadistill.data.augment import parse_augmentation
 from datadistill.distilled import DistilledData
 from datadistill.engine.config import Engine
-from datadistill.engine.cuda_graph import OuterOf, outer_step
+from datadistill.engine.cuda_graph import OuterLoss, outer_step
 from datadistill.engine.functional import Network, Weights
 from datadistill.engine.hypergradient import Hypergradient, hypergradient
 from datadistill.engine.optimizers import SGD
@@ -195,8 +195,8 @@ class MTT:
         numbers = [t % len(batches) for t in range(self.student_steps)]
         steps = with_noise(network, [InnerStep(*data[n], rate, n) for n in numbers], generator)
         through = outer_step if self.derivative == "exact" else _tesla
-        ends = [*start.values(), *target.values()]
-        found = through(network, SGD(), start, steps, _distance, ends, context.engine)
+        outer = OuterLoss(_distance, [*start.values(), *target.values()])
+        found = through(network, SGD(), start, steps, outer, context.engine)
         images = torch.zeros_like(distilled.images)
         for number, slope in found.images.items():
             images.index_add_(0, batches[number].to(images.device), slope)
@@ -259,8 +259,7 @@ def _tesla(
     optimizer: SGD,
     weights: Weights,
     steps: list[InnerStep],
-    outer: OuterOf,
-    around: list[Tensor],
+    outer: OuterLoss,
     engine: Engine,
 ) -> Hypergradient:
     """As `hypergradient`, with each step on its own: v is what it is at the end, for every step (Cui et al. 2023).
@@ -269,7 +268,7 @@ def _tesla(
     derivative would be this one, and each step needs its own graph only.
     """
     (last,) = deque(walk(network, optimizer, weights, steps, engine.inner_chunk), maxlen=1)
-    loss, v = outer(last, *around)
+    loss, v = outer(last)
     images, rates = dict[int, Tensor](), list[Tensor]()
     here = replace(engine, storage="recompute")
     for step in steps:

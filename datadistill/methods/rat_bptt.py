@@ -23,7 +23,7 @@ from torch import Tensor
 
 from datadistill.data.augment import one_of, parse_augmentation
 from datadistill.distilled import DistilledData
-from datadistill.engine.cuda_graph import outer_step
+from datadistill.engine.cuda_graph import OuterLoss, outer_step
 from datadistill.engine.functional import Weights, batch_gradient
 from datadistill.engine.hypergradient import Hypergradient
 from datadistill.engine.optimizers import Adam
@@ -125,7 +125,7 @@ class RaTBPTT:
             return batch_gradient(problem.network, last, images, labels, engine.chunk, precision=precision)
 
         def through(one: tuple[Weights, list[InnerStep]]) -> Hypergradient:
-            return outer_step(network, Adam(), *one, outer, [real.images, real.labels], engine, first=first)
+            return outer_step(network, Adam(), *one, OuterLoss(outer, [real.images, real.labels]), engine, first=first)
 
         results = map_on_cores(through, list(zip(starts, steps, strict=True)), problem.device)
         gradients = {"images": torch.zeros_like(distilled.images)}

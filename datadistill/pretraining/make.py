@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -34,9 +34,12 @@ from datadistill.training.accuracy import accuracy_of
 from datadistill.training.fit import fit
 from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.errors import DamagedFileError, DatadistillError, Interrupted, RequestError
+from datadistill.utils.fields import check_names, options_in, with_options
 from datadistill.utils.files import digest_of, read_json, read_tensors, write_json, write_tensors
 from datadistill.utils.interrupts import StopRequest
 from datadistill.utils.runtime import resolve_device, stream, versions
+
+Say: TypeAlias = Callable[[str], None]
 
 NETS, RESERVED, POOL_GB = 50, 10, 2.0
 EXPERTS, TRAJECTORIES_GB = 100, 5.0
@@ -44,25 +47,79 @@ EXPERT_TRAINING = TrainRecipe(50, 0.01, 256, "sgd", schedule="constant", augment
 """How Cazenavette et al. 2022 train experts for CIFAR-10, as their code does by default."""
 
 
+@dataclass(frozen=True)
+class PoolConfig:
+    """What a pool of networks is to be.
+
+    Attributes:
+        model: the network, by name or as a function that returns a `torch.nn.Module`.
+        scheme: how weights before training are drawn, one of `models.SCHEMES`.
+        nets: how many networks; 50 without it.
+        reserved: how many of them are for judging only; 10 without it.
+        training: epochs, rate and batch.
+        start: another pool, or its file, such as of networks that know other images: each of them is trained further.
+            The scheme, the number of networks and how many are reserved are then that pool's.
+        batch_norm: what layers with running statistics do: `batch`, or `refused`; `auto` as for `network_for`.
+        seed: of all randomness; the same seed gives the same bits.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        test: measure accuracies on the test split too.
+        max_gb: a pool that would take more gigabytes on the disk while it is made is refused.
+    """
+
+    model: str | ModelFactory = "lenet"
+    scheme: str = "xavier"
+    nets: int | None = None
+    reserved: int | None = None
+    training: TrainRecipe = field(default_factory=TrainRecipe)
+    start: Pool | str | Path | None = None
+    batch_norm: str = "auto"
+    seed: int = 0
+    device: str = "auto"
+    test: bool = False
+    max_gb: float = POOL_GB
+
+
+@dataclass(frozen=True)
+class TrajectoriesConfig:
+    """What expert trajectories are to be.
+
+    Attributes:
+        model: the network, by name or as a function that returns a `torch.nn.Module`.
+        scheme: how weights before training are drawn, one of `models.SCHEMES`.
+        experts: how many.
+        training: epochs, rate, batch and augmentation.
+        batch_norm: what layers with running statistics do: `batch`, or `refused`; `auto` as for `network_for`.
+        seed: of all randomness; the same seed gives the same bits.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        max_gb: more gigabytes on the disk are refused.
+    """
+
+    model: str | ModelFactory = "convnet"
+    scheme: str = "default"
+    experts: int = EXPERTS
+    training: TrainRecipe = EXPERT_TRAINING
+    batch_norm: str = "auto"
+    seed: int = 0
+    device: str = "auto"
+    max_gb: float = TRAJECTORIES_GB
+
+    def __post_init__(self) -> None:
+        if self.experts < 1 or self.training.epochs < 1:
+            raise RequestError(
+                f"{self.experts} experts of {self.training.epochs} epochs are no trajectories: ask for 1 or more each"
+            )
+
+
+@with_options(options_in(PoolConfig))
 def make_pool(
     real: RealData | Datasets,
     out: str | Path,
     *,
-    model: str | ModelFactory = "lenet",
-    scheme: str = "xavier",
-    nets: int | None = None,
-    reserved: int | None = None,
-    training: TrainRecipe | None = None,
-    start: Pool | str | Path | None = None,
-    batch_norm: str = "auto",
-    seed: int = 0,
-    device: str = "auto",
-    test: bool = False,
-    max_gb: float = POOL_GB,
     resume: bool = False,
     command: str = "",
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = lambda text: None,
     count: Callable[[], None] = lambda: None,
+    **options: Any,
 ) -> Pool:
     """Train networks on a dataset, several at a time, and write them to one file.
 
@@ -72,77 +129,56 @@ def make_pool(
         real: the dataset, or a training and a test `Dataset`; training sees its training split, and never
             the held-out slice.
         out: the file.
-        model: the network, by name or as a function that returns a `torch.nn.Module`.
-        scheme: how weights before training are drawn, one of `models.SCHEMES`.
-        nets: how many networks; 50 without it.
-        reserved: how many of them are for judging only; 10 without it.
-        training: epochs, rate and batch; `TrainRecipe()` without one.
-        start: another pool, or its file, such as of networks that know other images: each of them is trained further.
-            The scheme, the number of networks and how many are reserved are then that pool's.
-        batch_norm: what layers with running statistics do: `batch`, or `refused`; `auto` as for `network_for`.
-        seed: of all randomness; the same seed gives the same bits.
-        device: `auto`, `cpu`, `cuda` or `mps`.
-        test: measure accuracies on the test split too.
-        max_gb: a pool that would take more gigabytes on the disk while it is made is refused.
         resume: keep the networks that an earlier call with the same settings has finished.
         command: what to record as the command that made the pool.
         say: called with a sentence worth reading.
         count: called after each epoch of each network, `nets x epochs` times.
+        **options: what the pool is to be, by the names of `PoolConfig`'s fields:
 
     Raises:
         RequestError: the request was wrong.
+        TypeError: there is no option of that name.
         Interrupted: Ctrl-C; finished networks are kept.
         DatadistillError: training diverged, or a file could not be written.
     """
-    start = load_pool(start) if isinstance(start, str | Path) else start
-    total, reserved = _shares(nets, reserved, start)
+    check_names(options, options_in(PoolConfig), "a pool")
+    config = PoolConfig(**options)
+    start = load_pool(config.start) if isinstance(config.start, str | Path) else config.start
+    total, reserved = _shares(config.nets, config.reserved, start)
 
     def size(weights: int) -> str:
         last, meanwhile = 2 * weights * total, 4 * weights * total
         sizes = f"{total} networks take {last / 1e6:.1f} MB, and {meanwhile / 1e6:.1f} MB more while they are trained"
-        if not last + meanwhile <= max_gb * 1e9:
-            raise RequestError(f"{sizes}, but {max_gb:g} GB are allowed: lower --nets or raise --max-gb")
+        if not last + meanwhile <= config.max_gb * 1e9:
+            raise RequestError(f"{sizes}, but {config.max_gb:g} GB are allowed: lower --nets or raise --max-gb")
         return f"{sizes}."
 
-    real, network, known = _prepare(real, model, batch_norm, device, size, say)
+    real, network, known = _prepare(real, config, size, say)
     if start is not None:
-        start.check_fits(network, model_name(model), real)
-    facts = PoolFacts(
-        **known,
-        scheme=SCHEMES.get(scheme).name if start is None else start.facts.scheme,
-        training=training or TrainRecipe(),
-        seed=seed,
-        recipe=command,
-        reserved=reserved,
-        accuracies=(0.0,) * total,
-        start="" if start is None else start.digest,
-    )
+        start.check_fits(network, model_name(config.model), real)
+        known["scheme"] = start.facts.scheme
+    digest = "" if start is None else start.digest
+    facts = PoolFacts(**known, recipe=command, reserved=reserved, accuracies=(0.0,) * total, start=digest)
     out, starts = Path(out), None if start is None else start.networks
     parts = out.with_name(out.name + ".parts")
     maker = _Maker(real, network, facts, "network", out, parts, out, say, count, starts, epochs_kept=1)
     if maker.begin(resume, lambda: load_pool(out).facts):
         maker.train_missing(_read_part, _write_part)
-        _joined(maker, facts, test).save(out)
+        _joined(maker, facts, config.test).save(out)
         shutil.rmtree(parts, ignore_errors=True)
     return load_pool(out)
 
 
+@with_options(options_in(TrajectoriesConfig))
 def make_trajectories(
     real: RealData | Datasets,
     out: str | Path,
     *,
-    model: str | ModelFactory = "convnet",
-    scheme: str = "default",
-    experts: int = EXPERTS,
-    training: TrainRecipe = EXPERT_TRAINING,
-    batch_norm: str = "auto",
-    seed: int = 0,
-    device: str = "auto",
-    max_gb: float = TRAJECTORIES_GB,
     resume: bool = False,
     command: str = "",
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = lambda text: None,
     count: Callable[[], None] = lambda: None,
+    **options: Any,
 ) -> Trajectories:
     """Train experts on a dataset, several at a time, and write the weights of every epoch into a folder.
 
@@ -150,55 +186,43 @@ def make_trajectories(
         real: the dataset, or a training and a test `Dataset`; training sees its training split, and never the
             held-out slice.
         out: the folder.
-        model: the network, by name or as a function that returns a `torch.nn.Module`.
-        scheme: how weights before training are drawn, one of `models.SCHEMES`.
-        experts: how many.
-        training: epochs, rate, batch and augmentation.
-        batch_norm: what layers with running statistics do: `batch`, or `refused`; `auto` as for `network_for`.
-        seed: of all randomness; the same seed gives the same bits.
-        device: `auto`, `cpu`, `cuda` or `mps`.
-        max_gb: more gigabytes on the disk are refused.
         resume: keep the experts that an earlier call with the same settings has finished.
         command: what to record as the command that made them.
         say: called with a sentence worth reading.
         count: called after each epoch of each expert, `experts x epochs` times.
+        **options: what the trajectories are to be, by the names of `TrajectoriesConfig`'s fields:
 
     Raises:
         RequestError: the request was wrong.
+        TypeError: there is no option of that name.
         Interrupted: Ctrl-C; finished experts are kept.
         DatadistillError: training diverged, or a file could not be written.
     """
-    if experts < 1 or training.epochs < 1:
-        raise RequestError(f"{experts} experts of {training.epochs} epochs are no trajectories: ask for 1 or more each")
+    check_names(options, options_in(TrajectoriesConfig), "a set of trajectories")
+    config = TrajectoriesConfig(**options)
+    epochs, experts = config.training.epochs, config.experts
 
     def size(weights: int) -> str:
-        total = 2 * weights * (training.epochs + 1) * experts
-        if not total <= max_gb * 1e9:
+        total = 2 * weights * (epochs + 1) * experts
+        if not total <= config.max_gb * 1e9:
             raise RequestError(
-                f"the trajectories of {experts} experts take {total / 1e9:.3g} GB, but {max_gb:g} GB are allowed: "
-                "lower --nets or --epochs, or raise --max-gb"
+                f"the trajectories of {experts} experts take {total / 1e9:.3g} GB, but {config.max_gb:g} GB are "
+                "allowed: lower --nets or --epochs, or raise --max-gb"
             )
-        return f"{experts} experts, {training.epochs + 1} times each, take {total / 1e6:.1f} MB."
+        return f"{experts} experts, {epochs + 1} times each, take {total / 1e6:.1f} MB."
 
-    real, network, known = _prepare(real, model, batch_norm, device, size, say)
-    facts = TrajectoryFacts(
-        **known,
-        scheme=SCHEMES.get(scheme).name,
-        training=training,
-        seed=seed,
-        recipe=command,
-        accuracies=(0.0,) * experts,
-    )
+    real, network, known = _prepare(real, config, size, say)
+    facts = TrajectoryFacts(**known, recipe=command, accuracies=(0.0,) * experts)
     out = Path(out)
     maker = _Maker(real, network, facts, "expert", out, out, out / FACTS_NAME, say, count)
 
-    def write(path: Path, epochs: Sequence[Weights], began: float) -> None:
-        seconds, last = time.perf_counter() - began, Networks(stacked_in_half(epochs[-1:])).to(maker.device)
-        write_expert(path, epochs, accuracy_of(network, last[0], real.held_out).correct, seconds)
+    def write(path: Path, weights: Sequence[Weights], began: float) -> None:
+        seconds, last = time.perf_counter() - began, Networks(stacked_in_half(weights[-1:])).to(maker.device)
+        write_expert(path, weights, accuracy_of(network, last[0], real.held_out).correct, seconds)
 
     if maker.begin(resume, lambda: load_trajectories(out).facts):
-        maker.train_missing(lambda path: read_expert(path, training.epochs).check(), write)
-        finished = [read_expert(path, training.epochs).facts for path in maker.files]
+        maker.train_missing(lambda path: read_expert(path, epochs).check(), write)
+        finished = [read_expert(path, epochs).facts for path in maker.files]
         facts = replace(
             facts,
             digests=tuple(expert.digest for expert in finished),
@@ -231,18 +255,18 @@ def _shares(nets: int | None, reserved: int | None, start: Pool | None) -> tuple
 
 def _prepare(
     real: RealData | Datasets,
-    model: str | ModelFactory,
-    batch_norm: str,
-    device: str,
+    config: PoolConfig | TrajectoriesConfig,
     size: Callable[[int], str],
-    say: Callable[[str], None],
+    say: Say,
 ) -> tuple[RealData, Network, dict[str, Any]]:
     """The dataset and the network on the device, and the facts of both; `size` refuses too many weights."""
-    if batch_norm not in ("auto", "refused", "batch"):
-        raise RequestError(f"the batch norm policy is {batch_norm}, but no running statistics are kept here: use batch")
-    on = resolve_device(device)
+    if config.batch_norm not in ("auto", "refused", "batch"):
+        raise RequestError(
+            f"the batch norm policy is {config.batch_norm}, but no running statistics are kept here: use batch"
+        )
+    on = resolve_device(config.device)
     real = as_real(real).to(on)
-    network = network_for(model, real, on, batch_norm)
+    network = network_for(config.model, real, on, config.batch_norm)
     for remark in network.remarks:
         say(remark)
     say(size(sum(weight.numel() for weight in network.module.parameters())))
@@ -254,8 +278,11 @@ def _prepare(
         "normalization": real.normalization.by_channel,
         "zca": real.is_whitened,
         "image_shape": tuple(real.train.images.shape[1:]),
-        "model": model_name(model),
+        "model": model_name(config.model),
+        "scheme": SCHEMES.get(config.scheme).name,
         "batch_norm": network.batch_norm,
+        "training": config.training,
+        "seed": config.seed,
         "versions": versions(),
     }
     return real, network.with_operations("auto"), known
@@ -286,7 +313,7 @@ class _Maker:
     out: Path
     folder: Path
     whole: Path
-    say: Callable[[str], None]
+    say: Say
     count: Callable[[], None]
     starts: Networks | None = None
     epochs_kept: int | None = None

@@ -3,12 +3,14 @@
 import inspect
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from datadistill.utils.errors import DamagedFileError
+from datadistill.utils.errors import DamagedFileError, suggestion
 from datadistill.utils.registry import Registry
+
+Made = TypeVar("Made", bound=Callable[..., Any])
 
 _HOW, _WORD = "how", "flag"
 _SCALARS = (str, int, float, bool, type(None))
@@ -97,6 +99,38 @@ def documented(cls: type[Any]) -> dict[str, str]:
     text = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2]
     entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", text, re.MULTILINE)
     return {name: " ".join(line.split()) for name, line in entries}
+
+
+def with_options(options: Iterable[Option]) -> Callable[[Made], Made]:
+    """Decorator that shows a function's `**options` in its signature, and in its docstring before `Raises:`."""
+    options = list(options)
+
+    def decorated(function: Made) -> Made:
+        signature = inspect.signature(function)
+        own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+        more = [
+            inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.hint)
+            for one in options
+        ]
+        vars(function)["__signature__"] = signature.replace(parameters=[*own, *more])
+        lines = "".join(f"            {one.name}: {one.line}\n" for one in options)
+        function.__doc__ = (function.__doc__ or "").replace("\n\n    Raises:", f"\n{lines}\n    Raises:", 1)
+        return function
+
+    return decorated
+
+
+def check_names(given: Iterable[str], options: Iterable[Option], what: str) -> None:
+    """Refuse keywords that are no options of `what`, which is called so in the sentence.
+
+    Raises:
+        TypeError: naming the first, with the nearest option.
+    """
+    known = [option.name for option in options]
+    for name in given:
+        if name not in known:
+            hint = suggestion(name, known) or f": there are {', '.join(known)}"
+            raise TypeError(f"{what} has no option '{name}'{hint}")
 
 
 def as_values(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:

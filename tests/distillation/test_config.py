@@ -104,6 +104,10 @@ def test_the_signature_and_the_docstring_have_every_option() -> None:
 def test_an_option_that_there_is_not_is_refused_with_the_nearest(digits: dd.RealData) -> None:
     with pytest.raises(TypeError, match=r"no option 'iteratons'; did you mean iterations\?"):
         dd.distill(digits, iteratons=3)
+    with pytest.raises(TypeError, match=r"a dataset has no option 'sise'; did you mean size\?"):
+        dd.load("digits", sise=8)
+    with pytest.raises(TypeError, match=r"a pool has no option 'net'; did you mean nets\?"):
+        dd.make_pool(dd.load("digits"), "pool", net=3)
     with pytest.raises(TypeError, match=r"no option 'dataset'"):
         dd.distill(digits, dataset="mnist")
 

@@ -15,6 +15,7 @@ from datadistill.engine import (
     Hypergradient,
     InnerStep,
     Optimizer,
+    OuterLoss,
     compiled,
     make_network,
     outer_step,
@@ -50,7 +51,8 @@ class Step:
         def outer(last: Weights, images: Tensor, labels: Tensor) -> tuple[Tensor, Weights]:
             return batch_gradient(self.network, last, images, labels, 4)
 
-        return outer_step(self.network, optimizer or SGD(), self.weights, self.steps, outer, self.around, engine)
+        loss = OuterLoss(outer, self.around)
+        return outer_step(self.network, optimizer or SGD(), self.weights, self.steps, loss, engine)
 
 
 def same(one: Hypergradient, other: Hypergradient) -> bool:
