@@ -19,12 +19,12 @@ from datadistill.utils.runtime import keep_freed_memory
 
 CHANGES: dict[str, dict[str, Any]] = {
     "the recipe": {},
-    "jumps of ReLU's derivative left out": {"kink_width": 0.0},
-    "half the width": {"kink_width": 0.15},
-    "twice the width": {"kink_width": 0.6},
+    "jumps of ReLU's derivative left out": {"surrogate_width": 0.0},
+    "half the width": {"surrogate_width": 0.15},
+    "twice the width": {"surrogate_width": 0.6},
     "no clipping": {"clip": 0.0},
     "no average": {"average": 0.0},
-    "rates learned as slowly as images": {"rate_of_rates": 0.0},
+    "rates learned as slowly as images": {"lr_lr": 0.0},
     "Adam's usual betas": {"betas": (0.9, 0.999)},
     "half the rate": {"rate": 0.015},
     "twice the rate": {"rate": 0.06},

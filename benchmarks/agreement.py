@@ -23,7 +23,7 @@ from datadistill.engine.functional import Weights, batch_gradient
 from datadistill.methods import Problem
 from datadistill.utils.runtime import keep_freed_memory, stream
 
-ENGINE = Engine(storage="recompute", product="reverse", execution="eager", inner_chunk=0, chunk=0)
+ENGINE = Engine(storage="recompute", hvp="reverse", execution="eager", inner_chunk=0, chunk=0)
 
 
 def measure(problem: Problem, data: dd.DistilledData, networks: int) -> dict[str, float]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from datadistill.engine import Engine, kernels, make_network
-from datadistill.engine.compiled import product_function
+from datadistill.engine.compiled import hvp_function
 from datadistill.engine.functional import Weights, batch_gradient
 from datadistill.models import draw_weights
 from datadistill.models.convnet import ConvNet
@@ -51,17 +51,17 @@ def measure(name: str, compiled: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"case": name}
 
     def product(network: Any, engine: Engine) -> float:
-        function = product_function(engine)
+        function = hvp_function(engine)
         return milliseconds(lambda: function(network, weights[0], images, labels, None, along, 0.0))
 
     for kind in ("torch", "ours"):
         network = make_network(module, operations="auto" if kind == "ours" else "off")
         gradient = milliseconds(lambda network=network: batch_gradient(network, weights[0], images, labels, 0))
-        found[kind] = {"gradient": gradient, "reverse": product(network, Engine(product="reverse", execution="eager"))}
+        found[kind] = {"gradient": gradient, "reverse": product(network, Engine(hvp="reverse", execution="eager"))}
     plain = make_network(module, operations="off")
-    found["torch"]["forward"] = product(plain, Engine(product="forward", execution="eager"))
+    found["torch"]["forward"] = product(plain, Engine(hvp="forward", execution="eager"))
     if compiled:
-        found["torch"]["forward, compiled"] = product(plain, Engine(product="forward", execution="compiled"))
+        found["torch"]["forward, compiled"] = product(plain, Engine(hvp="forward", execution="compiled"))
     stacked = {key: torch.stack([w[key] for w in weights]) for key in weights[0]}
 
     def batched() -> Weights:

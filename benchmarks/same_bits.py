@@ -40,7 +40,7 @@ from torch import Tensor
 
 MLP = "--dataset digits --device cpu --model mlp"
 CONVNET = "--dataset digits --device cpu --model ConvNetD1W8"
-SHORT = "--iterations 20 --outer-look-every 10 --nets 1 --out run"
+SHORT = "--iterations 20 --outer-eval-every 10 --nets 1 --out run"
 DD = f"distill {MLP} {SHORT} --batch 64 --epochs 2"
 POOL = "--pool ../pool/pool.safetensors"
 BASELINE = f"baseline {MLP} --steps 2 --epochs 2 --nets 2 --out run --json"
@@ -51,14 +51,14 @@ CASES: dict[str, tuple[str, ...]] = {
     ),
     "random-init": (f"{DD} --weights random-init --steps 2 --networks 3 --outer-settle 2 --storage full",),
     "fixed-init": (
-        f"distill {CONVNET} {SHORT} --weights fixed-init --batch 64 --epochs 3 --kink-width 0 --storage recompute",
+        f"distill {CONVNET} {SHORT} --weights fixed-init --batch 64 --epochs 3 --surrogate-width 0 --storage recompute",
     ),
     "random-pretrained": (
         f"{DD} {POOL} --weights random-pretrained --steps 3 --networks 2 --storage checkpoint --every 2",
     ),
     "fixed-pretrained": (f"{DD} {POOL} --weights fixed-pretrained --steps 1",),
     "soft-labels": (f"{DD} --weights random-init --steps 2 --labels soft --augment shift_scale_rotate",),
-    "kinks": (f"{DD} --weights fixed-init --kink-width 0.3 --storage checkpoint",),
+    "kinks": (f"{DD} --weights fixed-init --surrogate-width 0.3 --storage checkpoint",),
     "dc": (f"distill {CONVNET} {SHORT} --method dc --batch 16 --ipc 2 --matches 3 --inner-epochs 4",),
     "dsa": (f"distill {CONVNET} {SHORT} --method dsa --batch 16 --augment crop_scale_rotate",),
     "dm": (f"distill {MLP} {SHORT} --method dm --batch 16 --ipc 2 --augment color_crop_flip",),
@@ -67,7 +67,7 @@ CASES: dict[str, tuple[str, ...]] = {
         "--max-start-epoch 1 --augment crop_scale",
     ),
     "resumed": (
-        f"distill {MLP} --iterations 300 --outer-look-every 50 --nets 1 --batch 64 --out run",
+        f"distill {MLP} --iterations 300 --outer-eval-every 50 --nets 1 --batch 64 --out run",
         "distill --resume --nets 1 --out run",
     ),
     "random": (f"{BASELINE} --how random --sets 2",),
@@ -91,7 +91,7 @@ CASES: dict[str, tuple[str, ...]] = {
 All commands of a case but the last are interrupted, each as soon as it has saved a checkpoint.
 """
 
-OLDER: dict[str, str] = {}
+OLDER = {"--outer-eval-every": "--outer-look-every", "--surrogate-width": "--kink-width"}
 """What a word of `CASES` was before it was renamed; a side that refuses the word is given this."""
 
 UNCOMPARED = ("seconds", "versions")

@@ -8,7 +8,7 @@ with dd.Progress() as bar:
         real,
         dd.methods.DD(steps=1, epochs=3, images="mean", batch=256),
         model="mlp",
-        outer=dd.Outer(rate=0.03, schedule="cosine"),
+        outer=dd.Outer(lr=0.03, schedule="cosine"),
         iterations=500,
         reporter=bar,
     )

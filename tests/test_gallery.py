@@ -189,7 +189,7 @@ def test_its_recipe_begins_as_recorded(tmp_path: Path) -> None:
         "reproduce",
         "mnist-fixed-10",
     ]
-    words = ["distill", "--recipe", "mnist-fixed-10", "--iterations", "300", "--outer-look-every", "100"]
+    words = ["distill", "--recipe", "mnist-fixed-10", "--iterations", "300", "--outer-eval-every", "100"]
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
     looks = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert looks[-1]["held_out_accuracy"] > 0.75

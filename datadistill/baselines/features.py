@@ -80,8 +80,8 @@ def make_features(problem: Problem, number: int, bar: Bar) -> Features:
         RequestError: the network has no linear layer.
     """
     key = ("features", number)
-    if key in problem.kept:
-        found: Features = problem.kept[key]
+    if key in problem.cache:
+        found: Features = problem.cache[key]
         return found
     network, real = problem.network, problem.real
     headless(network, real.train.images[:1])  # refused before a network is trained
@@ -93,7 +93,7 @@ def make_features(problem: Problem, number: int, bar: Bar) -> Features:
     with bar("training a network for features", training.epochs) as count:
         weights = fit(network, start, real.train, training, generator, count)
     made = Features(features_of(network, weights, real.train), accuracy_of(network, weights, real.held_out).correct)
-    problem.kept[key] = made
+    problem.cache[key] = made
     return made
 
 

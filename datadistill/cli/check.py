@@ -66,8 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _print(method: Method, problem: Problem, check: Check) -> None:
     engine = problem.engine
     print_table(
-        f"method {method.name}, {problem.model}, {problem.kind}, storage {engine.storage}, "
-        f"product {engine.product}, float64",
+        f"method {method.name}, {problem.model}, {problem.kind}, storage {engine.storage}, hvp {engine.hvp}, float64",
         ["slope along", "from the gradient", "finite differences", "relative error", ""],
         [_line(row, check.is_exact) for row in check.rows],
     )
@@ -77,7 +76,7 @@ def _print(method: Method, problem: Problem, check: Check) -> None:
         print(f"the gradient is right: the largest relative error is {check.worst.error:.1e}, {TOLERANCE:g} is allowed")
     if not check.is_exact:
         print(
-            f"storage {engine.storage} with product {engine.product} is declared approximate: the largest relative "
+            f"storage {engine.storage} with hvp {engine.hvp} is declared approximate: the largest relative "
             f"error is {check.worst.error:.1e}"
         )
 
@@ -95,7 +94,7 @@ def _document(method: Method, problem: Problem, check: Check) -> dict[str, Any]:
         "weights": problem.kind,
         "dataset": problem.real.origin,
         "storage": problem.engine.storage,
-        "product": problem.engine.product,
+        "hvp": problem.engine.hvp,
         "exact": check.is_exact,
         "passed": check.passed,
         "tolerance": TOLERANCE,

@@ -118,6 +118,9 @@ def add_option(parser: argparse._ActionsContainer, option: Option, otherwise: st
         kind |= {"type": number if float in option.kinds else _whole_number(option)}
     name = prefix + (option.word or option.name)
     parser.add_argument("--" + name.replace("_", "-"), dest=name, default=None, help=line.replace("%", "%%"), **kind)
+    if option.flag.was:
+        old = prefix + option.flag.was
+        parser.add_argument("--" + old.replace("_", "-"), dest=name, default=None, help=argparse.SUPPRESS, **kind)
 
 
 _METAVARS = {int: "N", float: "X"}

@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         kernels.prepare(lambda text: print(text, file=sys.stderr))
         problem = problem.with_kernels(problem.engine.kernels)
     demand, image = method.workload(problem), problem.real.train.images[:1]
-    network = problem.on(demand.model).network
+    network = problem.with_model(demand.model).network
     chosen = predict(network, image, demand, problem.engine)
     others = []
     for storage in _STORAGES if problem.engine.storage == "auto" else ():
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
             try:
                 others.append(predict(network, image, demand, replace(problem.engine, storage=storage)))
             except RequestError:
-                continue  # this storage does not go with the product or the execution that was asked for
+                continue  # this storage does not go with the HVP mode or the execution that was asked for
     if arguments.json:
         document = {
             "method": method.name,
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"time     {_duration(chosen.seconds * arguments.iterations)} for {arguments.iterations:,} outer steps")
     print(f"disk     {_size(disk)} for the run folder")
     print(
-        f"engine   storage {engine.storage}, product {engine.product}, execution {engine.execution}, "
+        f"engine   storage {engine.storage}, hvp {engine.hvp}, execution {engine.execution}, "
         f"{engine.inner_chunk or demand.images} distilled and {engine.chunk or demand.real} real images at a time"
     )
     if problem.device.type == "cpu":

@@ -23,7 +23,7 @@ from datadistill.pretraining.initial_weights import KINDS
 from datadistill.pretraining.pool import Pool
 from datadistill.pretraining.trajectories import Trajectories
 from datadistill.utils.errors import RequestError
-from datadistill.utils.fields import Flag, as_values, check_names, options_in
+from datadistill.utils.fields import Flag, as_values, by_name, check_names, options_in
 
 
 def _parse_attack(text: str) -> tuple[str, str]:
@@ -144,7 +144,7 @@ def _changed_method(method: Method | Synthesis, given: Mapping[str, Any]) -> Met
     options = dict(given)
     name = options.pop("name", method.name)
     if name == method.name:
-        return replace(method, **options)
+        return replace(method, **by_name(type(method), options))
     other: Method | Synthesis = METHODS.get(name).build(options)
     return other
 

@@ -197,7 +197,7 @@ def _synthesised(
 def _planned(problem: Problem, method: Method) -> Fallback:
     """The engine of a run, chosen once, before the first step."""
     workload = method.workload(problem)
-    return Fallback(plan(method, problem), workload, problem.on(workload.model).network, problem.device)
+    return Fallback(plan(method, problem), workload, problem.with_model(workload.model).network, problem.device)
 
 
 def _check_same(folder: RunFolder, before: Settings, settings: Settings) -> None:
@@ -262,7 +262,7 @@ class _Loop:
             state = replace(state, fallbacks=fallbacks, remarks=(*state.remarks, *remarks))
             state = self._improve(state, step, progress, time.perf_counter() - began)
             loss = state.loss
-            if state.step % self.outer.look_every == 0 or self._is_over(state):
+            if state.step % self.outer.eval_every == 0 or self._is_over(state):
                 if self._has_diverged(state):
                     state = good = self._roll_back(good, state, f"the outer loss rose to {state.loss:.3g}")
                     continue
@@ -392,7 +392,7 @@ class _Loop:
         }
 
     def _rate(self, state: RunState, progress: float) -> float:
-        return self.outer.rate_at(progress) * 0.5**state.rollbacks
+        return self.outer.lr_at(progress) * 0.5**state.rollbacks
 
     def _is_over(self, state: RunState) -> bool:
         return self.length.progress(state.step, state.seconds) >= 1
@@ -402,7 +402,7 @@ class _Loop:
         return state.loss > DIVERGED * max(chance, state.first_loss or 0.0)
 
     def _roll_back(self, good: RunState, state: RunState, trouble: str) -> RunState:
-        """The last good state with half the outer rate; after three times, the end."""
+        """The last good state with half the outer learning rate; after three times, the end."""
         if good.rollbacks == ROLLBACKS:
             remark = f"step {state.step}: {trouble}, for the {ROLLBACKS + 1}th time; stopped with the best so far."
             validated = good if good.best is not None else self._validate(good)
@@ -410,8 +410,8 @@ class _Loop:
                 raise DatadistillError("the loss is not finite even at the start: give a lower --learning-rate")
             ended = replace(validated, finished=True)
         else:
-            rate = self.outer.rate * 0.5 ** (good.rollbacks + 1)
-            remark = f"step {state.step}: {trouble}; back to step {good.step}, outer rate halved to {rate:g}."
+            rate = self.outer.lr * 0.5 ** (good.rollbacks + 1)
+            remark = f"step {state.step}: {trouble}; back to step {good.step}, outer learning rate halved to {rate:g}."
             ended = replace(good, rollbacks=good.rollbacks + 1)
         self._say(remark)
         ended = replace(ended, remarks=(*good.remarks, remark), seconds=state.seconds)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from datadistill.distilled import DistilledData
 from datadistill.engine.functional import Weights
 from datadistill.engine.optimizers import SGD, Adam, Optimizer, State
 from datadistill.utils.errors import RequestError
+from datadistill.utils.fields import Flag
 
 _NORM_MEMORY = 0.99
 _NORM_LEAP = 5.0
@@ -29,27 +30,27 @@ class Outer:
     """Hyper-parameters of the outer loop; the defaults are those of Wang et al. 2018 and their code.
 
     Attributes:
-        rate: learning rate for the images.
-        rate_of_rates: learning rate for the logarithms of the learning rates; 0 takes `rate`.
-        rate_of_labels: learning rate for soft labels; 0 takes `rate`.
+        lr: learning rate of the images.
+        lr_lr: learning rate of the logarithms of the learning rates; 0 takes `lr`.
+        lr_label: learning rate of the soft labels; 0 takes `lr`.
         betas: of Adam.
         optimizer: `adam`, or `sgd` as the methods after 2018 have it.
         momentum: of SGD.
-        schedule: how the rate falls: `halving` (in ten equal parts, each at half the rate of the one before, as
+        schedule: of the learning rates: `halving` (in ten equal parts, each at half the rate of the one before, as
             the authors do), `cosine`, `linear` or `quadratic` (to zero), or `constant`.
-        warmup: share of the run over which the rate first rises linearly from zero.
+        warmup: share of the run over which learning rates first rise linearly from zero.
         clip: longest image gradient allowed, in multiples of its running mean length; a longer one is shrunk, and
             that of the rates with it. 0 allows any.
         average: the result is an exponential average of the images and rates with this decay; 0 takes the last.
-        look_every: outer steps between looks at held-out data, each with a checkpoint.
-        settle: networks with which, at the end, the best look and the last are compared on held-out data, with all
-            learning rates as learned and lower: those that are learned lie where training is about to become chaotic,
-            which the gradient cannot see (`docs/mnist-random-100.md`). 0 keeps the best look as it is.
+        eval_every: outer steps between validations on held-out data, each with a checkpoint.
+        settle: networks with which, at the end, the best checkpoint and the last are compared on held-out data, with
+            all learning rates as learned and lower: those that are learned lie where training is about to become
+            chaotic, which the gradient cannot see (`docs/mnist-random-100.md`). 0 keeps the best checkpoint as it is.
     """
 
-    rate: float = 0.01
-    rate_of_rates: float = 0.0
-    rate_of_labels: float = 0.0
+    lr: float = field(default=0.01, metadata=Flag(was="rate").metadata)
+    lr_lr: float = field(default=0.0, metadata=Flag(was="rate_of_rates").metadata)
+    lr_label: float = field(default=0.0, metadata=Flag(was="rate_of_labels").metadata)
     betas: tuple[float, float] = (0.5, 0.999)
     optimizer: Literal["adam", "sgd"] = "adam"
     momentum: float = 0.0
@@ -57,30 +58,30 @@ class Outer:
     warmup: float = 0.0
     clip: float = 0.0
     average: float = 0.0
-    look_every: int = 100
+    eval_every: int = field(default=100, metadata=Flag(was="look_every").metadata)
     settle: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.rate < math.inf:
-            raise RequestError(f"the outer rate is {self.rate}, but must be positive and finite")
+        if not 0 < self.lr < math.inf:
+            raise RequestError(f"the outer learning rate is {self.lr}, but must be positive and finite")
         shares = {"first beta": self.betas[0], "second beta": self.betas[1]}
         shares |= {name: getattr(self, name) for name in ("warmup", "average", "momentum")}
         for name, value in shares.items():
             if not 0 <= value < 1:
                 raise RequestError(f"{name} is {value}, but must be at least 0 and less than 1")
-        for name in ("rate_of_rates", "rate_of_labels", "clip"):
+        for name in ("lr_lr", "lr_label", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RequestError(f"{name} is {getattr(self, name)}, but must be finite and not negative")
         if self.settle < 0:
             raise RequestError(f"settle is {self.settle}, but must not be negative")
-        if self.look_every < 1:
-            raise RequestError(f"look_every is {self.look_every}, but must be at least 1")
+        if self.eval_every < 1:
+            raise RequestError(f"eval_every is {self.eval_every}, but must be at least 1")
 
     def make_optimizer(self) -> Optimizer:
         """What makes the outer steps."""
         return Adam(self.betas) if self.optimizer == "adam" else SGD(self.momentum)
 
-    def rate_at(self, progress: float) -> float:
+    def lr_at(self, progress: float) -> float:
         """The learning rate when this share of the run, 0 to 1, is done."""
         warm = min(1.0, progress / self.warmup) if self.warmup else 1.0
         fall = {
@@ -90,7 +91,7 @@ class Outer:
             "quadratic": (1 - progress) ** 2,
             "constant": 1.0,
         }[self.schedule]
-        return self.rate * warm * fall
+        return self.lr * warm * fall
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,8 +183,8 @@ def improve(
     if outer.clip and norm > outer.clip * usual:
         slopes = {name: slope * (outer.clip * usual / norm) for name, slope in slopes.items()}
     optimizer, values, moments = outer.make_optimizer(), dict[str, Tensor](), dict[str, Tensor]()
-    rates = {"images": outer.rate, "log_rates": outer.rate_of_rates, "soft_labels": outer.rate_of_labels}
-    pace = {name: rate * (own or outer.rate) / outer.rate for name, own in rates.items()}
+    rates = {"images": outer.lr, "log_rates": outer.lr_lr, "soft_labels": outer.lr_label}
+    pace = {name: rate * (own or outer.lr) / outer.lr for name, own in rates.items()}
     floored = {_KEYS[name] for name in non_negative}
     for name, value in variables.values.items():
         mine = {key: state for key, state in variables.moments.items() if key.endswith(f"/{name}")}

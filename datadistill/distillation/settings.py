@@ -12,7 +12,7 @@ from datadistill.distillation.config import GROUPS, WITH_SOURCE, RunConfig
 from datadistill.methods import METHODS, Problem
 from datadistill.models import same_model
 from datadistill.utils.errors import DamagedFileError, RequestError
-from datadistill.utils.fields import check_types, options_in
+from datadistill.utils.fields import by_name, check_types, options_in
 
 FORMAT = 1
 
@@ -159,14 +159,16 @@ def _parse_groups(asked: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict
         if not isinstance(groups[name], dict):
             raise DamagedFileError(f"'{name}' is missing or of the wrong type")
         if name != "method":
-            groups[name] = defaults[name] | groups[name]
+            groups[name] = defaults[name] | by_name(type(getattr(RunConfig(), name)), groups[name])
     groups["engine"].pop("window", None)  # it was a choice of storage before it was an option of a method
     method = groups["method"]
     if not isinstance(method.get("name"), str):
         raise DamagedFileError("the method has no name")
     known = {info.name: info for info in METHODS}.get(method["name"])
-    old = {} if known is None else {option.name: option.default for option in options_in(known.make)}
-    return groups | {"method": old | method}
+    if known is None:
+        return groups
+    old = {option.name: option.default for option in options_in(known.make)}
+    return groups | {"method": old | by_name(known.make, method)}
 
 
 def _parse_source(document: Any) -> Source:

@@ -51,7 +51,7 @@ def _stepped(
     problem: Problem, distilled: DistilledData, recipe: TrainRecipe, networks: int, purpose: str
 ) -> list[Accuracy]:
     """By the data's own steps, with the same dropout for all networks."""
-    network, wanted = problem.network, problem.wanted(problem.real.held_out)
+    network, wanted = problem.network, problem.with_targets(problem.real.held_out)
     count = 1 if problem.starts.fixed is not None else networks
     starts = problem.starts.sample(count, stream(problem.seed, purpose))
     return [
@@ -65,7 +65,7 @@ def _trained(
 ) -> list[Accuracy]:
     """By any other recipe, but shorter; for protocol `dc` fresh networks."""
     recipe = replace(recipe, epochs=min(recipe.epochs, CONDENSED_EPOCHS))
-    network, wanted = problem.network, problem.wanted(problem.real.held_out)
+    network, wanted = problem.network, problem.with_targets(problem.real.held_out)
     starts = Random(network, problem.scheme) if distilled.is_condensed else problem.starts
     count = 1 if starts.fixed is not None else min(networks, CONDENSED_NETWORKS)
 

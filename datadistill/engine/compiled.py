@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from datadistill.engine.config import Engine
 from datadistill.engine.functional import Network, Noise, Weights
-from datadistill.engine.hvp import PRODUCT_FUNCTIONS, Product, ProductFunction
+from datadistill.engine.hvp import HVP, HVP_FUNCTIONS, HVPFunction
 from datadistill.utils.runtime import is_out_of_memory
 
 Flat = Callable[[list[Tensor]], list[Tensor]]
@@ -31,9 +31,9 @@ _MOST_GRAPHS = 4
 """Of one network: each holds the memory of a whole outer step."""
 
 
-def product_function(engine: Engine) -> ProductFunction:
+def hvp_function(engine: Engine) -> HVPFunction:
     """The product that an engine asks for, run as it asks."""
-    eagerly = PRODUCT_FUNCTIONS[engine.product]
+    eagerly = HVP_FUNCTIONS[engine.hvp]
     if engine.execution != "compiled":
         return eagerly
 
@@ -43,29 +43,29 @@ def product_function(engine: Engine) -> ProductFunction:
         images: Tensor,
         labels: Tensor,
         noise: Noise | None,
-        along: Weights,
-        kink_width: float,
-    ) -> Product:
+        tangent: Weights,
+        surrogate_width: float,
+    ) -> HVP:
         if network.draws:
             warn_once(network, "draws", "execution compiled cannot repeat what dropout draws; running eagerly")
-            return eagerly(network, weights, images, labels, noise, along, kink_width)
+            return eagerly(network, weights, images, labels, noise, tangent, surrogate_width)
         names = list(weights)
 
         def flat(tensors: list[Tensor]) -> list[Tensor]:
             pairs = iter(tensors)
             at, direction = ({name: next(pairs) for name in names} for _ in range(2))
-            found = eagerly(network, at, next(pairs), next(pairs), noise, direction, kink_width)
+            found = eagerly(network, at, next(pairs), next(pairs), noise, direction, surrogate_width)
             last = [found.images] if found.labels is None else [found.images, found.labels]
             return [*found.gradient.values(), *found.weights.values(), *last]
 
-        given = [*weights.values(), *(along[name] for name in names), images, labels]
-        key = (engine.product, kink_width, _shapes(given))
+        given = [*weights.values(), *(tangent[name] for name in names), images, labels]
+        key = (engine.hvp, surrogate_width, _shapes(given))
         table = _built.setdefault(network, {})
         if key not in table:
             table[key] = _checked(_compile, flat, given, engine.execution)
         values = iter((table[key] or flat)(given))
         gradient, found = ({name: next(values) for name in names} for _ in range(2))
-        return Product(gradient, found, next(values), next(values, None))
+        return HVP(gradient, found, next(values), next(values, None))
 
     return run
 

@@ -1,13 +1,14 @@
 """How a hypergradient is computed: choices that trade time for memory, and not the result unless they say so."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
 from datadistill.engine.kernels import parse_kernels
 from datadistill.utils.errors import RequestError, unknown_name
+from datadistill.utils.fields import Flag
 
 Storage: TypeAlias = Literal["auto", "full", "recompute", "checkpoint", "offload"]
-Product: TypeAlias = Literal["auto", "reverse", "forward", "difference"]
+HVPMode: TypeAlias = Literal["auto", "reverse", "forward", "difference"]
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 Execution: TypeAlias = Literal["auto", "eager", "compiled", "graph"]
 
@@ -19,7 +20,7 @@ class Engine:
     Attributes:
         storage: what is kept between the walk forward and the walk back. `full`: every step's graph; `recompute`: every
             step's weights; `checkpoint`: those of every k-th step; `offload`: every step's, in host memory.
-        product: how a gradient is differentiated again. `reverse`: backwards twice; `forward`: forwards over backwards;
+        hvp: how Hessian-vector products are computed. `reverse`: reverse over reverse; `forward`: forward over reverse;
             `difference`: two gradients a small step apart, an approximation.
         execution: `eager`; with second derivatives `compiled` by PyTorch's compiler; or the outer step of each network
             replayed as a captured `graph` (CUDA).
@@ -33,7 +34,7 @@ class Engine:
     """
 
     storage: Storage = "auto"
-    product: Product = "auto"
+    hvp: HVPMode = field(default="auto", metadata=Flag(was="product").metadata)
     execution: Execution = "auto"
     every: int = 0
     inner_chunk: int = 0
@@ -49,15 +50,15 @@ class Engine:
         parse_kernels(self.kernels)
         for name, known in (
             ("storage", Storage),
-            ("product", Product),
+            ("hvp", HVPMode),
             ("execution", Execution),
             ("real_precision", Precision),
         ):
             if getattr(self, name) not in get_args(known):
                 raise unknown_name(name, getattr(self, name), get_args(known))
-        if self.storage == "full" and self.product in ("forward", "difference"):
+        if self.storage == "full" and self.hvp in ("forward", "difference"):
             raise RequestError(
-                f"storage full keeps the graphs of product reverse, but the product is {self.product}: "
+                f"storage full keeps the graphs of hvp reverse, but hvp is {self.hvp}: "
                 "choose storage recompute or checkpoint"
             )
 
@@ -66,8 +67,8 @@ class Engine:
                 "storage full keeps graphs of its own, but the execution is compiled: "
                 "choose storage recompute or checkpoint"
             )
-        if self.execution == "graph" and (self.storage == "offload" or self.product == "difference"):
-            what = f"product {self.product}" if self.product == "difference" else f"storage {self.storage}"
+        if self.execution == "graph" and (self.storage == "offload" or self.hvp == "difference"):
+            what = f"hvp {self.hvp}" if self.hvp == "difference" else f"storage {self.storage}"
             raise RequestError(
                 f"execution graph repeats what the device does alone, and {what} needs the host: choose execution eager"
             )
@@ -75,9 +76,9 @@ class Engine:
     @property
     def is_settled(self) -> bool:
         """Whether nothing is left to be chosen."""
-        return "auto" not in (self.storage, self.product, self.execution)
+        return "auto" not in (self.storage, self.hvp, self.execution)
 
     @property
     def is_exact(self) -> bool:
         """Whether the derivative is exact up to rounding."""
-        return self.product != "difference" and self.real_precision == "float32"
+        return self.hvp != "difference" and self.real_precision == "float32"

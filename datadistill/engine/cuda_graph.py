@@ -42,7 +42,7 @@ def outer_step(
     steps: Sequence[InnerStep],
     outer: OuterLoss,
     engine: Engine,
-    kink_width: float = 0.0,
+    surrogate_width: float = 0.0,
     first: int = 0,
 ) -> Hypergradient:
     """`hypergradient`, replayed as a captured graph where the engine says so.
@@ -54,14 +54,14 @@ def outer_step(
         steps: likewise.
         outer: the outer loss.
         engine: with nothing left to be chosen.
-        kink_width: likewise.
+        surrogate_width: likewise.
         first: likewise.
     """
     inside = replace(engine, execution="eager") if engine.execution == "graph" else engine
     if engine.execution == "graph" and network.draws:
         warn_once(network, "draws", "execution graph cannot repeat what dropout or augmentation draws; running eagerly")
     if engine.execution != "graph" or network.draws:
-        return hypergradient(network, optimizer, weights, steps, outer, inside, kink_width, first)
+        return hypergradient(network, optimizer, weights, steps, outer, inside, surrogate_width, first)
     firsts = {step.batch: step for step in reversed(steps)}
     names, numbers = list(weights), tuple(step.batch for step in steps)
     soft = steps[0].labels.is_floating_point()
@@ -74,11 +74,11 @@ def outer_step(
         images, labels = ({number: next(values) for number in firsts} for _ in range(2))
         walked = [InnerStep(images[n], labels[n], rate, n) for n, rate in zip(numbers, rates.unbind(), strict=True)]
         same = OuterLoss(outer.of, list(values))
-        found = hypergradient(network, optimizer, start, walked, same, inside, kink_width, first)
+        found = hypergradient(network, optimizer, start, walked, same, inside, surrogate_width, first)
         data = [part[number] for part in (found.images, found.labels)[: 1 + soft] for number in firsts]
         return [found.loss, found.rates, *data]
 
-    key = (getattr(outer.of, "__qualname__", ""), optimizer, inside, kink_width, first, numbers)
+    key = (getattr(outer.of, "__qualname__", ""), optimizer, inside, surrogate_width, first, numbers)
     values = iter(replayed(network, key, flat, given))
     loss, rates = next(values), next(values)
     images = {number: next(values) for number in firsts}

@@ -23,7 +23,7 @@ from torch.func import functional_call
 
 from datadistill.engine import kernels
 from datadistill.engine.functional import Network, Noise, Weights, as_leaves
-from datadistill.engine.hvp import PRODUCT_FUNCTIONS
+from datadistill.engine.hvp import HVP_FUNCTIONS
 from datadistill.models.validate import check_scores
 from datadistill.utils.errors import RequestError
 from datadistill.utils.runtime import is_out_of_memory
@@ -66,7 +66,7 @@ class _Call(NamedTuple):
 
 
 def require_differentiable(
-    network: Network, image: Float[Tensor, "1 c h w"], num_classes: int, product: str = "reverse"
+    network: Network, image: Float[Tensor, "1 c h w"], num_classes: int, hvp: str = "reverse"
 ) -> None:
     """Refuse a network that cannot be distilled through. It costs one step on two images.
 
@@ -74,7 +74,7 @@ def require_differentiable(
         network: what is to be trained.
         image: any image, for its shape, type and device.
         num_classes: how many scores each image must get.
-        product: one of `PRODUCTS`, or auto; each asks something else of the layers.
+        hvp: one of `HVP_FUNCTIONS`, or auto; each asks something else of the layers.
 
     Raises:
         RequestError: naming the layers or weights that stand in the way.
@@ -82,15 +82,15 @@ def require_differentiable(
     draw = torch.Generator().manual_seed(0)
     images = torch.randn((2, *image.shape[1:]), generator=draw).to(image)
     labels = torch.arange(2, device=image.device) % num_classes
-    troubles = find_undifferentiable(network, images, labels, num_classes, product)
+    troubles = find_undifferentiable(network, images, labels, num_classes, hvp)
     if not troubles:
         _require_repeatable(network, images)
         return
     named = ", ".join(map(str, troubles[:_MOST_NAMED]))
     if len(troubles) > _MOST_NAMED:
         named += f" and {len(troubles) - _MOST_NAMED} more"
-    what = "trained" if product == "difference" else "distilled through"
-    raise RequestError(f"the network cannot be {what} because of {named}: {_advice(troubles, product)}")
+    what = "trained" if hvp == "difference" else "distilled through"
+    raise RequestError(f"the network cannot be {what} because of {named}: {_advice(troubles, hvp)}")
 
 
 def _require_repeatable(network: Network, images: Float[Tensor, "n c h w"]) -> None:
@@ -164,7 +164,7 @@ def find_undifferentiable(
     images: Float[Tensor, "n c h w"],
     labels: Int64[Tensor, "n"],
     num_classes: int,
-    product: str = "reverse",
+    hvp: str = "reverse",
 ) -> list[Trouble]:
     """The layers whose operations have no second derivative, and the weights that the loss does not depend on.
 
@@ -175,14 +175,14 @@ def find_undifferentiable(
         images: a small batch.
         labels: class indices.
         num_classes: how many scores each image must get.
-        product: one of `PRODUCTS`, or auto. `difference` needs first derivatives only.
+        hvp: one of `HVP_FUNCTIONS`, or auto. `difference` needs first derivatives only.
 
     Raises:
         RequestError: the network takes no such images, or gives no such scores.
     """
-    product = "reverse" if product == "auto" else product
+    hvp = "reverse" if hvp == "auto" else hvp
     with _own_random_numbers(images.device):
-        twin = replace(network if product != "forward" else network.plain, module=copied(network.module))
+        twin = replace(network if hvp != "forward" else network.plain, module=copied(network.module))
         weights = as_leaves(dict(twin.module.named_parameters()))
         if not weights:
             raise RequestError("the network has no weights: there is nothing to train")
@@ -190,10 +190,10 @@ def find_undifferentiable(
         check_scores(lambda images: _whole(twin, weights, images), images, num_classes)
         loss = twin.loss(weights, images, labels)
         unused = _unused(loss, weights)
-        failure = _failure(twin, weights, images, labels, product)
-        if not failure and (product == "difference" or not _constants(loss, list(weights.values()))):
+        failure = _failure(twin, weights, images, labels, hvp)
+        if not failure and (hvp == "difference" or not _constants(loss, list(weights.values()))):
             return unused
-        culprits = _culprits(twin, weights, images, product)
+        culprits = _culprits(twin, weights, images, hvp)
     if not failure:
         # A layer that answers with a constant, say a mask, does no harm.
         culprits = [trouble for trouble in culprits if trouble.reason.startswith(_SILENT)]
@@ -202,15 +202,15 @@ def find_undifferentiable(
     return [Trouble("", type(network.module).__name__, failure)]
 
 
-def _advice(troubles: list[Trouble], product: str) -> str:
+def _advice(troubles: list[Trouble], hvp: str) -> str:
     if all(trouble.kind == "weight" for trouble in troubles):
         return "remove what is not used"
-    if product == "difference":
+    if hvp == "difference":
         return "replace what is named by something that PyTorch can differentiate"
-    if product == "forward":
-        return "choose product reverse, which asks less of a layer"
+    if hvp == "forward":
+        return "choose hvp reverse, which asks less of a layer"
     return (
-        "replace what is named by something that PyTorch can differentiate twice, or choose product difference with "
+        "replace what is named by something that PyTorch can differentiate twice, or choose hvp difference with "
         "storage recompute, an approximation that needs first derivatives only and smooth activations"
     )
 
@@ -236,11 +236,11 @@ def _unused(loss: Tensor, weights: Weights) -> list[Trouble]:
     return [Trouble(name, "weight", _UNUSED) for name, g in zip(weights, found, strict=True) if g is None]
 
 
-def _failure(network: Network, weights: Weights, images: Tensor, labels: Tensor, product: str) -> str:
+def _failure(network: Network, weights: Weights, images: Tensor, labels: Tensor, hvp: str) -> str:
     """What PyTorch says when a step is differentiated as a run would do it; nothing if it can be."""
-    along = {name: torch.ones_like(weight) for name, weight in weights.items()}
+    tangent = {name: torch.ones_like(weight) for name, weight in weights.items()}
     start = {name: weight.detach() for name, weight in weights.items()}
-    return _attempt(lambda: PRODUCT_FUNCTIONS[product](network, start, images, labels, None, along, 0.0))
+    return _attempt(lambda: HVP_FUNCTIONS[hvp](network, start, images, labels, None, tangent, 0.0))
 
 
 def _attempt(work: Callable[[], object]) -> str:
@@ -303,7 +303,7 @@ def _nodes(tensors: Iterable[Tensor]) -> set[Any]:
     return seen
 
 
-def _culprits(network: Network, weights: Weights, images: Tensor, product: str) -> list[Trouble]:
+def _culprits(network: Network, weights: Weights, images: Tensor, hvp: str) -> list[Trouble]:
     """The layers that cannot be differentiated twice on their own, less those that only hold such a layer."""
     troubles: dict[str, Trouble] = {}
     # The innermost first: a name begins with the names of what holds it.
@@ -311,7 +311,7 @@ def _culprits(network: Network, weights: Weights, images: Tensor, product: str) 
         inside = name + "." if name else ""
         if any(found.startswith(inside) for found in troubles):
             continue
-        reason = _failure_alone(call, product)
+        reason = _failure_alone(call, hvp)
         if reason:
             troubles[name] = Trouble(name, _class_name(call.layer), reason)
     return sorted(troubles.values())
@@ -349,7 +349,7 @@ def _class_name(layer: nn.Module) -> str:
     return name.lstrip("_") if type(layer).__module__ == kernels.fitted.__module__ else name
 
 
-def _failure_alone(call: _Call, product: str) -> str:
+def _failure_alone(call: _Call, hvp: str) -> str:
     """Why a layer has no second derivative; nothing if it has one, or has nothing to differentiate."""
     positions = {f"input {i}": value for i, value in enumerate(call.inputs)} | call.named
     inputs = {name: value for name, value in positions.items() if _is_differentiable(value)}
@@ -366,9 +366,9 @@ def _failure_alone(call: _Call, product: str) -> str:
         return torch.stack([part.square().sum() for part in _parts(output)] or [torch.zeros(())]).sum()
 
     start = as_leaves({**{name: value.detach() for name, value in own.items()}, **inputs})
-    if product == "forward":
+    if hvp == "forward":
         return _attempt(lambda: _forward(loss, start))
-    return _backward_twice(loss, start, once=product == "difference")
+    return _backward_twice(loss, start, once=hvp == "difference")
 
 
 def _is_differentiable(value: Any) -> bool:

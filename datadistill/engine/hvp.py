@@ -1,4 +1,4 @@
-"""The second derivative of a step: how its gradient changes along a direction.
+"""The second derivative of a step: how its gradient changes tangent a direction.
 
 For the gradient g(w, x, y) of the inner loss and a direction u, every function here gives d<g, u>/dw, d<g, u>/dx, for
 soft labels d<g, u>/dy, and g itself, which each of them meets on the way.
@@ -6,7 +6,7 @@ soft labels d<g, u>/dy, and g itself, which each of them meets on the way.
     reverse     builds the graph of g and differentiates <g, u> through it, backwards a second time.
     forward     pushes u through the computation of g (Pearlmutter 1994): d<g, u>/dw = d/dr g(w + r u, x), and by the
                 symmetry of second derivatives d<g, u>/dx = d/dr dL/dx (w + r u, x). It needs no second-order graph.
-    difference  takes that derivative along r as a central difference. Approximate: see `_step_size`. Not for ReLU or
+    difference  takes that derivative tangent r as a central difference. Approximate: see `_step_size`. Not for ReLU or
                 max pooling: a step across one of their kinks counts its jump, divided by the length of the step.
 """
 
@@ -28,7 +28,7 @@ from datadistill.engine.surrogate import widened
 _ONE_AT_A_TIME = threading.Lock()
 
 
-class Product(NamedTuple):
+class HVP(NamedTuple):
     """What a step's second derivative says of a direction u.
 
     Attributes:
@@ -44,7 +44,7 @@ class Product(NamedTuple):
     labels: Float[Tensor, "b k"] | None
 
 
-ProductFunction = Callable[[Network, Weights, Tensor, Tensor, Noise | None, Weights, float], Product]
+HVPFunction = Callable[[Network, Weights, Tensor, Tensor, Noise | None, Weights, float], HVP]
 
 
 def reverse(
@@ -53,14 +53,14 @@ def reverse(
     images: Float[Tensor, "b c h w"],
     labels: Labels,
     noise: Noise | None,
-    along: Weights,
-    kink_width: float,
-) -> Product:
+    tangent: Weights,
+    surrogate_width: float,
+) -> HVP:
     """Backwards over backwards."""
     leaves, data = as_leaves(weights), data_leaves(images, labels)
-    with widened(kink_width), torch.enable_grad():
+    with widened(surrogate_width), torch.enable_grad():
         _, gradient = network.gradient(leaves, *data, create_graph=True, noise=noise)
-    return differentiate_again(leaves, data, gradient, along)
+    return differentiate_again(leaves, data, gradient, tangent)
 
 
 def data_leaves(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,16 +68,16 @@ def data_leaves(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return images.detach().requires_grad_(), labels.detach().requires_grad_(labels.is_floating_point())
 
 
-def differentiate_again(leaves: Weights, data: tuple[Tensor, Tensor], gradient: Weights, along: Weights) -> Product:
+def differentiate_again(leaves: Weights, data: tuple[Tensor, Tensor], gradient: Weights, tangent: Weights) -> HVP:
     """The product from a gradient that still has its graph.
 
     Every leaf takes part in every step, so a leaf that autograd finds unused is an error and is raised, never a silent
     zero.
     """
     wanted = [*leaves.values(), *(tensor for tensor in data if tensor.requires_grad)]
-    found = iter(torch.autograd.grad(list(gradient.values()), wanted, [along[name] for name in gradient]))
+    found = iter(torch.autograd.grad(list(gradient.values()), wanted, [tangent[name] for name in gradient]))
     d_weights = {name: next(found) for name in leaves}
-    return Product({name: g.detach() for name, g in gradient.items()}, d_weights, next(found), next(found, None))
+    return HVP({name: g.detach() for name, g in gradient.items()}, d_weights, next(found), next(found, None))
 
 
 def forward(
@@ -86,9 +86,9 @@ def forward(
     images: Float[Tensor, "b c h w"],
     labels: Labels,
     noise: Noise | None,
-    along: Weights,
-    kink_width: float,
-) -> Product:
+    tangent: Weights,
+    surrogate_width: float,
+) -> HVP:
     """Forwards over backwards."""
     plain, wanted = network.plain, (0, 1, 2) if labels.is_floating_point() else (0, 1)
 
@@ -97,9 +97,9 @@ def forward(
 
     _load_rules()
     # PyTorch counts its levels of forward derivatives for the whole process, not for each thread.
-    with _ONE_AT_A_TIME, widened(kink_width):
-        (found, *_), (d_weights, d_images, *d_labels) = torch.func.jvp(gradient, (weights,), (along,))  # type: ignore[misc]
-    return Product(found, d_weights, d_images, d_labels[0] if d_labels else None)
+    with _ONE_AT_A_TIME, widened(surrogate_width):
+        (found, *_), (d_weights, d_images, *d_labels) = torch.func.jvp(gradient, (weights,), (tangent,))  # type: ignore[misc]
+    return HVP(found, d_weights, d_images, d_labels[0] if d_labels else None)
 
 
 @cache
@@ -116,14 +116,14 @@ def difference(
     images: Float[Tensor, "b c h w"],
     labels: Labels,
     noise: Noise | None,
-    along: Weights,
-    kink_width: float,
-) -> Product:
-    """A central difference of two gradients. What `kink_width` asks for is beyond it, and left out."""
-    size = _step_size(weights, along)
+    tangent: Weights,
+    surrogate_width: float,
+) -> HVP:
+    """A central difference of two gradients. What `surrogate_width` asks for is beyond it, and left out."""
+    size = _step_size(weights, tangent)
 
     def gradient(sign: int) -> tuple[Weights, list[Tensor]]:
-        leaves = as_leaves({name: weight + sign * size * along[name] for name, weight in weights.items()})
+        leaves = as_leaves({name: weight + sign * size * tangent[name] for name, weight in weights.items()})
         data = data_leaves(images, labels)
         with torch.enable_grad():
             loss = network.loss(leaves, *data, noise)
@@ -133,7 +133,7 @@ def difference(
 
     (ahead, data_ahead), (behind, data_behind) = gradient(1), gradient(-1)
     d_images, *d_labels = ((a - b) / (2 * size) for a, b in zip(data_ahead, data_behind, strict=True))
-    return Product(
+    return HVP(
         {name: (ahead[name] + behind[name]) / 2 for name in ahead},
         {name: (ahead[name] - behind[name]) / (2 * size) for name in ahead},
         d_images,
@@ -141,16 +141,16 @@ def difference(
     )
 
 
-def _step_size(weights: Weights, along: Weights) -> float:
+def _step_size(weights: Weights, tangent: Weights) -> float:
     """The step, relative to |w| / |u|: a tenth of the root of eps.
 
     The third derivative would allow eps^(1/3), but gradients of networks curve sharply: measured on networks with
     smooth activations in float32, the error falls until 3e-5 and rises from 1e-5 on, where rounding takes over. A
     direction of length 0 may be walked any way.
     """
-    squares = [float(sum(t.double().square().sum() for t in part.values())) for part in (weights, along)]
+    squares = [float(sum(t.double().square().sum() for t in part.values())) for part in (weights, tangent)]
     eps = max(torch.finfo(weight.dtype).eps for weight in weights.values())
     return float(0.1 * (eps * squares[0] / squares[1]) ** 0.5) if squares[1] > 0 and squares[0] > 0 else 1.0
 
 
-PRODUCT_FUNCTIONS: dict[str, ProductFunction] = {"reverse": reverse, "forward": forward, "difference": difference}
+HVP_FUNCTIONS: dict[str, HVPFunction] = {"reverse": reverse, "forward": forward, "difference": difference}

@@ -15,7 +15,7 @@ free choice that does not change the result:
 
     full        every step's graph is kept from the forward walk: fastest, memory grows with T graphs.
     recompute   only positions are kept and each graph is built again: one more gradient per step.
-    checkpoint  only every k-th position is kept, and each stretch between two of them walked again, keeping its graphs
+    checkpoint  only every k-th position is kept, and each segment between two of them walked again, keeping its graphs
                 if the batch is not cut into pieces: one more gradient per step, memory grows with T/k positions and k
                 graphs.
     offload     as recompute, with the positions in host memory.
@@ -34,11 +34,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datadistill.engine.compiled import product_function
+from datadistill.engine.compiled import hvp_function
 from datadistill.engine.config import Engine
 from datadistill.engine.functional import Network, Weights, add_to, as_leaves, noise_of, pieces_of
-from datadistill.engine.hvp import Product, data_leaves, differentiate_again
-from datadistill.engine.optimizers import Optimizer, UpdatePulledBack
+from datadistill.engine.hvp import HVP, data_leaves, differentiate_again
+from datadistill.engine.optimizers import Optimizer, UpdateVJP
 from datadistill.engine.parallel import map_on_cores, shared_out
 from datadistill.engine.surrogate import widened
 from datadistill.engine.unroll import InnerStep, Position, advance
@@ -70,7 +70,7 @@ def hypergradient(
     steps: Sequence[InnerStep],
     outer: OuterGradient,
     engine: Engine,
-    kink_width: float = 0.0,
+    surrogate_width: float = 0.0,
     first: int = 0,
 ) -> Hypergradient:
     """Train on the steps, take the outer loss at the end, and differentiate it through all of it.
@@ -82,7 +82,7 @@ def hypergradient(
         steps: at least one step.
         outer: called with the final weights; returns the outer loss and its gradient with respect to them.
         engine: how, with nothing left to be chosen.
-        kink_width: 0 for the exact derivative, which exists almost everywhere; more to count the jumps of ReLU's
+        surrogate_width: 0 for the exact derivative, which exists almost everywhere; more to count the jumps of ReLU's
             derivative too, spread over this width (see `surrogate`). The outer loss itself does not depend on it.
         first: the first step that is differentiated; those before it are walked, and get zeros.
 
@@ -93,13 +93,13 @@ def hypergradient(
         raise ValueError(f"something is still to be chosen: {engine}")
     if not 0 <= first < len(steps):
         raise ValueError(f"step {first} of {len(steps)} steps is to be the first that is differentiated")
-    forward = partial(_advance, network, optimizer, steps, engine.inner_chunk)
+    walk = partial(_advance, network, optimizer, steps, engine.inner_chunk)
     position = Position(weights, optimizer.init(weights))
     for index in range(first):
-        position = forward(position, index)
-    store = _STORES.get(engine.storage, _All)(network, optimizer, steps, engine, kink_width)
+        position = walk(position, index)
+    tape = _TAPES.get(engine.storage, _All)(network, optimizer, steps, engine, surrogate_width)
     for index in range(first, len(steps)):
-        position = store.pass_by(position, index)
+        position = tape.forward(position, index)
     loss, v_weights = outer(position.weights)
     v = Position(v_weights, {name: torch.zeros_like(tensor) for name, tensor in position.state.items()})
     del position
@@ -107,7 +107,7 @@ def hypergradient(
     images, labels = dict[int, Tensor](), dict[int, Tensor]()
     rates = torch.zeros_like(torch.stack([step.rate.detach() for step in steps]))
     for index in reversed(range(first, len(steps))):
-        v, d_images, d_labels, rates[index] = store.pull_back(v, index)
+        v, d_images, d_labels, rates[index] = tape.vjp(v, index)
         batch = steps[index].batch
         images[batch] = images[batch].add_(d_images) if batch in images else d_images
         if d_labels is not None:
@@ -128,7 +128,7 @@ def _advance(
     return advance(network, optimizer, position, steps[index], index, chunk)
 
 
-class _Pulled(NamedTuple):
+class _StepVJP(NamedTuple):
     """Derivatives at the start of a step, and with respect to what it used."""
 
     v: Position
@@ -137,18 +137,18 @@ class _Pulled(NamedTuple):
     rate: Tensor
 
 
-class _Store(Protocol):
+class _Tape(Protocol):
     """Remembers the walk forward for the walk back."""
 
     def __init__(
-        self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, kink_width: float
+        self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, surrogate_width: float
     ) -> None: ...
 
-    def pass_by(self, position: Position, index: int) -> Position:
+    def forward(self, position: Position, index: int) -> Position:
         """Take step `index` from here."""
         ...
 
-    def pull_back(self, v: Position, index: int) -> _Pulled:
+    def vjp(self, v: Position, index: int) -> _StepVJP:
         """V at the end of step `index` becomes v at its start, with the step's own derivatives."""
         ...
 
@@ -157,30 +157,30 @@ class _All:
     """Every position is kept."""
 
     def __init__(
-        self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, kink_width: float
+        self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, surrogate_width: float
     ) -> None:
         self.network, self.optimizer, self.steps, self.engine = network, optimizer, steps, engine
-        self.kink_width = kink_width
+        self.surrogate_width = surrogate_width
         self.kept: dict[int, Position] = {}
 
-    def pass_by(self, position: Position, index: int) -> Position:
+    def forward(self, position: Position, index: int) -> Position:
         self.keep(position, index)
         return self.advance(position, index)
 
-    def pull_back(self, v: Position, index: int) -> _Pulled:
+    def vjp(self, v: Position, index: int) -> _StepVJP:
         position, step = self.recall(index), self.steps[index]
         rate = step.rate.detach()
-        along = self.optimizer.along(v.weights, v.state, rate)
-        if along is None:
+        tangent = self.optimizer.tangent(v.weights, v.state, rate)
+        if tangent is None:
             # The direction depends on the gradient, which has to be known first.
             nothing = {name: torch.zeros_like(weight) for name, weight in position.weights.items()}
-            gradient = self._product(position, step, nothing).gradient
+            gradient = self._hvp(position, step, nothing).gradient
             update = self._through_update(v, position, gradient, index)
-            product = self._product(position, step, update.gradients)
+            hvp = self._hvp(position, step, update.gradients)
         else:
-            product = self._product(position, step, along)
-            update = self._through_update(v, position, product.gradient, index, along)
-        return _joined(update, product)
+            hvp = self._hvp(position, step, tangent)
+            update = self._through_update(v, position, hvp.gradient, index, tangent)
+        return _joined(update, hvp)
 
     def keep(self, position: Position, index: int) -> None:
         self.kept[index] = position
@@ -192,16 +192,14 @@ class _All:
         return _advance(self.network, self.optimizer, self.steps, self.engine.inner_chunk, position, index)
 
     def _through_update(
-        self, v: Position, position: Position, gradient: Weights, index: int, along: Weights | None = None
-    ) -> UpdatePulledBack:
+        self, v: Position, position: Position, gradient: Weights, index: int, tangent: Weights | None = None
+    ) -> UpdateVJP:
         rate = self.steps[index].rate.detach()
-        return self.optimizer.pull_back(
-            v.weights, v.state, position.weights, gradient, position.state, rate, index, along
-        )
+        return self.optimizer.vjp(v.weights, v.state, position.weights, gradient, position.state, rate, index, tangent)
 
-    def _product(self, position: Position, step: InnerStep, along: Weights) -> Product:
+    def _hvp(self, position: Position, step: InnerStep, tangent: Weights) -> HVP:
         """The product for the whole batch, in chunks: every part of it is a mean over images."""
-        function = product_function(self.engine)
+        function = hvp_function(self.engine)
         count = len(step.labels)
 
         def part(pieces: list[slice]) -> tuple[Weights, Weights, list[tuple[Tensor, ...]]]:
@@ -214,8 +212,8 @@ class _All:
                     step.images[piece],
                     step.labels[piece],
                     noise_of(step.noise, piece, count),
-                    along,
-                    self.kink_width,
+                    tangent,
+                    self.surrogate_width,
                 )
                 add_to(gradient, found.gradient, share)
                 add_to(weights, found.weights, share)
@@ -230,7 +228,7 @@ class _All:
             add_to(parts[0][1], weights, 1.0)
         by_piece = [of_data for _, _, data in parts for of_data in data]
         images, *labels = (t[0] if len(t) == 1 else torch.cat(t) for t in zip(*by_piece, strict=True))
-        return Product(parts[0][0], parts[0][1], images, labels[0] if labels else None)
+        return HVP(parts[0][0], parts[0][1], images, labels[0] if labels else None)
 
 
 class _InHostMemory(_All):
@@ -255,65 +253,65 @@ class _Graphs:
     """Every step's graph is kept."""
 
     def __init__(
-        self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, kink_width: float
+        self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, surrogate_width: float
     ) -> None:
-        self.network, self.optimizer, self.steps, self.kink_width = network, optimizer, steps, kink_width
+        self.network, self.optimizer, self.steps, self.surrogate_width = network, optimizer, steps, surrogate_width
         self.kept: list[_Graph] = []
 
-    def pass_by(self, position: Position, index: int) -> Position:
+    def forward(self, position: Position, index: int) -> Position:
         step = self.steps[index]
         leaves, data = as_leaves(position.weights), data_leaves(step.images, step.labels)
         noise = noise_of(step.noise, slice(0, len(step.labels)), len(step.labels))
-        with widened(self.kink_width), torch.enable_grad():
+        with widened(self.surrogate_width), torch.enable_grad():
             _, gradient = self.network.gradient(leaves, *data, create_graph=True, noise=noise)
         self.kept.append(_Graph(Position(leaves, position.state), data, gradient))
         found = {name: g.detach() for name, g in gradient.items()}
         return Position(*self.optimizer.update(position.weights, found, position.state, step.rate.detach(), index))
 
-    def pull_back(self, v: Position, index: int) -> _Pulled:
+    def vjp(self, v: Position, index: int) -> _StepVJP:
         position, data, gradient = self.kept.pop()
         found = {name: g.detach() for name, g in gradient.items()}
         start = {name: weight.detach() for name, weight in position.weights.items()}
         rate = self.steps[index].rate.detach()
-        update = self.optimizer.pull_back(v.weights, v.state, start, found, position.state, rate, index)
+        update = self.optimizer.vjp(v.weights, v.state, start, found, position.state, rate, index)
         return _joined(update, differentiate_again(position.weights, data, gradient, update.gradients))
 
 
 class _Some:
-    """Every k-th position is kept; a stretch between two of them is walked again, with a store of its own."""
+    """Every k-th position is kept; a segment between two of them is walked again, with a store of its own."""
 
     def __init__(
-        self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, kink_width: float
+        self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, surrogate_width: float
     ) -> None:
         self.engine, self.count = engine, len(steps)
         largest = max(len(step.labels) for step in steps)
         whole = engine.inner_chunk == 0 or engine.inner_chunk >= largest
-        whole = whole and engine.product == "reverse" and engine.execution != "compiled"
-        self.stretch: _Store = (_Graphs if whole else _All)(network, optimizer, steps, engine, kink_width)
+        whole = whole and engine.hvp == "reverse" and engine.execution != "compiled"
+        self.segment: _Tape = (_Graphs if whole else _All)(network, optimizer, steps, engine, surrogate_width)
         self.walk = partial(_advance, network, optimizer, steps, engine.inner_chunk)
         self.kept: dict[int, Position] = {}
         self.first = len(steps)
 
-    def pass_by(self, position: Position, index: int) -> Position:
+    def forward(self, position: Position, index: int) -> Position:
         if not self.kept or index % spacing_of(self.engine, self.count) == 0:
             self.kept[index] = position
         return self.walk(position, index)
 
-    def pull_back(self, v: Position, index: int) -> _Pulled:
+    def vjp(self, v: Position, index: int) -> _StepVJP:
         if index < self.first:
             self.first, position = self.kept.popitem()
             for t in range(self.first, index + 1):
-                position = self.stretch.pass_by(position, t)
-        return self.stretch.pull_back(v, index)
+                position = self.segment.forward(position, t)
+        return self.segment.vjp(v, index)
 
 
-_STORES: dict[str, type[_Store]] = {"full": _Graphs, "checkpoint": _Some, "offload": _InHostMemory}
+_TAPES: dict[str, type[_Tape]] = {"full": _Graphs, "checkpoint": _Some, "offload": _InHostMemory}
 
 
-def _joined(update: UpdatePulledBack, product: Product) -> _Pulled:
+def _joined(update: UpdateVJP, hvp: HVP) -> _StepVJP:
     """What reaches the start of a step through its update and through its gradient."""
-    weights = {name: direct + product.weights[name] for name, direct in update.weights.items()}
-    return _Pulled(Position(weights, update.state), product.images, product.labels, update.rate)
+    weights = {name: direct + hvp.weights[name] for name, direct in update.weights.items()}
+    return _StepVJP(Position(weights, update.state), hvp.images, hvp.labels, update.rate)
 
 
 def _moved(position: Position, device: torch.device) -> Position:

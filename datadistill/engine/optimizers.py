@@ -12,7 +12,7 @@ from datadistill.engine.functional import Weights, as_leaves
 State: TypeAlias = dict[str, Tensor]
 
 
-class UpdatePulledBack(NamedTuple):
+class UpdateVJP(NamedTuple):
     """Derivatives with respect to what an update starts from.
 
     Attributes:
@@ -42,11 +42,11 @@ class Optimizer(Protocol):
         """New weights and new state; `step` counts from 0. Nothing is changed in place."""
         ...
 
-    def along(self, v_weights: Weights, v_state: State, rate: Tensor) -> Weights | None:
-        """`pull_back(...).gradients` where it does not depend on the gradients; None where it does."""
+    def tangent(self, v_weights: Weights, v_state: State, rate: Tensor) -> Weights | None:
+        """`vjp(...).gradients` where it does not depend on the gradients; None where it does."""
         ...
 
-    def pull_back(
+    def vjp(
         self,
         v_weights: Weights,
         v_state: State,
@@ -55,11 +55,11 @@ class Optimizer(Protocol):
         state: State,
         rate: Tensor,
         step: int,
-        along: Weights | None = None,
-    ) -> UpdatePulledBack:
+        tangent: Weights | None = None,
+    ) -> UpdateVJP:
         """The vector-Jacobian product of `update`: derivatives at its end become derivatives at its start.
 
-        What `along` returned may be handed on, where it is known already.
+        What `tangent` returned may be handed on, where it is known already.
         """
         ...
 
@@ -90,13 +90,13 @@ class SGD:
         moved = {f"momentum/{name}": self.momentum * state[f"momentum/{name}"] + gradients[name] for name in weights}
         return {name: _minus(weight, rate, moved[f"momentum/{name}"]) for name, weight in weights.items()}, moved
 
-    def along(self, v_weights: Weights, v_state: State, rate: Tensor) -> Weights:
+    def tangent(self, v_weights: Weights, v_state: State, rate: Tensor) -> Weights:
         back = -rate
         if self.momentum == 0:
             return {name: back * v for name, v in v_weights.items()}
         return {name: v_state[f"momentum/{name}"] + back * v for name, v in v_weights.items()}
 
-    def pull_back(
+    def vjp(
         self,
         v_weights: Weights,
         v_state: State,
@@ -105,16 +105,16 @@ class SGD:
         state: State,
         rate: Tensor,
         step: int,
-        along: Weights | None = None,
-    ) -> UpdatePulledBack:
+        tangent: Weights | None = None,
+    ) -> UpdateVJP:
         moved = _decayed(weights, gradients, self.weight_decay)
         if self.momentum != 0:
             moved = {name: self.momentum * state[f"momentum/{name}"] + g for name, g in moved.items()}
-        along = along or self.along(v_weights, v_state, rate)
-        return UpdatePulledBack(
-            weights=_decayed(along, v_weights, self.weight_decay),
-            state={key: self.momentum * along[key.removeprefix("momentum/")] for key in v_state},
-            gradients=along,
+        tangent = tangent or self.tangent(v_weights, v_state, rate)
+        return UpdateVJP(
+            weights=_decayed(tangent, v_weights, self.weight_decay),
+            state={key: self.momentum * tangent[key.removeprefix("momentum/")] for key in v_state},
+            gradients=tangent,
             rate=-torch.stack([torch.dot(v.flatten(), moved[name].flatten()) for name, v in v_weights.items()]).sum(),
         )
 
@@ -154,10 +154,10 @@ class Adam:
             new_state |= {f"first/{name}": first, f"second/{name}": second}
         return new_weights, new_state
 
-    def along(self, v_weights: Weights, v_state: State, rate: Tensor) -> None:
+    def tangent(self, v_weights: Weights, v_state: State, rate: Tensor) -> None:
         return None
 
-    def pull_back(
+    def vjp(
         self,
         v_weights: Weights,
         v_state: State,
@@ -166,8 +166,8 @@ class Adam:
         state: State,
         rate: Tensor,
         step: int,
-        along: Weights | None = None,
-    ) -> UpdatePulledBack:
+        tangent: Weights | None = None,
+    ) -> UpdateVJP:
         starts = [as_leaves(part) for part in (weights, state, gradients)]
         leaf = rate.detach().requires_grad_()
         with torch.enable_grad():
@@ -178,7 +178,7 @@ class Adam:
         *found, d_rate = torch.autograd.grad(tensors, [*leaves, leaf], vectors)
         values = iter(found)
         pulled = [{name: next(values) for name in part} for part in starts]
-        return UpdatePulledBack(weights=pulled[0], state=pulled[1], gradients=pulled[2], rate=d_rate)
+        return UpdateVJP(weights=pulled[0], state=pulled[1], gradients=pulled[2], rate=d_rate)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Workload:
         networks: what an outer step works on side by side, each with memory of its own: networks, or classes.
         real: real images per outer step; 0 where the outer loss asks for none, only for other weights to compare.
         optimizer: of the inner loop.
-        kink_width: as for `hypergradient`.
+        surrogate_width: as for `hypergradient`.
         window: the last steps that are differentiated, of a stretch that ends anywhere; 0: all of them.
         derivatives: how often the network is differentiated: 0 where the loss has none, 1 or 2.
         model: the network that does the work, by name; `same` is the one that is distilled for.
@@ -64,7 +64,7 @@ class Workload:
     networks: int
     real: int
     optimizer: Optimizer
-    kink_width: float = 0.0
+    surrogate_width: float = 0.0
     window: int = 0
     derivatives: int = 2
     model: str = "same"
@@ -111,24 +111,24 @@ def settle(network: Network, image: Float[Tensor, "1 c h w"], workload: Workload
     """
     device = image.device
     # What is differentiated once asks of the layers what a difference of two gradients does.
-    asked = "reverse" if engine.product == "auto" else engine.product
+    asked = "reverse" if engine.hvp == "auto" else engine.hvp
     require_differentiable(network, image, workload.classes, asked if workload.derivatives > 1 else "difference")
-    if engine.product == "difference" and (kinks := kinks_of(network, image)):
+    if engine.hvp == "difference" and (kinks := kinks_of(network, image)):
         raise RequestError(
-            f"product difference is for smooth networks, but this one has {' and '.join(kinks)}, across whose kinks it "
+            f"hvp difference is for smooth networks, but this one has {' and '.join(kinks)}, across whose kinks it "
             "is wrong by more than its own size: choose reverse"
         )
-    if engine.product in ("forward", "difference") and workload.kink_width > 0:
+    if engine.hvp in ("forward", "difference") and workload.surrogate_width > 0:
         raise RequestError(
-            f"kink_width {workload.kink_width:g} needs product reverse, but the product is {engine.product}: "
-            "choose reverse, or kink_width 0"
+            f"surrogate_width {workload.surrogate_width:g} needs hvp reverse, but hvp is {engine.hvp}: "
+            "choose reverse, or surrogate_width 0"
         )
     if engine.execution == "graph" and device.type != "cuda":
         raise RequestError("execution graph needs a CUDA device: choose eager")
     probe = _Probe(network, image, workload)
     workers = torch.get_num_threads() if device.type == "cpu" else 1
-    if engine.product == "auto":
-        engine = replace(engine, product="forward" if engine.execution == "compiled" else "reverse")
+    if engine.hvp == "auto":
+        engine = replace(engine, hvp="forward" if engine.execution == "compiled" else "reverse")
     if engine.execution == "auto":
         engine = replace(engine, execution="eager")
     if device.type == "cpu":
@@ -138,7 +138,7 @@ def settle(network: Network, image: Float[Tensor, "1 c h w"], workload: Workload
             engine = replace(engine, chunk=min(fitting, -(-workload.real // (workers if alone else 1))))
         if engine.inner_chunk == 0:
             big = workload.derivatives > 1 and engine.storage != "full"
-            big = big and probe.product(engine, workload.images).peak > BIG_BYTES
+            big = big and probe.hvp(engine, workload.images).peak > BIG_BYTES
             engine = replace(engine, inner_chunk=min(FEW_IMAGES, workload.images) if big else workload.images)
     if engine.storage == "auto":
         engine = replace(engine, storage=_storage(probe, engine, memory_limit(engine, device)))
@@ -187,7 +187,7 @@ def _storage(probe: "_Probe", engine: Engine, limit: int) -> Storage:
     """The fastest storage that fits: graphs, positions, some of the positions."""
     whole = engine.inner_chunk == 0 or engine.inner_chunk >= probe.workload.images
     on_gpu = probe.image.device.type == "cuda"
-    kept = whole and engine.product == "reverse" and engine.execution != "compiled"
+    kept = whole and engine.hvp == "reverse" and engine.execution != "compiled"
     candidates: list[Storage] = ["full"] if kept else []
     candidates += ["recompute", "offload"] if on_gpu and engine.execution != "graph" else ["recompute"]
     for candidate in candidates:
@@ -230,7 +230,7 @@ class _Probe:
         small, large = (self._gradient(count, 0).peak for count in (2, 10))
         return max(1, (large - small) // 8)
 
-    def product(self, engine: Engine, images: int, timed: bool = False) -> _Cost:
+    def hvp(self, engine: Engine, images: int, timed: bool = False) -> _Cost:
         """One step forward and back, with its position kept."""
         return self._walk(replace(engine, storage="recompute", inner_chunk=0), 1, images, timed)
 
@@ -245,7 +245,7 @@ class _Probe:
         real_pieces = len(pieces_of(self.network, workload.real, real))
         if self.network.couples_images:
             inner, real = workload.images, workload.real
-        whole = engine.product == "reverse" and engine.execution != "compiled" and inner_pieces == 1
+        whole = engine.hvp == "reverse" and engine.execution != "compiled" and inner_pieces == 1
         graphs = engine.storage == "full" or (engine.storage == "checkpoint" and whole)
         # What is captured is timed as if it ran eagerly, and holds its memory beside that of the step it is checked by.
         how: Execution = "eager" if engine.execution == "graph" else engine.execution
@@ -309,7 +309,7 @@ class _Probe:
         def work() -> Any:
             workload = self.workload
             return hypergradient(
-                self.network, workload.optimizer, self.weights, steps, outer, engine, workload.kink_width
+                self.network, workload.optimizer, self.weights, steps, outer, engine, workload.surrogate_width
             )
 
         return _measured(work, timed, self.image.device)

@@ -11,6 +11,7 @@ from datadistill.methods.dm import DM
 from datadistill.methods.mtt import MTT, settings_for
 from datadistill.methods.random_teacher import RandomTeacher
 from datadistill.methods.rat_bptt import RaTBPTT
+from datadistill.utils.fields import by_name
 from datadistill.utils.registry import Registry
 
 __all__ = [
@@ -51,12 +52,12 @@ def _of_gradient_matching(ipc: float) -> Asked:
 
 
 def _of_distribution_matching(ipc: float) -> Asked:
-    return {"outer": {"rate": 10.0 if ipc >= 100 else 1.0}}
+    return {"outer": {"lr": 10.0 if ipc >= 100 else 1.0}}
 
 
 def _of_trajectory_matching(ipc: float) -> Asked:
     setting = settings_for(ipc)
-    return {"outer": {"rate": setting.rate, "rate_of_rates": setting.rate_of_rates}}
+    return {"outer": {"lr": setting.lr, "lr_lr": setting.lr_lr}}
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class MethodInfo:
 
     def build(self, options: Mapping[str, Any]) -> Any:
         """The method with these hyper-parameters, and its own defaults for the others: a `Method` or a `Synthesis`."""
-        method: Method | Synthesis = self.make(**{**self.defaults, **options})
+        method: Method | Synthesis = self.make(**{**self.defaults, **by_name(self.make, options)})
         return method
 
 
@@ -138,7 +139,7 @@ METHODS = Registry(
             year=2018,
             make=DD,
             learns=("images", "learning_rates", "soft_labels"),
-            exact={"kink_width": 0.0, "network_clip": 0.0, "window": 0},
+            exact={"surrogate_width": 0.0, "network_clip": 0.0, "window": 0},
             recipes=_RECIPES,
             ipc=lambda method: method.steps,
             networks=lambda method: method.networks,
@@ -151,7 +152,7 @@ METHODS = Registry(
             make=DC,
             learns=("images",),
             run=_CONVNET | {"iterations": _NETWORKS},
-            outer={"optimizer": "sgd", "rate": 0.1, "momentum": 0.5, "schedule": "constant"},
+            outer={"optimizer": "sgd", "lr": 0.1, "momentum": 0.5, "schedule": "constant"},
             by_ipc=_of_gradient_matching,
             proxy=lambda method: method.matched_on,
         ),
@@ -164,7 +165,7 @@ METHODS = Registry(
             learns=("images",),
             defaults={"images": "real", "augment": DSA_STRATEGY},
             run=_CONVNET | {"iterations": _NETWORKS},
-            outer={"optimizer": "sgd", "rate": 0.1, "momentum": 0.5, "schedule": "constant"},
+            outer={"optimizer": "sgd", "lr": 0.1, "momentum": 0.5, "schedule": "constant"},
             by_ipc=_of_gradient_matching,
             proxy=lambda method: method.matched_on,
         ),
@@ -177,7 +178,7 @@ METHODS = Registry(
             learns=("images",),
             needs=Needs(derivatives=1),
             run=_CONVNET | {"iterations": 20_000},
-            outer={"optimizer": "sgd", "rate": 1.0, "momentum": 0.5, "schedule": "constant"},
+            outer={"optimizer": "sgd", "lr": 1.0, "momentum": 0.5, "schedule": "constant"},
             by_ipc=_of_distribution_matching,
         ),
         MethodInfo(
@@ -190,7 +191,7 @@ METHODS = Registry(
             needs=Needs(experts=True),
             exact={"derivative": "exact"},
             run=_CONVNET | {"iterations": 5000},
-            outer={"optimizer": "sgd", "rate": 100.0, "rate_of_rates": 1e-3, "momentum": 0.5, "schedule": "constant"},
+            outer={"optimizer": "sgd", "lr": 100.0, "lr_lr": 1e-3, "momentum": 0.5, "schedule": "constant"},
             by_ipc=_of_trajectory_matching,
             proxy=lambda method: method.matched_on,
         ),
@@ -205,7 +206,7 @@ METHODS = Registry(
             exact={"window": 0},
             networks=lambda method: method.networks,
             run=_CONVNET | {"iterations": 10_000},
-            outer={"rate": 0.001, "betas": (0.9, 0.999), "clip": 2.0, "schedule": "constant"},
+            outer={"lr": 0.001, "betas": (0.9, 0.999), "clip": 2.0, "schedule": "constant"},
         ),
         MethodInfo(
             name="random_teacher",

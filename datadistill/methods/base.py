@@ -63,8 +63,8 @@ class Problem:
     engine: Engine = field(default_factory=Engine)
     pool: Pool | None = None
     trajectories: Trajectories | None = None
-    kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
-    """What is costly to make and used again."""
+    cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+    """What is costly to make and used again, by keys of those who make it."""
     _augmented: dict[str, Network] = field(default_factory=dict, init=False, repr=False)
 
     def with_kernels(self, kernels: str) -> "Problem":
@@ -72,8 +72,8 @@ class Problem:
         network = self.network.with_operations(kernels)
         return replace(self, network=network, engine=replace(self.engine, kernels=kernels))
 
-    def seen_through(self, augment: str) -> Network:
-        """The network with images changed wherever a seed is given: by one part for a batch (`augment.one_of`)."""
+    def with_augmentation(self, augment: str) -> Network:
+        """The network with augmented images wherever a seed is given: by one part for a batch (`augment.one_of`)."""
         parts = parse_augmentation(augment)
         if not parts:
             return self.network
@@ -85,7 +85,7 @@ class Problem:
             self._augmented[augment] = replace(self.network, augment=changed)
         return self._augmented[augment]
 
-    def on(self, model: str) -> "Problem":
+    def with_model(self, model: str) -> "Problem":
         """The same for another network, with initial weights drawn alike; `same` is this one.
 
         Raises:
@@ -93,15 +93,15 @@ class Problem:
         """
         if model.strip().lower() == "same":
             return self
-        key = ("on", model)
-        if key not in self.kept:
+        key = ("model", model)
+        if key not in self.cache:
             if self.kind != "random-init":
                 raise RequestError(f"weights are {self.kind}, those of {self.model}: another network has none of them")
             images = self.real.train.images  # `check` has them in float64
             network = network_for(model, self.real, images, self.batch_norm, self.engine.kernels)
             starts = KINDS.get(self.kind).make(network, self.scheme, self.seed, None)
-            self.kept[key] = replace(self, network=network, model=model_name(model), starts=starts)
-        other: Problem = self.kept[key]
+            self.cache[key] = replace(self, network=network, model=model_name(model), starts=starts)
+        other: Problem = self.cache[key]
         return other
 
     @cached_property
@@ -121,8 +121,8 @@ class Problem:
             return labels_in_order(self.ipc)
         return torch.arange(self.count) % self.real.num_classes
 
-    def wanted(self, split: Split) -> Split:
-        """A split with the answers that networks are to learn: the true ones, except under an attack.
+    def with_targets(self, split: Split) -> Split:
+        """A split with the labels that networks are to learn: the true ones, except under an attack.
 
         Wang et al. 2018, section 3.5: the loss of the attacker takes one class for another.
         """
@@ -284,10 +284,10 @@ def plan(method: Method, problem: Problem) -> Engine:
         RequestError: the network cannot be differentiated as the method or the engine asks.
     """
     workload = method.workload(problem)
-    if workload not in problem.kept:
-        network = problem.on(workload.model).network
-        problem.kept[workload] = settle(network, problem.real.train.images[:1], workload, problem.engine)
-    engine: Engine = problem.kept[workload]
+    if workload not in problem.cache:
+        network = problem.with_model(workload.model).network
+        problem.cache[workload] = settle(network, problem.real.train.images[:1], workload, problem.engine)
+    engine: Engine = problem.cache[workload]
     return engine
 
 

@@ -103,7 +103,7 @@ class DC:
 
     def init(self, problem: Problem, generator: torch.Generator) -> tuple[DistilledData, State]:
         """Images of every class and hard labels; the learning rates are the protocol's."""
-        problem.on(self.matched_on)  # refused before a run, not in it
+        problem.with_model(self.matched_on)  # refused before a run, not in it
         trained_with = self._trained_with
         return judged_by_protocol(problem, self.images, generator, self.name, options_of(self), trained_with), {}
 
@@ -123,7 +123,7 @@ class DC:
 
     def step(self, distilled: DistilledData, state: State, context: Context, generator: torch.Generator) -> Step:
         """The distance between the gradients of distilled and real images, over all classes, and its derivative."""
-        problem, engine = context.problem.on(self.matched_on), context.engine
+        problem, engine = context.problem.with_model(self.matched_on), context.engine
         weights, done = self._network(distilled, problem, state, generator)
         pairs = [self._pair(distilled, problem, group, generator) for group in self._groups(problem)]
 
@@ -156,7 +156,7 @@ class DC:
     def _pair(self, distilled: DistilledData, problem: Problem, group: range, generator: torch.Generator) -> "_Pair":
         chosen = torch.cat([some_of_class(problem, label, self.batch, generator) for label in group])
         change = siamese(parse_augmentation(self.augment), distilled.images.shape[-1], generator)
-        real = problem.wanted(problem.real.train.take(chosen))
+        real = problem.with_targets(problem.real.train.take(chosen))
         mine = torch.isin(distilled.labels, torch.tensor(list(group), device=distilled.labels.device))
         indices = torch.nonzero(mine).flatten()
         return _Pair(replace(real, images=change(real.images)), indices, distilled.labels[indices], change)

@@ -16,7 +16,7 @@ Where this differs from the authors' code:
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -36,6 +36,7 @@ from datadistill.methods.base import Context, Problem, State, Step, options_of
 from datadistill.methods.initial_images import first_images
 from datadistill.training.carried import own_steps
 from datadistill.utils.errors import RequestError
+from datadistill.utils.fields import Flag
 
 MOST_STEPS = 100_000
 _NORM, _NORM_MEMORY, _NORM_LEAP = "dd.norm", 0.99, 5.0
@@ -66,8 +67,8 @@ class DD:
         batch: real images per outer step.
         batch_last: real images per outer step at the end; in between the size grows geometrically. 0: no growth.
         networks: networks per outer step with random initial weights; fixed ones need one.
-        kink_width: width over which the jumps of ReLU's derivative count in the hypergradient; 0 leaves them out, as
-            the authors do (`docs/method-dd.md` says why that hurts).
+        surrogate_width: width over which the jumps of ReLU's derivative count in the hypergradient; 0 leaves them out,
+            as the authors do (`docs/method-dd.md` says why that hurts).
         network_clip: longest gradient allowed for the images of one network, in multiples of the running mean length
             over networks; a longer one is shrunk, and that of the rates with it. One network that is about to diverge
             then does not drown the others. 0 allows any.
@@ -85,7 +86,7 @@ class DD:
     batch: int = 1024
     batch_last: int = 0
     networks: int = 4
-    kink_width: float = 0.0
+    surrogate_width: float = field(default=0.0, metadata=Flag(was="kink_width").metadata)
     network_clip: float = 0.0
     window: int = 0
 
@@ -97,7 +98,7 @@ class DD:
             raise RequestError(f"{self.steps} steps x {self.epochs} epochs are more than {MOST_STEPS:,} gradient steps")
         if not 1e-30 < self.learning_rate < 1e30:
             raise RequestError(f"the learning rate is {self.learning_rate}, but must be positive and finite")
-        for name in ("kink_width", "network_clip"):
+        for name in ("surrogate_width", "network_clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RequestError(f"{name} is {getattr(self, name)}, but must be finite and not negative")
         parse_augmentation(self.augment)
@@ -155,7 +156,7 @@ class DD:
         """The outer loss on one real batch, averaged over networks, and its derivative through training."""
         problem, engine = context.problem, context.engine
         train = problem.real.train
-        real = problem.wanted(train.take(train.draw(self._batch_size(context.progress), generator)))
+        real = problem.with_targets(train.take(train.draw(self._batch_size(context.progress), generator)))
         real = replace(real, images=augmented(real.images, parse_augmentation(self.augment), generator))
         starts = problem.starts.sample(self.workload(problem).networks, generator)
         steps, first = distilled.inner_steps(), 0
@@ -171,7 +172,7 @@ class DD:
 
         def through(one: tuple[Weights, list[InnerStep]]) -> Hypergradient:
             loss = OuterLoss(outer, [real.images, real.labels])
-            return outer_step(problem.network, SGD(), *one, loss, engine, self.kink_width, first)
+            return outer_step(problem.network, SGD(), *one, loss, engine, self.surrogate_width, first)
 
         results = map_on_cores(through, list(zip(starts, noisy, strict=True)), problem.device)
         if self.network_clip:
@@ -188,7 +189,7 @@ class DD:
             networks=1 if problem.starts.fixed is not None else self.networks,
             real=max(self.batch, self.batch_last),
             optimizer=SGD(),
-            kink_width=self.kink_width,
+            surrogate_width=self.surrogate_width,
             window=self.window,
         )
 

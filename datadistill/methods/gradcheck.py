@@ -121,7 +121,7 @@ def check_hypergradient(
     """Compare a method's gradient, at its own start, with central differences of its outer loss.
 
     Args:
-        method: whose gradient it is. Options that depart from the exact derivative, such as `kink_width`, are off.
+        method: whose gradient it is. Options that depart from the exact derivative, such as `surrogate_width`, are off.
         problem: the dataset, the network and the engine.
         directions: random directions for the images, or soft labels, of each batch; every rate is moved on its own.
         count: called when a row is done.

@@ -54,8 +54,8 @@ class Setting(NamedTuple):
         student_steps: N.
         last_start: epoch of the expert. Theirs are 2, 20 and 40, before which their code stops.
         learning_rate: of the student, at first.
-        rate: of the outer loop.
-        rate_of_rates: theirs (1e-7, and 1e-5 from ten images on), divided by the square of the first learning rate:
+        lr: of the images.
+        lr_lr: theirs (1e-7, and 1e-5 from ten images on), divided by the square of the first learning rate:
             here its logarithm is learned.
     """
 
@@ -63,8 +63,8 @@ class Setting(NamedTuple):
     student_steps: int
     last_start: int
     learning_rate: float
-    rate: float
-    rate_of_rates: float
+    lr: float
+    lr_lr: float
 
 
 CIFAR_10 = (
@@ -154,13 +154,13 @@ class MTT:
                 f"method mtt is for networks that start untrained, but the initial weights are {problem.kind}: "
                 "choose --weights random-init"
             )
-        matched = problem.on(self.matched_on)
+        matched = problem.with_model(self.matched_on)
         _trajectories(problem).check_fits(matched.network, matched.model, problem.real)
-        forward = problem.engine.product == "forward" or problem.engine.execution == "compiled"
+        forward = problem.engine.hvp == "forward" or problem.engine.execution == "compiled"
         if forward and any(part.moves for part in parse_augmentation(self.augment)):
             raise RequestError(
-                f"product forward cannot differentiate images that are moved, but augment is {self.augment}: choose "
-                "product reverse, or parts such as color_cutout"
+                f"hvp forward cannot differentiate images that are moved, but augment is {self.augment}: choose "
+                "hvp reverse, or parts such as color_cutout"
             )
         if self.derivative == "tesla" and problem.engine.execution == "graph":
             raise RequestError(
@@ -178,14 +178,14 @@ class MTT:
     def step(self, distilled: DistilledData, state: State, context: Context, generator: torch.Generator) -> Step:
         """How far a student ends from an expert, by the expert's own way (equation 2), and its derivative."""
         assert distilled.learning_rates is not None
-        problem, trajectories = context.problem.on(self.matched_on), _trajectories(context.problem)
+        problem, trajectories = context.problem.with_model(self.matched_on), _trajectories(context.problem)
         expert = trajectories.experts[int(torch.randint(len(trajectories), (), generator=generator))]
         epoch = int(torch.randint(self.max_start_epoch + 1, (), generator=generator))
         start, target = (
             {name: weight.to(distilled.images) for name, weight in expert.weights(t).items()}
             for t in (epoch, epoch + self.expert_epochs)
         )
-        network = problem.seen_through(self.augment)
+        network = problem.with_augmentation(self.augment)
         batches = shuffled_batches(problem.count, self.inner_batch, self.student_steps, generator)
         data = {
             number: (distilled.images[batch], distilled.targets[batch])

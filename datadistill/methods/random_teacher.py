@@ -87,14 +87,14 @@ class RandomTeacher:
 
     def _teacher(self, problem: Problem) -> Weights:
         """A network trained on all real images, once for all pieces."""
-        if self not in problem.kept:
+        if self not in problem.cache:
             recipe = replace(
                 DC, epochs=self.teacher_epochs, lr=self.learning_rate, batch=self.batch, schedule="constant"
             )
             draw = stream(problem.seed, "teacher")
             (start,) = problem.starts.sample(1, draw)
-            problem.kept[self] = fit(problem.network, start, problem.real.train, recipe, draw)
-        teacher: Weights = problem.kept[self]
+            problem.cache[self] = fit(problem.network, start, problem.real.train, recipe, draw)
+        teacher: Weights = problem.cache[self]
         return teacher
 
 

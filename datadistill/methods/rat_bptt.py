@@ -110,13 +110,13 @@ class RaTBPTT:
     def step(self, distilled: DistilledData, state: State, context: Context, generator: torch.Generator) -> Step:
         """The outer loss on one real batch after training that ends at random, and its derivative in the window."""
         problem, engine, train = context.problem, context.engine, context.problem.real.train
-        real = problem.wanted(train.take(train.draw(self.batch, generator)))
+        real = problem.with_targets(train.take(train.draw(self.batch, generator)))
         real = replace(real, images=one_of(real.images, parse_augmentation(self.augment), generator))
         latest = self.inner_steps - self.window
         first = latest if self.placed == "last" else int(torch.randint(latest + 1, (), generator=generator))
         batches = shuffled_batches(problem.count, self.inner_batch, first + self.window, generator)
         batches = [batch.to(problem.device) for batch in batches]
-        network = problem.seen_through(self.augment)
+        network = problem.with_augmentation(self.augment)
         starts = problem.starts.sample(self.workload(problem).networks, generator)
         steps = [with_noise(network, self._steps(distilled, batches, first), generator) for _ in starts]
 

@@ -26,6 +26,7 @@ class Flag:
         choices: the only names that there are.
         otherwise: what is taken without the option, in words; its default without such words.
         prefix: put before the names of a group's options.
+        was: the option's name in older files and commands, which are still read.
     """
 
     parse: Callable[[str], Any] | None = None
@@ -33,6 +34,7 @@ class Flag:
     choices: Registry[Any] | None = None
     otherwise: str = ""
     prefix: str = ""
+    was: str = ""
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -133,9 +135,15 @@ def check_names(given: Iterable[str], options: Iterable[Option], what: str) -> N
             raise TypeError(f"{what} has no option '{name}'{hint}")
 
 
+def by_name(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by their present names, from a file that may have older ones (`Flag.was`)."""
+    names = {entry.metadata.get(_HOW, Flag()).was: entry.name for entry in fields(cls)}
+    return {names.get(name, name): value for name, value in given.items()}
+
+
 def as_values(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Values for a dataclass from what TOML or JSON holds, which knows no tuples."""
-    hints = get_type_hints(cls)
+    hints, given = get_type_hints(cls), by_name(cls, given)
 
     def is_tuple(name: str) -> bool:
         return any(get_origin(kind) is tuple for kind in _alternatives(hints.get(name)))

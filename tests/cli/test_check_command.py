@@ -24,17 +24,17 @@ def _memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_table_and_a_verdict(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(QUICK) == 0
     out = capsys.readouterr().out
-    for words in ("images of batch 1", "learning rate 3", "relative error", "checked with kink_width 0"):
+    for words in ("images of batch 1", "learning rate 3", "relative error", "checked with surrogate_width 0"):
         assert words in out
     assert out.splitlines()[-1].startswith("the gradient is right: the largest relative error is ")
     assert "wrong" not in out
 
 
 @pytest.mark.parametrize("storage", ["full", "recompute", "checkpoint", "offload"])
-@pytest.mark.parametrize("product", ["reverse", "forward"])
-def test_json_for_every_engine(storage: str, product: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [*QUICK, "--storage", storage, "--product", product, "--json"]
-    if (storage, product) == ("full", "forward"):
+@pytest.mark.parametrize("hvp", ["reverse", "forward"])
+def test_json_for_every_engine(storage: str, hvp: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*QUICK, "--storage", storage, "--hvp", hvp, "--json"]
+    if (storage, hvp) == ("full", "forward"):
         assert main(arguments) == 2
         return
     assert main(arguments) == 0
@@ -46,7 +46,7 @@ def test_json_for_every_engine(storage: str, product: str, capsys: pytest.Captur
 
 
 def test_an_approximation_is_declared(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*QUICK, "--product", "difference", "--model", "ConvNetD1W4swishAP"]) == 0
+    assert main([*QUICK, "--hvp", "difference", "--model", "ConvNetD1W4swishAP"]) == 0
     assert "is declared approximate: the largest relative error is" in capsys.readouterr().out
 
 

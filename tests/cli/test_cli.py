@@ -26,7 +26,7 @@ from datadistill.methods import METHODS
 from datadistill.models import MODELS
 from datadistill.pretraining.initial_weights import KINDS
 
-QUICK = ["--dataset", "digits", "--model", "mlp", "--iterations", "40", "--outer-look-every", "20", "--batch", "64"]
+QUICK = ["--dataset", "digits", "--model", "mlp", "--iterations", "40", "--outer-eval-every", "20", "--batch", "64"]
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +69,7 @@ def test_distill_leaves_a_whole_run_folder(done: Path, capsys: pytest.CaptureFix
     score = dd.load_distilled(done).provenance.scores[-1]
     assert score["split"] == "test"
     assert f"**{100 * score['accuracy']['mean']:.2f} %**" in card
-    assert "--outer-look-every 20" in card
+    assert "--outer-eval-every 20" in card
 
 
 def test_default_folders_are_numbered() -> None:
@@ -139,7 +139,7 @@ def test_baseline(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("method", "ipc", "iterations", "rate", "rate_of_rates"),
+    ("method", "ipc", "iterations", "rate", "lr_lr"),
     [
         ("dc", None, 1000, 0.1, None),
         ("dsa", 10, 10_000, 0.1, None),
@@ -154,12 +154,12 @@ def test_baseline(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     ],
 )
 def test_what_a_paper_asks_for_goes_by_the_number_of_images(
-    method: str, ipc: Any, iterations: int, rate: float, rate_of_rates: float | None
+    method: str, ipc: Any, iterations: int, rate: float, lr_lr: float | None
 ) -> None:
     config = paper(METHODS.get(method), ipc)
     assert config.iterations == iterations
-    assert config.outer.rate == pytest.approx(rate)
-    assert config.outer.rate_of_rates == pytest.approx(rate_of_rates or 0.0)
+    assert config.outer.lr == pytest.approx(rate)
+    assert config.outer.lr_lr == pytest.approx(lr_lr or 0.0)
 
 
 def test_show(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,7 +233,7 @@ WRONG = {
     "a count beyond reason": (["distill", *QUICK, "--batch", "99999999999999"], "less than a billion"),
     "steps beyond reason": (["distill", *QUICK, "--epochs", "1000000"], "gradient steps"),
     "a data root that is not there": (["distill", "--data-root", "nowhere"], "no folder nowhere"),
-    "a negative outer rate": (["distill", *QUICK, "--outer-rate", "-1"], "must be positive"),
+    "a negative outer learning rate": (["distill", *QUICK, "--outer-lr", "-1"], "must be positive"),
     "a rate that is no number": (["distill", "--learning-rate", "fast"], "'fast' is not a number"),
     "a count that is no number": (["distill", "--iterations", "many"], "whole number"),
     "no budget": (["distill", "--budget", "soon"], "no duration"),

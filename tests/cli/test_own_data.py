@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parent.parent / "data"))
 
 from own import digit_arrays, write_folder, write_npz
 
-QUICK = ["--model", "mlp", "--iterations", "4", "--outer-look-every", "2", "--batch", "32"]
+QUICK = ["--model", "mlp", "--iterations", "4", "--outer-eval-every", "2", "--batch", "32"]
 
 
 @pytest.fixture(autouse=True)

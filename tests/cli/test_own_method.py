@@ -69,7 +69,7 @@ def _as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_a_method_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--method", "mine.py:Towards", "--strength", "2", "--iterations", "40", "--outer-rate", "0.1"]
+    flags = ["--method", "mine.py:Towards", "--strength", "2", "--iterations", "40", "--outer-lr", "0.1"]
     assert main(["distill", *FLAGS, *flags, "--out", "run"]) == 0
     data = dd.load_distilled("run")
     assert data.provenance.method["name"] == "towards"

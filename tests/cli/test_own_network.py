@@ -35,7 +35,7 @@ def resnet(num_classes, in_channels):
     blocks = [Block(in_channels, 8), nn.MaxPool2d(2), Block(8, 16)]
     return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
 """
-QUICK = ["--dataset", "digits", "--iterations", "20", "--outer-look-every", "10", "--batch", "64"]
+QUICK = ["--dataset", "digits", "--iterations", "20", "--outer-eval-every", "10", "--batch", "64"]
 OWN = ["--model", "net.py:resnet"]
 SAID = "batch normalisation (0.norms.0, 0.norms.1, 2.norms.0 and 1 more) uses each batch's own statistics"
 ODD = """

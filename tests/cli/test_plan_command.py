@@ -53,8 +53,8 @@ def test_the_disk_it_predicts_is_the_disk_a_run_takes(tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--product", "difference", "--kink-width", "0"], "product difference is for smooth networks"),
-        (["--storage", "full", "--product", "forward"], "storage full keeps the graphs of product reverse"),
+        (["--hvp", "difference", "--surrogate-width", "0"], "hvp difference is for smooth networks"),
+        (["--storage", "full", "--hvp", "forward"], "storage full keeps the graphs of hvp reverse"),
         (["--memory", "nan"], "memory is nan"),
         (["--execution", "graph"], "needs a CUDA device"),
         (["--method", "random_teacher"], "method random_teacher optimises nothing"),

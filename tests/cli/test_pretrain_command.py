@@ -12,7 +12,7 @@ from datadistill.cli.main import main
 
 SMALL = ["--dataset", "digits", "--model", "mlp", "--nets", "8", "--reserved", "3", "--epochs", "2", "--device", "cpu"]
 PROBLEM = ["--dataset", "digits", "--model", "mlp", "--weights", "random-pretrained", "--batch", "64", "--steps", "1"]
-QUICK = ["--iterations", "20", "--outer-look-every", "10", "--device", "cpu"]
+QUICK = ["--iterations", "20", "--outer-eval-every", "10", "--device", "cpu"]
 
 
 @pytest.fixture(autouse=True)

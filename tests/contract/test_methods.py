@@ -24,7 +24,7 @@ from datadistill.methods import METHODS, Method, Problem, Synthesis, record_of
 from datadistill.utils.errors import RequestError
 from datadistill.utils.runtime import stream
 
-OUTER = dd.Outer(rate=0.03, betas=(0.5, 0.99), schedule="cosine", clip=1.0, average=0.9, look_every=25)
+OUTER = dd.Outer(lr=0.03, betas=(0.5, 0.99), schedule="cosine", clip=1.0, average=0.9, eval_every=25)
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ WINDOW = {
 MOVED = {"augment": "crop_scale_rotate", "trained_with": "none"}
 
 
-def sgd(rate: float, look_every: int = 30) -> dd.Outer:
-    return dd.Outer(rate=rate, optimizer="sgd", momentum=0.5, schedule="constant", look_every=look_every)
+def sgd(rate: float, eval_every: int = 30) -> dd.Outer:
+    return dd.Outer(lr=rate, optimizer="sgd", momentum=0.5, schedule="constant", eval_every=eval_every)
 
 
 ROWS = [
@@ -119,7 +119,7 @@ ROWS = [
         120,
         "",
         "ConvNetD1W16",
-        replace(OUTER, look_every=60),
+        replace(OUTER, eval_every=60),
     ),
     Row("rat_bptt", METHODS.get("rat_bptt").build(WINDOW), "random-init", 1, 120),
     Row("rat_bptt", METHODS.get("rat_bptt").build(WINDOW | {"labels": "soft"}), "random-init", 1, 120, "-soft"),
@@ -172,7 +172,7 @@ def run(row: Row, real: dd.RealData, **changes: Any) -> dd.Run:
 
 def short(row: Row, real: dd.RealData, **changes: Any) -> dd.Run:
     """A run of few steps with several looks, and so with several checkpoints."""
-    return run(row, real, **{"iterations": SHORT, "outer": replace(row.outer, look_every=LOOK)} | changes)
+    return run(row, real, **{"iterations": SHORT, "outer": replace(row.outer, eval_every=LOOK)} | changes)
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,16 @@ import torch
 from conftest import ROOT
 
 import datadistill as dd
+from datadistill.cli.config import config_given
+from datadistill.cli.main import make_parser
 from datadistill.data.options import Options
 from datadistill.distillation.config import IN_RUN, RunConfig
 from datadistill.distillation.run_folder import RunFolder
+from datadistill.distillation.settings import parse_settings
 from datadistill.methods import DD, MTT
 
 SMALL = RunConfig(
-    method=DD(images="mean", batch=64), model="mlp", iterations=4, outer=dd.Outer(rate=0.03, look_every=2), device="cpu"
+    method=DD(images="mean", batch=64), model="mlp", iterations=4, outer=dd.Outer(lr=0.03, eval_every=2), device="cpu"
 )
 
 ADDED = """
@@ -135,3 +138,25 @@ def test_json_is_the_config(config: RunConfig) -> None:
     groups: dict[str, Any] = {name: document.pop(name) for name in ("method", "outer", "engine")}
     assert RunConfig().changed({"run": document, **groups}) == config
     assert document.keys() <= set(IN_RUN)
+
+
+def test_older_names_of_options_are_read() -> None:
+    """Flags, recipes and run folders may have the names that options had before."""
+    old = ["--outer-rate", "0.5", "--outer-look-every", "7", "--kink-width", "0.2", "--product", "reverse"]
+    new = ["--outer-lr", "0.5", "--outer-eval-every", "7", "--surrogate-width", "0.2", "--hvp", "reverse"]
+    parser, _ = make_parser("distill")
+    asked = [config_given(parser.parse_args(["distill", *flags]), RunConfig()) for flags in (old, new)]
+    groups = {"outer": {"rate": 0.5, "look_every": 7}, "method": {"kink_width": 0.2}, "engine": {"product": "reverse"}}
+    asked.append(RunConfig().changed(groups))
+    document = json.loads(json.dumps(asked[0].as_json() | {"versions": {}, "threads": 1, "recipe": "", "ipc": 1}))
+    for group, names in groups.items():
+        for name in names:
+            new_name = {"rate": "lr", "look_every": "eval_every", "kink_width": "surrogate_width", "product": "hvp"}[
+                name
+            ]
+            document[group][name] = document[group].pop(new_name)
+    assert "lr" not in document["outer"]
+    asked.append(replace(parse_settings(document | {"format": 1}).config, ipc=None))
+    for config in asked:
+        assert (config.outer.lr, config.outer.eval_every) == (0.5, 7)
+        assert (vars(config.method)["surrogate_width"], config.engine.hvp) == (0.2, "reverse")

@@ -24,7 +24,7 @@ from datadistill.utils.runtime import stream
 
 SMALL = DD(images="mean", batch=64)
 CPU = torch.device("cpu")
-QUICK = dd.Outer(rate=0.03, betas=(0.5, 0.99), look_every=10)
+QUICK = dd.Outer(lr=0.03, betas=(0.5, 0.99), eval_every=10)
 
 
 def run(real: dd.RealData, method: Any = SMALL, **options: Any) -> dd.Run:
@@ -123,9 +123,9 @@ def test_a_diverging_loss_rolls_back(digits: dd.RealData) -> None:
 @pytest.mark.parametrize(
     ("method", "outer"),
     [
-        (SMALL, replace(QUICK, rate=1e38, look_every=1)),
-        (SMALL, replace(QUICK, rate_of_rates=1e5, look_every=1)),
-        (replace(SMALL, learning_rate=1e-29), replace(QUICK, rate_of_rates=30.0)),
+        (SMALL, replace(QUICK, rate=1e38, eval_every=1)),
+        (SMALL, replace(QUICK, lr_lr=1e5, eval_every=1)),
+        (replace(SMALL, learning_rate=1e-29), replace(QUICK, lr_lr=30.0)),
     ],
 )
 def test_whatever_the_rates_the_result_can_be_saved(
@@ -269,9 +269,9 @@ def test_lengths(iterations: int | None, budget: float | None) -> None:
         {"average": 1.0},
         {"warmup": -0.1},
         {"clip": -1.0},
-        {"look_every": 0},
+        {"eval_every": 0},
         {"settle": -1},
-        {"rate_of_rates": -1.0},
+        {"lr_lr": -1.0},
     ],
 )
 def test_outer_refuses(options: dict[str, Any]) -> None:
@@ -288,7 +288,7 @@ def test_outer_refuses(options: dict[str, Any]) -> None:
         {"learning_rate": -0.1},
         {"learning_rate": 0.0},
         {"batch_last": -1},
-        {"kink_width": -1.0},
+        {"surrogate_width": -1.0},
         {"learning_rate": 1e39},
         {"steps": 10**6},
     ],
@@ -304,17 +304,17 @@ def test_ipc_that_cannot_be_cut(digits: dd.RealData) -> None:
 
 
 def test_schedules() -> None:
-    halving = dd.Outer(rate=1.0)
-    assert [halving.rate_at(p) for p in (0.0, 0.05, 0.1, 0.95, 1.0)] == [1, 1, 0.5, 0.5**9, 0.5**9]
-    cosine = dd.Outer(rate=1.0, schedule="cosine", warmup=0.1)
-    assert cosine.rate_at(0.0) == 0
-    assert cosine.rate_at(1.0) == pytest.approx(0)
-    assert dd.Outer(rate=2.0, schedule="constant").rate_at(0.7) == 2
-    assert dd.Outer(rate=2.0, schedule="linear").rate_at(0.75) == 0.5
+    halving = dd.Outer(lr=1.0)
+    assert [halving.lr_at(p) for p in (0.0, 0.05, 0.1, 0.95, 1.0)] == [1, 1, 0.5, 0.5**9, 0.5**9]
+    cosine = dd.Outer(lr=1.0, schedule="cosine", warmup=0.1)
+    assert cosine.lr_at(0.0) == 0
+    assert cosine.lr_at(1.0) == pytest.approx(0)
+    assert dd.Outer(lr=2.0, schedule="constant").lr_at(0.7) == 2
+    assert dd.Outer(lr=2.0, schedule="linear").lr_at(0.75) == 0.5
 
 
 def test_clipping_shrinks_images_and_rates_alike(digits: dd.RealData) -> None:
-    outer = dd.Outer(rate=0.1, clip=1.0)
+    outer = dd.Outer(lr=0.1, clip=1.0)
     data = run(digits, iterations=1).distilled
     assert data.learning_rates is not None
     gradients = {"images": torch.ones_like(data.images), "learning_rates": torch.ones_like(data.learning_rates)}

@@ -17,7 +17,7 @@ from datadistill.distillation.run_folder import RunFolder
 from datadistill.utils.errors import DamagedFileError, RequestError
 from datadistill.utils.files import read_tensors, write_tensors
 
-OUTER = dd.Outer(rate=0.03, look_every=10)
+OUTER = dd.Outer(lr=0.03, eval_every=10)
 
 
 def run(real: dd.RealData, out: Path, **options: Any) -> dd.Run:
@@ -162,7 +162,7 @@ def test_one_process_at_a_time(digits: dd.RealData, tmp_path: Path) -> None:
 def command(folder: Path, *more: str) -> list[str]:
     return [
         *(sys.executable, "-m", "datadistill", "distill", "--dataset", "digits", "--model", "mlp", "--batch", "64"),
-        *("--outer-look-every", "20", "--out", str(folder), "--device", "cpu", *more),
+        *("--outer-eval-every", "20", "--out", str(folder), "--device", "cpu", *more),
     ]
 
 

@@ -177,10 +177,10 @@ def test_memory_that_runs_out_while_capturing_is_no_reason_to_run_eagerly(monkey
         Step(make_network(MLP(3, 1, 4, width=8).double()), 0)(Engine("recompute", "reverse", "graph"))
 
 
-@pytest.mark.parametrize(("storage", "product"), [("offload", "reverse"), ("recompute", "difference")])
-def test_what_needs_the_host_cannot_be_captured(storage: str, product: str) -> None:
+@pytest.mark.parametrize(("storage", "hvp"), [("offload", "reverse"), ("recompute", "difference")])
+def test_what_needs_the_host_cannot_be_captured(storage: str, hvp: str) -> None:
     with pytest.raises(dd.RequestError, match="needs the host: choose execution eager"):
-        Engine(storage, product, "graph")
+        Engine(storage, hvp, "graph")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

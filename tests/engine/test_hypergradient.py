@@ -102,7 +102,7 @@ EXACT = [
 
 
 def name(engine: Engine) -> str:
-    return f"{engine.storage}-{engine.product}"
+    return f"{engine.storage}-{engine.hvp}"
 
 
 def check(case: Case, tolerance: float) -> None:

@@ -387,7 +387,7 @@ def test_every_operation_was_measured_and_is_right() -> None:
 
 def lenet_run(real: dd.RealData, out: Path, **options: Any) -> dd.Run:
     method = dd.methods.DD(batch=16, images="mean")
-    outer = dd.Outer(look_every=2)
+    outer = dd.Outer(eval_every=2)
     return dd.distill(real, method, model="lenet", iterations=4, outer=outer, device="cpu", out=out, **options)
 
 

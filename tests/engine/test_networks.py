@@ -359,10 +359,10 @@ class Attending(nn.Module):
         return self.o(self.e(self.p(images).flatten(2).transpose(1, 2)).mean(1))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("product", ["reverse", "forward", "difference"])
-def test_a_transformer_can_be_differentiated_twice(product: str, digits: dd.RealData) -> None:
+@pytest.mark.parametrize("hvp", ["reverse", "forward", "difference"])
+def test_a_transformer_can_be_differentiated_twice(hvp: str, digits: dd.RealData) -> None:
     ours, images = network(lambda: Attending(0.1), digits), digits.train.images[:2]
-    require_differentiable(ours, images[:1], 10, product)
+    require_differentiable(ours, images[:1], 10, hvp)
     weights, noisy = weights_of(ours), ours.logits
     assert not torch.allclose(noisy(weights, images), noisy(weights, images, noise=dd.engine.functional.Noise(0)))
     module = Attending(0.1).eval()

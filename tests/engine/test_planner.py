@@ -93,7 +93,7 @@ def test_the_same_choice_every_time(digits: dd.RealData) -> None:
 
 
 def test_when_memory_runs_out_the_next_cheaper_choice_goes_on_and_is_remembered(digits: dd.RealData) -> None:
-    asked = problem(digits, "mlp", "fixed-init", 1, Engine(storage="full", product="reverse", execution="eager"))
+    asked = problem(digits, "mlp", "fixed-init", 1, Engine(storage="full", hvp="reverse", execution="eager"))
     fallback, tried = Fallback(asked.engine, DD().workload(asked), asked.network, asked.device), []
 
     def work(engine: Engine) -> str:
@@ -135,7 +135,7 @@ def test_the_last_resort_is_one_image_at_a_time(digits: dd.RealData) -> None:
 @pytest.mark.parametrize(
     ("engine", "reason"),
     [
-        (Engine(product="difference"), "product difference is for smooth networks"),
+        (Engine(hvp="difference"), "hvp difference is for smooth networks"),
         (Engine(execution="graph"), "needs a CUDA device"),
     ],
 )
@@ -146,9 +146,9 @@ def test_what_cannot_work_is_refused_before_a_run(engine: Engine, reason: str, d
 
 
 def test_kinks_and_forward_derivatives_do_not_go_together(digits: dd.RealData) -> None:
-    asked = problem(digits, "mlp", "fixed-init", 1, Engine(product="forward"))
-    with pytest.raises(dd.RequestError, match=r"kink_width 0\.3 needs"):
-        plan(DD(kink_width=0.3), asked)
+    asked = problem(digits, "mlp", "fixed-init", 1, Engine(hvp="forward"))
+    with pytest.raises(dd.RequestError, match=r"surrogate_width 0\.3 needs"):
+        plan(DD(surrogate_width=0.3), asked)
 
 
 def test_counting_sees_other_threads_and_deaths() -> None:

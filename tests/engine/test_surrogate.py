@@ -112,10 +112,10 @@ def test_it_follows_the_trend_across_jumps() -> None:
     def outer(final: Weights) -> tuple[Tensor, Weights]:
         return final["weight"].clone(), {"weight": torch.tensor(1.0, dtype=torch.float64)}
 
-    def at(x: float, kink_width: float) -> tuple[float, float]:
+    def at(x: float, surrogate_width: float) -> tuple[float, float]:
         image = torch.full((1, 1, 1, 1), x, dtype=torch.float64)
         step = InnerStep(image, torch.tensor([1]), torch.tensor(1.0, dtype=torch.float64), 0)
-        found = hypergradient(network, SGD(), start, [step], outer, ENGINE, kink_width)
+        found = hypergradient(network, SGD(), start, [step], outer, ENGINE, surrogate_width)
         return float(found.loss), float(found.images[0].sum())
 
     trend = (at(1.1, 0.0)[0] - at(0.9, 0.0)[0]) / 0.2

@@ -27,7 +27,7 @@ def pool(digits: dd.RealData, tmp_path_factory: pytest.TempPathFactory) -> Pool:
 
 def distilled(digits: dd.RealData, pool: Pool, attack: tuple[str, str] | None) -> dd.DistilledData:
     method = dd.methods.DD(steps=1, epochs=1, images="real", batch=128, networks=3)
-    outer = dd.Outer(rate=0.05, betas=(0.9, 0.99), schedule="cosine", clip=1.0)
+    outer = dd.Outer(lr=0.05, betas=(0.9, 0.99), schedule="cosine", clip=1.0)
     run = dd.distill(
         digits,
         method,

@@ -369,7 +369,7 @@ def test_several_networks_in_one_table(place: str, capsys: pytest.CaptureFixture
 
 def test_a_run_that_makes_such_data(digits: dd.RealData, place: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--dataset", "digits", "--model", "mlp", "--method", "dm", "--augment", "none", "--ipc", "1"]
-    words += ["--iterations", "2", "--outer-look-every", "2", "--nets", "1", "--outer-settle", "50"]
+    words += ["--iterations", "2", "--outer-eval-every", "2", "--nets", "1", "--outer-settle", "50"]
     assert main(["distill", *words, "--out", "run"]) == 0
     captured = capsys.readouterr()
     assert "after 300 epochs, rate 0.01, no augmentation" in captured.out

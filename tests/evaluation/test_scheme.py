@@ -8,7 +8,7 @@ import pytest
 import datadistill as dd
 from datadistill.cli.main import main
 
-QUICK = ["--dataset", "digits", "--model", "mlp", "--iterations", "5", "--batch", "64", "--outer-look-every", "5"]
+QUICK = ["--dataset", "digits", "--model", "mlp", "--iterations", "5", "--batch", "64", "--outer-eval-every", "5"]
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ PLAIN = Recipe(
     line="digits into ten images",
     run={"dataset": "digits", "model": "mlp", "weights": "random-init", "iterations": 20},
     method={"name": "dd", "steps": 1, "epochs": 1, "learning_rate": 0.3, "images": "mean", "batch": 64, "networks": 1},
-    outer={"betas": [0.5, 0.99], "look_every": 10},
+    outer={"betas": [0.5, 0.99], "eval_every": 10},
     paper={"source": "Nobody 2018", "before": 0.1, "after": 0.5, "after_std": 0.02},
     expect=Expect(nets=3, accuracy=(0.3, 1.0), std_at_most=0.3),
     baselines=("random",),
@@ -37,7 +37,7 @@ MALICIOUS = replace(
     name="digits-malicious",
     run={**PLAIN.run, "weights": "random-pretrained", "attack": ["3", "8"], "ipc": 2, "iterations": 40},
     method={**PLAIN.method, "learning_rate": 0.1},
-    outer={"rate": 0.1, "look_every": 20},
+    outer={"rate": 0.1, "eval_every": 20},
     paper={},
     pool=POOL,
     baselines=(),
@@ -226,7 +226,7 @@ def test_a_run_stopped_while_distilling_goes_on(monkeypatch: pytest.MonkeyPatch)
         def update(self, status: object) -> None:
             raise dd.Interrupted("interrupted", Path("out"))
 
-    recipe = replace(PLAIN, baselines=(), outer={**PLAIN.outer, "look_every": 1})
+    recipe = replace(PLAIN, baselines=(), outer={**PLAIN.outer, "eval_every": 1})
     with pytest.raises(dd.Interrupted):
         reproduce(recipe, "out", screen=Screen(watch=Impatient))
     reproduce(recipe, "out", resume=True)
@@ -316,7 +316,7 @@ CONDENSED = replace(
     name="digits-condensed",
     run={**PLAIN.run, "scheme": "default", "ipc": 1, "iterations": 2},
     method={"name": "dm", "batch": 32, "augment": "none"},
-    outer={"rate": 1.0, "optimizer": "sgd", "look_every": 2},
+    outer={"rate": 1.0, "optimizer": "sgd", "eval_every": 2},
     expect=Expect(nets=2, sets=2, accuracy=(0.3, 1.0)),
 )
 

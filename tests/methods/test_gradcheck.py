@@ -97,16 +97,16 @@ def body(*layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), *layers)
 
 
-def troubles(module: nn.Module, product: str = "reverse") -> list[Trouble]:
+def troubles(module: nn.Module, hvp: str = "reverse") -> list[Trouble]:
     images = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    return find_undifferentiable(make_network(module), images, torch.tensor([0, 1]), 10, product)
+    return find_undifferentiable(make_network(module), images, torch.tensor([0, 1]), 10, hvp)
 
 
-@pytest.mark.parametrize("product", ["auto", "reverse", "forward", "difference"])
+@pytest.mark.parametrize("hvp", ["auto", "reverse", "forward", "difference"])
 @pytest.mark.parametrize("model", ["ConvNetD2W8", "ConvNetD1W8BN", "mlp"])
-def test_our_networks_can_be_differentiated(model: str, product: str, digits: dd.RealData) -> None:
+def test_our_networks_can_be_differentiated(model: str, hvp: str, digits: dd.RealData) -> None:
     network = make_network(create_model(model, digits), "batch")
-    require_differentiable(network, digits.train.images[:1], 10, product)
+    require_differentiable(network, digits.train.images[:1], 10, hvp)
 
 
 @pytest.mark.parametrize("operations", ["all", "off"])
@@ -198,7 +198,7 @@ EXACT = [
 ]
 
 
-@pytest.mark.parametrize("engine", EXACT, ids=lambda engine: f"{engine.storage}-{engine.product}")
+@pytest.mark.parametrize("engine", EXACT, ids=lambda engine: f"{engine.storage}-{engine.hvp}")
 def test_right_gradients_pass(engine: Engine, digits: dd.RealData) -> None:
     check = check_hypergradient(SMALL, problem(digits, "ConvNetD1W4", engine), directions=2)
     names = ["images of batch 1", "images of batch 2", *(f"learning rate {t}" for t in (1, 2, 3, 4))]
@@ -216,9 +216,9 @@ def test_lenet_and_random_weights_pass(mnist: dd.RealData) -> None:
 
 
 def test_kinks_are_left_out_and_it_is_said(digits: dd.RealData) -> None:
-    check = check_hypergradient(replace(SMALL, kink_width=0.3), problem(digits, "mlp", Engine()), directions=1)
+    check = check_hypergradient(replace(SMALL, surrogate_width=0.3), problem(digits, "mlp", Engine()), directions=1)
     assert check.passed
-    assert "kink_width 0: 0.3 departs" in check.remarks[0]
+    assert "surrogate_width 0: 0.3 departs" in check.remarks[0]
 
 
 def test_a_window_is_left_out_and_it_is_said(digits: dd.RealData) -> None:

@@ -122,12 +122,12 @@ def test_second_derivatives(family: str, norm: str) -> None:
     assert float((found * shift).sum()) == pytest.approx(float(expected), rel=1e-4)
 
 
-@pytest.mark.parametrize("product", ["reverse", "forward", "difference"])
+@pytest.mark.parametrize("hvp", ["reverse", "forward", "difference"])
 @pytest.mark.parametrize("family", FIELD)
-def test_the_engine_takes_them(family: str, product: str) -> None:
+def test_the_engine_takes_them(family: str, hvp: str) -> None:
     size = FIELD[family]
     module = MODELS.get(family).build(num_classes=3, in_channels=1, image_size=size)
-    require_differentiable(make_network(module), torch.randn(1, 1, size, size, generator=stream(0)), 3, product)
+    require_differentiable(make_network(module), torch.randn(1, 1, size, size, generator=stream(0)), 3, hvp)
 
 
 @pytest.mark.parametrize("policy", ["refused", "batch", "frozen"])

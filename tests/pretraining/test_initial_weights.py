@@ -29,7 +29,7 @@ def problem(real: dd.RealData, weights: str, pool: dd.Pool | None, **changes: An
 
 
 def run(real: dd.RealData, weights: str, pool: dd.Pool | str | Path | None, **changes: Any) -> dd.Run:
-    options = {"model": "mlp", "iterations": 10, "outer": dd.Outer(rate=0.03, look_every=5), "device": "cpu"} | changes
+    options = {"model": "mlp", "iterations": 10, "outer": dd.Outer(lr=0.03, eval_every=5), "device": "cpu"} | changes
     return dd.distill(real, METHOD, weights=weights, pool=pool, **options)
 
 
@@ -188,7 +188,7 @@ def test_adaptation_from_another_dataset(digits: dd.RealData, pool: dd.Pool) -> 
         held_out=shifted(digits.held_out),
         test=shifted(digits.test),
     )
-    options = {"outer": dd.Outer(rate=0.03, betas=(0.5, 0.99), schedule="cosine", look_every=25), "iterations": 150}
+    options = {"outer": dd.Outer(lr=0.03, betas=(0.5, 0.99), schedule="cosine", eval_every=25), "iterations": 150}
     data = run(target, "random-pretrained", pool, **options).distilled
     assert data.provenance.dataset == "negatives"
     assert data.provenance.weights["source"] == "digits"
