@@ -26,8 +26,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "no average": {"average": 0.0},
     "rates learned as slowly as images": {"lr_lr": 0.0},
     "Adam's usual betas": {"betas": (0.9, 0.999)},
-    "half the rate": {"rate": 0.015},
-    "twice the rate": {"rate": 0.06},
+    "half the rate": {"lr": 0.015},
+    "twice the rate": {"lr": 0.06},
     "quadratic schedule": {"schedule": "quadratic"},
     "images from noise": {"images": "noise"},
 }

@@ -149,12 +149,10 @@ def test_older_names_of_options_are_read() -> None:
     groups = {"outer": {"rate": 0.5, "look_every": 7}, "method": {"kink_width": 0.2}, "engine": {"product": "reverse"}}
     asked.append(RunConfig().changed(groups))
     document = json.loads(json.dumps(asked[0].as_json() | {"versions": {}, "threads": 1, "recipe": "", "ipc": 1}))
+    present = {"rate": "lr", "look_every": "eval_every", "kink_width": "surrogate_width", "product": "hvp"}
     for group, names in groups.items():
         for name in names:
-            new_name = {"rate": "lr", "look_every": "eval_every", "kink_width": "surrogate_width", "product": "hvp"}[
-                name
-            ]
-            document[group][name] = document[group].pop(new_name)
+            document[group][name] = document[group].pop(present[name])
     assert "lr" not in document["outer"]
     asked.append(replace(parse_settings(document | {"format": 1}).config, ipc=None))
     for config in asked:

@@ -123,7 +123,7 @@ def test_a_diverging_loss_rolls_back(digits: dd.RealData) -> None:
 @pytest.mark.parametrize(
     ("method", "outer"),
     [
-        (SMALL, replace(QUICK, rate=1e38, eval_every=1)),
+        (SMALL, replace(QUICK, lr=1e38, eval_every=1)),
         (SMALL, replace(QUICK, lr_lr=1e5, eval_every=1)),
         (replace(SMALL, learning_rate=1e-29), replace(QUICK, lr_lr=30.0)),
     ],
@@ -149,7 +149,7 @@ def test_same_bits_with_networks_on_several_cores(digits: dd.RealData, threads: 
 
 
 def test_a_rate_far_too_high_ends_well(digits: dd.RealData) -> None:
-    result = run(digits, outer=replace(QUICK, rate=1e6))
+    result = run(digits, outer=replace(QUICK, lr=1e6))
     assert result.remarks
     assert result.distilled.images.isfinite().all()
     assert result.distilled.learning_rates is not None
@@ -260,9 +260,9 @@ def test_lengths(iterations: int | None, budget: float | None) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"rate": 0.0},
-        {"rate": -1.0},
-        {"rate": float("nan")},
+        {"lr": 0.0},
+        {"lr": -1.0},
+        {"lr": float("nan")},
         {"betas": (0.5, 1.0)},
         {"betas": (-0.1, 0.9)},
         {"betas": (0.5, float("nan"))},

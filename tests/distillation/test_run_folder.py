@@ -52,7 +52,7 @@ def test_resuming_with_other_settings_is_refused(digits: dd.RealData, tmp_path: 
     with pytest.raises(RequestError, match=r"seed is 0 there and 1 here"):
         run(digits, tmp_path, resume=True, seed=1)
     with pytest.raises(RequestError, match=r"'rate': 0\.03"):
-        run(digits, tmp_path, resume=True, outer=replace(OUTER, rate=0.1))
+        run(digits, tmp_path, resume=True, outer=replace(OUTER, lr=0.1))
 
 
 def test_a_damaged_checkpoint_is_passed_over(digits: dd.RealData, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ MALICIOUS = replace(
     name="digits-malicious",
     run={**PLAIN.run, "weights": "random-pretrained", "attack": ["3", "8"], "ipc": 2, "iterations": 40},
     method={**PLAIN.method, "learning_rate": 0.1},
-    outer={"rate": 0.1, "eval_every": 20},
+    outer={"lr": 0.1, "eval_every": 20},
     paper={},
     pool=POOL,
     baselines=(),
@@ -316,7 +316,7 @@ CONDENSED = replace(
     name="digits-condensed",
     run={**PLAIN.run, "scheme": "default", "ipc": 1, "iterations": 2},
     method={"name": "dm", "batch": 32, "augment": "none"},
-    outer={"rate": 1.0, "optimizer": "sgd", "eval_every": 2},
+    outer={"lr": 1.0, "optimizer": "sgd", "eval_every": 2},
     expect=Expect(nets=2, sets=2, accuracy=(0.3, 1.0)),
 )
 

@@ -149,7 +149,7 @@ def test_settings_go_by_the_number_of_images() -> None:
     between = settings_for(10**0.5)
     assert (between.student_steps, between.last_start) == (40, 10)
     assert between.learning_rate == pytest.approx(10**-2.5)
-    assert (between.rate, between.lr_lr) == pytest.approx((100, 0.1))
+    assert (between.lr, between.lr_lr) == pytest.approx((100, 0.1))
 
 
 def test_few_epochs_of_experts_limit_the_start_that_nobody_asked_for(
