@@ -51,7 +51,7 @@ def test_resuming_with_other_settings_is_refused(digits: dd.RealData, tmp_path: 
     run(digits, tmp_path)
     with pytest.raises(RequestError, match=r"seed is 0 there and 1 here"):
         run(digits, tmp_path, resume=True, seed=1)
-    with pytest.raises(RequestError, match=r"'rate': 0\.03"):
+    with pytest.raises(RequestError, match=r"'lr': 0\.03"):
         run(digits, tmp_path, resume=True, outer=replace(OUTER, lr=0.1))
 
 
