@@ -137,7 +137,7 @@ def check_names(given: Iterable[str], options: Iterable[Option], what: str) -> N
 
 def by_name(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Options by their present names, from a file that may have older ones (`Flag.was`)."""
-    names = {entry.metadata.get(_HOW, Flag()).was: entry.name for entry in fields(cls)}
+    names = {was: entry.name for entry in fields(cls) if (was := entry.metadata.get(_HOW, Flag()).was)}
     return {names.get(name, name): value for name, value in given.items()}
 
 
