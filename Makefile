@@ -42,10 +42,18 @@ format: $(VENV)/.developer
 clean:
 	rm -rf $(VENV)
 
+# A PYTHON that was asked for and is another than the one of .venv makes it anew.
+ifneq ($(origin PYTHON),file)
+ifneq ($(shell $(PYTHON) -V),$(shell $(PY) -V 2>/dev/null))
+.PHONY: $(VENV)/constraints.txt
+CLEAR := --clear
+endif
+endif
+
 # A PyTorch that python3 has already is used as it is: the new environment sees its folder, and its pin is left out.
 $(VENV)/constraints.txt: constraints.txt
 	@echo "making $(VENV) ..."
-	@$(PYTHON) -m venv --without-pip $(VENV)
+	@$(PYTHON) -m venv $(CLEAR) --without-pip $(VENV)
 	@cp constraints.txt $@
 	@if $(PYTHON) -c "import torch" 2>/dev/null; then \
 		$(PYTHON) -c "import pathlib, torch; print(pathlib.Path(torch.__file__).parent.parent)" \
