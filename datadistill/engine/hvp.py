@@ -105,8 +105,7 @@ def forward(
 @cache
 def _load_rules() -> None:
     """Load PyTorch's rules for forward derivatives, which warn of a deprecation of their own."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with warnings.catch_warnings(action="ignore"):  # a FutureWarning from PyTorch 2.14 on
         importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 

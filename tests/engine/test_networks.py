@@ -269,7 +269,7 @@ def test_what_a_constructor_draws_must_be_registered(draw: Callable[[], Any], di
          r"layer 5 \(LSTM\).*dropout to 0"),
     ],
 )  # fmt: skip
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
 def test_what_cannot_work_is_one_sentence(model: Any, sentence: str, digits: dd.RealData) -> None:
     with pytest.raises(RequestError, match=sentence) as error:
         network(model, digits)
