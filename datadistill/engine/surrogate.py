@@ -55,7 +55,7 @@ class _ReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (z,) = ctx.saved_tensors
-        return gradients[0] * _Step.apply(z, ctx.width), None  # type: ignore[no-untyped-call]
+        return gradients[0] * _Step.apply(z, ctx.width), None  # type: ignore[no-untyped-call,unused-ignore]
 
 
 _IN_PLACE = (F.relu_, torch.relu_, Tensor.relu_)
@@ -65,7 +65,7 @@ _RELUS = (F.relu, torch.relu, Tensor.relu, *_IN_PLACE)
 def _wide(width: float, always_in_place: bool) -> Callable[..., Tensor]:
     def relu(input: Tensor, inplace: bool = False) -> Tensor:
         in_place = inplace or always_in_place
-        value: Tensor = _ReLU.apply(input.clone() if in_place else input, width)  # type: ignore[no-untyped-call]
+        value: Tensor = _ReLU.apply(input.clone() if in_place else input, width)  # type: ignore[no-untyped-call,unused-ignore]
         return input.copy_(value) if in_place else value
 
     return relu

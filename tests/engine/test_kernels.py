@@ -190,7 +190,7 @@ def test_group_norm_has_a_third_derivative(groups: int) -> None:
 
 def calls_of(module: nn.Module, images: Tensor) -> list[str]:
     """The names of the operations that a module runs."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         module(images)
     return [event.name for event in profile.events()]
 

@@ -102,7 +102,7 @@ class _GroupNorm(nn.GroupNorm):
     def fused(self, input: Tensor, relu: bool, pool: bool) -> Tensor:
         """This layer, and after it ReLU and 2x2 average pooling if asked for."""
         how = (self.num_groups, self.eps, relu, pool)
-        return _Normalised.apply(input, self.weight, self.bias, how)  # type: ignore[no-untyped-call,no-any-return]
+        return _Normalised.apply(input, self.weight, self.bias, how)  # type: ignore[no-untyped-call,no-any-return,unused-ignore]
 
     def forward(self, input: Tensor) -> Tensor:
         return self.fused(input, False, False) if self.fits(input) else super().forward(input)
@@ -141,7 +141,7 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         images, weight, bias, stats = ctx.saved_tensors
-        found = _NormalisedGradient.apply(images, gradients[0], weight, bias, stats, ctx.how)  # type: ignore[no-untyped-call]
+        found = _NormalisedGradient.apply(images, gradients[0], weight, bias, stats, ctx.how)  # type: ignore[no-untyped-call,unused-ignore]
         return (*(found if weight is not None else (found[0], None, None)), None)
 
 
