@@ -10,6 +10,7 @@ import random
 import re
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -166,10 +167,11 @@ def _from_library(library: str, name: str) -> ModelFactory:
 
     def build(num_classes: int, in_channels: int) -> nn.Module:
         try:
-            if library == "timm":
-                network = module.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
-            else:
-                network = module.get_model(name, weights=None, num_classes=num_classes)
+            with warnings.catch_warnings(action="ignore"):  # of initial weights, which are drawn anew here
+                if library == "timm":
+                    network = module.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
+                else:
+                    network = module.get_model(name, weights=None, num_classes=num_classes)
         except Exception as error:  # an unknown name, in the words of the library
             raise RequestError(f"{library} makes no network {name}: {brief(error)}") from error
         assert isinstance(network, nn.Module)

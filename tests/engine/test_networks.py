@@ -193,6 +193,13 @@ def test_further_heads_are_left_out(digits: dd.RealData) -> None:
     assert ours.draws  # dropout is in training
 
 
+@pytest.mark.parametrize("name", ["timm:resnet18", "torchvision:resnet18", "torchvision:googlenet"])
+def test_networks_of_the_real_libraries(name: str) -> None:
+    pytest.importorskip(name.partition(":")[0], reason="it comes with the extra vision")
+    real = dd.load("mnist-rgb")
+    require_differentiable(network(name, real), real.train.images[:1], 10)
+
+
 def listed(keep: Callable[[nn.Module], Any]) -> type[nn.Module]:
     class Listed(nn.Module):
         def __init__(self) -> None:
