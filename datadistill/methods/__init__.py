@@ -8,6 +8,7 @@ from datadistill.methods.base import Context, Method, Problem, State, Step, Synt
 from datadistill.methods.dc import DC, DSA_STRATEGY, loops_for
 from datadistill.methods.dd import DD
 from datadistill.methods.dm import DM
+from datadistill.methods.krr import KRR
 from datadistill.methods.mtt import MTT, settings_for
 from datadistill.methods.random_teacher import RandomTeacher
 from datadistill.methods.rat_bptt import RaTBPTT
@@ -18,6 +19,7 @@ __all__ = [
     "DC",
     "DD",
     "DM",
+    "KRR",
     "METHODS",
     "MTT",
     "Context",
@@ -207,6 +209,26 @@ METHODS = Registry(
             networks=lambda method: method.networks,
             run=_CONVNET | {"iterations": 10_000},
             outer={"lr": 0.001, "betas": (0.9, 0.999), "clip": 2.0, "schedule": "constant"},
+        ),
+        MethodInfo(
+            name="krr",
+            line="a ridge regression on features of partly trained networks, in the place of their training",
+            paper="Zhou et al., Dataset Distillation using Neural Feature Regression, NeurIPS 2022",
+            year=2022,
+            make=KRR,
+            learns=("images", "soft_labels"),
+            needs=Needs(derivatives=1),
+            non_negative=("soft_labels",),
+            run=_CONVNET | {"iterations": 10_000},
+            outer={
+                "rate": 0.03,
+                "betas": (0.9, 0.999),
+                "clip": 2.0,
+                "average": 0.99,
+                "schedule": "cosine",
+                "look_every": 500,
+            },
+            proxy=lambda method: method.matched_on,
         ),
         MethodInfo(
             name="random_teacher",
