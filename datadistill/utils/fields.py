@@ -115,8 +115,9 @@ def with_options(options: Iterable[Option]) -> Callable[[Made], Made]:
             for one in options
         ]
         vars(function)["__signature__"] = signature.replace(parameters=[*own, *more])
-        lines = "".join(f"            {one.name}: {one.line}\n" for one in options)
-        function.__doc__ = (function.__doc__ or "").replace("\n\n    Raises:", f"\n{lines}\n    Raises:", 1)
+        lines = "".join(f"    {one.name}: {one.line}\n" for one in options)
+        text = inspect.cleandoc(function.__doc__ or "")  # from Python 3.13 on it comes without the code's indentation
+        function.__doc__ = text.replace("\n\nRaises:", f"\n{lines}\nRaises:", 1)
         return function
 
     return decorated
