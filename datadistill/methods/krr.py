@@ -81,7 +81,7 @@ class KRR:
     body_loss: Literal["cross-entropy", "mse"] = "cross-entropy"
     learning_rate: float = 0.001
     inner_batch: int = 256
-    labels: Literal["hard", "soft"] = "soft"
+    labels: Literal["hard", "soft"] = "hard"
     images: Literal["noise", "mean", "real", "kmeans"] = "real"
     augment: str = "none"
     matched_on: str = "same"
@@ -107,7 +107,7 @@ class KRR:
 
     def init(self, problem: Problem, generator: torch.Generator) -> tuple[DistilledData, State]:
         """Images of every class; hard labels, or soft ones that start as those. The first step draws the bodies."""
-        _ = problem.on(self.matched_on).features  # refused before a run, not in it
+        _ = problem.with_model(self.matched_on).features  # refused before a run, not in it
         data = judged_by_protocol(problem, self.images, generator, self.name, options_of(self), self.augment)
         recipe = TrainRecipe(1000, 0.001, 500, loss=self.body_loss, augment=self.augment)
         soft = F.one_hot(data.labels, problem.real.num_classes).to(data.images) if self.labels == "soft" else None
@@ -130,7 +130,7 @@ class KRR:
 
     def step(self, distilled: DistilledData, state: State, context: Context, generator: torch.Generator) -> Step:
         """The outer loss of ridge regression on one network's features, and its derivative."""
-        problem = context.problem.on(self.matched_on)
+        problem = context.problem.with_model(self.matched_on)
         bodies = list(state["bodies"]) if state else [self._fresh(problem, generator) for _ in range(self.bodies)]
         visit = state.get("visit") or self._visit(bodies, context, generator)
         number = int(visit["body"])
@@ -152,9 +152,9 @@ class KRR:
 
     def _visit(self, bodies: list[State], context: Context, generator: torch.Generator) -> State:
         """One of the networks, and its features of a real batch."""
-        problem = context.problem.on(self.matched_on)
+        problem = context.problem.with_model(self.matched_on)
         number = torch.randint(len(bodies), (), generator=generator)
-        real = problem.wanted(problem.real.train.take(problem.real.train.draw(self.batch, generator)))
+        real = problem.with_targets(problem.real.train.take(problem.real.train.draw(self.batch, generator)))
         pieces = pieces_of(problem.features, len(real), context.engine.chunk)
         with torch.no_grad():
             seen = [problem.features.logits(bodies[int(number)]["weights"], real.images[piece]) for piece in pieces]
