@@ -7,7 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from datadistill.data.bundled import digits, mnist, mnist_rgb
-from datadistill.data.catalogue import cifar_10, cifar_100, fashion_mnist, svhn, usps, usps_16
+from datadistill.data.catalogue import (
+    CIFAR_10_FILES,
+    CIFAR_100_FILES,
+    FASHION_FILES,
+    SVHN_FILES,
+    USPS_FILES,
+    cifar_10,
+    cifar_100,
+    fashion_mnist,
+    svhn,
+    usps,
+    usps_16,
+)
+from datadistill.data.download import Published
 from datadistill.data.options import Options
 from datadistill.data.own import Datasets, as_real, from_arrays, from_datasets, is_external, load_external
 from datadistill.data.readers.solar import solar_cells
@@ -31,6 +44,8 @@ __all__ = [
     "as_real",
     "from_arrays",
     "from_datasets",
+    "is_external",
+    "is_here",
     "is_named",
     "load",
 ]
@@ -44,11 +59,13 @@ class DatasetInfo:
         name: what people type.
         line: one line of explanation.
         read: reads it, from a folder of official files where one is given.
+        files: which these are; None where nothing is ever fetched.
     """
 
     name: str
     line: str
     read: Callable[[Path | None], RealData]
+    files: Published | None = None
 
 
 DATASETS = Registry(
@@ -58,12 +75,29 @@ DATASETS = Registry(
         DatasetInfo("digits", "1,797 handwritten digits, 8x8 grey, from scikit-learn", digits),
         DatasetInfo("solar-cells", "2,624 photographs of solar cells, 64x64 grey; package elpv-dataset", solar_cells),
         DatasetInfo("mnist-rgb", "MNIST at 32x32 with three equal channels, beside SVHN; in this package", mnist_rgb),
-        DatasetInfo("fashion-mnist", "60,000 + 10,000 pictures of clothes, 28x28 grey; official files", fashion_mnist),
-        DatasetInfo("usps", "7,291 + 2,007 digits from envelopes, 16x16 grey made 28x28; official files", usps),
-        DatasetInfo("usps-16", "the same digits at their own size, 16x16", usps_16),
-        DatasetInfo("svhn", "73,257 + 26,032 house number digits, 32x32 colour; official files", svhn),
-        DatasetInfo("cifar-10", "50,000 + 10,000 photographs in 10 classes, 32x32 colour; official files", cifar_10),
-        DatasetInfo("cifar-100", "50,000 + 10,000 photographs in 100 classes, 32x32 colour; official files", cifar_100),
+        DatasetInfo(
+            "fashion-mnist",
+            "60,000 + 10,000 pictures of clothes, 28x28 grey; official files",
+            fashion_mnist,
+            FASHION_FILES,
+        ),
+        DatasetInfo(
+            "usps", "7,291 + 2,007 digits from envelopes, 16x16 grey made 28x28; official files", usps, USPS_FILES
+        ),
+        DatasetInfo("usps-16", "the same digits at their own size, 16x16", usps_16, USPS_FILES),
+        DatasetInfo("svhn", "73,257 + 26,032 house number digits, 32x32 colour; official files", svhn, SVHN_FILES),
+        DatasetInfo(
+            "cifar-10",
+            "50,000 + 10,000 photographs in 10 classes, 32x32 colour; official files",
+            cifar_10,
+            CIFAR_10_FILES,
+        ),
+        DatasetInfo(
+            "cifar-100",
+            "50,000 + 10,000 photographs in 100 classes, 32x32 colour; official files",
+            cifar_100,
+            CIFAR_100_FILES,
+        ),
     ),
 )
 
@@ -71,6 +105,12 @@ DATASETS = Registry(
 def is_named(name: str) -> bool:
     """Whether a dataset of this name is listed; a folder of that name is then `./NAME`."""
     return name.lower() in (known.lower() for known in DATASETS.names())
+
+
+def is_here(name: str, data_root: str | Path | None = None) -> bool:
+    """Whether a listed dataset can be read without fetching it."""
+    files, root = DATASETS.get(name).files, data_root or os.environ.get("DATADISTILL_DATA")
+    return files is None or files.is_here(Path(root) if root else None)
 
 
 @with_options(options_in(Options))

@@ -21,7 +21,7 @@ _USPS_COUNTS = (
     (1194, 1005, 731, 658, 652, 556, 664, 645, 542, 644),
     (359, 264, 198, 166, 200, 160, 170, 147, 166, 177),
 )
-_USPS = Published(
+USPS_FILES = Published(
     "usps",
     (Layout(("usps/usps.bz2", "usps/usps.t.bz2"), partial(read_libsvm, counts=_USPS_COUNTS, size=16)),),
     "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/",
@@ -34,7 +34,7 @@ _FASHION_CONTENT = (
     "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 )
-_FASHION = Published(
+FASHION_FILES = Published(
     "fashion-mnist",
     (
         Layout(
@@ -59,7 +59,7 @@ _SVHN_COUNTS = (
     (1744, 5099, 4149, 2882, 2523, 2384, 1977, 2019, 1660, 1595),
 )
 _SVHN_MD5 = ("e26dedcc434d2e4c54c9b2d4a06d8373", "eb5a983be6a315427106f1b164d9cef3")
-_SVHN = Published(
+SVHN_FILES = Published(
     "svhn",
     (
         Layout(
@@ -84,7 +84,7 @@ def _cifar(name: str, binary: Binary, python: Python, folders: tuple[str, str], 
 
 
 _CIFAR_10_COUNTS = ((5000,) * 10, (1000,) * 10)
-_CIFAR_10 = _cifar(
+CIFAR_10_FILES = _cifar(
     "cifar-10",
     Binary(
         tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
@@ -92,12 +92,12 @@ _CIFAR_10 = _cifar(
         1,
         _CIFAR_10_COUNTS,
         (
-            "5dd7e06a14cb22eb9f671a540d1b7c25",
-            "5ea93a67294ea407fff1d09f752e9692",
-            "942cd6a4bcdd0dd3c604fbe906cb4421",
-            "ae636b3ba5c66a11e91e8cb52e771fcb",
-            "53f37980c15c3d472c316c40844f3f0d",
-            "803d5f7f4d78ea53de84dbe85f74fb6d",
+            "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+            "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+            "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+            "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+            "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+            "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
         ),
     ),
     Python(
@@ -119,7 +119,7 @@ _CIFAR_10 = _cifar(
 )
 
 _CIFAR_100_COUNTS = ((500,) * 100, (100,) * 100)
-_CIFAR_100 = _cifar(
+CIFAR_100_FILES = _cifar(
     "cifar-100",
     Binary(("train.bin",), "test.bin", 2, _CIFAR_100_COUNTS),
     Python(
@@ -142,33 +142,33 @@ def usps(data_root: Path | None = None) -> RealData:
     adapt networks between MNIST and USPS; their copy has another split (7,438 and 1,860 images) and a mean of 0.160,
     which is what this margin gives, to three thousandths.
     """
-    train, test = _USPS.read(data_root)
+    train, test = USPS_FILES.read(data_root)
     return _real("usps", Labelled(_resized(train.pixels), train.labels), Labelled(_resized(test.pixels), test.labels))
 
 
 def usps_16(data_root: Path | None = None) -> RealData:
     """USPS (Hull 1994) at its own size, 16x16: 7,291 and 2,007 grey digits from envelopes."""
-    return _real("usps-16", *_USPS.read(data_root))
+    return _real("usps-16", *USPS_FILES.read(data_root))
 
 
 def svhn(data_root: Path | None = None) -> RealData:
     """SVHN (Netzer et al. 2011), cropped digits: 73,257 and 26,032 colour images of 32x32 pixels; without `extra`."""
-    return _real("svhn", *_SVHN.read(data_root))
+    return _real("svhn", *SVHN_FILES.read(data_root))
 
 
 def fashion_mnist(data_root: Path | None = None) -> RealData:
     """Fashion-MNIST (Xiao et al. 2017): 60,000 and 10,000 grey pictures of clothes, 28x28 pixels."""
-    return _real("fashion-mnist", *_FASHION.read(data_root), FASHION)
+    return _real("fashion-mnist", *FASHION_FILES.read(data_root), FASHION)
 
 
 def cifar_10(data_root: Path | None = None) -> RealData:
     """CIFAR-10 (Krizhevsky 2009): 50,000 and 10,000 colour photographs of 32x32 pixels in 10 classes."""
-    return _real("cifar-10", *_CIFAR_10.read(data_root), CIFAR_10)
+    return _real("cifar-10", *CIFAR_10_FILES.read(data_root), CIFAR_10)
 
 
 def cifar_100(data_root: Path | None = None) -> RealData:
     """CIFAR-100 (Krizhevsky 2009): 50,000 and 10,000 colour photographs of 32x32 pixels in 100 (fine) classes."""
-    return _real("cifar-100", *_CIFAR_100.read(data_root), CIFAR_100)
+    return _real("cifar-100", *CIFAR_100_FILES.read(data_root), CIFAR_100)
 
 
 def _real(name: str, train: Labelled, test: Labelled, classes: tuple[str, ...] = DIGITS) -> RealData:

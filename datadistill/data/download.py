@@ -5,7 +5,7 @@ import http.client
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,18 +58,27 @@ class Published:
             DamagedFileError: a file is not the official one.
             DatadistillError: there are no files, and they cannot be fetched.
         """
-        places = [*([] if data_root is None else [data_root]), cache_folder()]
-        for place in places:
-            for layout in self.layouts:
-                paths = tuple(place / path for path in layout.paths)
-                if all(path.is_file() for path in paths):
-                    return layout.read(paths)
+        places = _places(data_root)
+        for layout, paths in self._whole(places):
+            return layout.read(paths)
         wanted = self.layouts[-1]
         paths = tuple(places[-1] / path for path in wanted.paths)
         for path, md5 in zip(paths, self.md5, strict=True):
             if not path.is_file():
                 self._fetch(path, md5, places)
         return wanted.read(paths)
+
+    def is_here(self, data_root: Path | None) -> bool:
+        """Whether nothing has to be fetched."""
+        return any(True for _ in self._whole(_places(data_root)))
+
+    def _whole(self, places: list[Path]) -> Iterator[tuple[Layout, tuple[Path, ...]]]:
+        """The layouts that lack no file, and where these lie."""
+        for place in places:
+            for layout in self.layouts:
+                paths = tuple(place / path for path in layout.paths)
+                if all(path.is_file() for path in paths):
+                    yield layout, paths
 
     def _fetch(self, path: Path, md5: str, places: list[Path]) -> None:
         """Put one file into the cache, once its checksum is right."""
@@ -85,6 +94,11 @@ class Published:
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
             raise DamagedFileError(f"what {url} sent is damaged or not the official file (its MD5 differs): try again")
         write_atomically(path, content)
+
+
+def _places(data_root: Path | None) -> list[Path]:
+    """Where files may lie, in the order in which they are looked for."""
+    return [*([] if data_root is None else [data_root]), cache_folder()]
 
 
 def cache_folder() -> Path:

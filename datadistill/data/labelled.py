@@ -71,6 +71,16 @@ def read_bytes(path: Path, most: int) -> bytes:
         raise explain_os_error(error, f"read {path}") from error
 
 
+def check_sha256(content: bytes, sha256: str, where: Path) -> None:
+    """Compare with a checksum that we took of the official content.
+
+    Raises:
+        DamagedFileError: it differs.
+    """
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise damaged(where, "its content's SHA-256 differs")
+
+
 def check_md5(content: bytes, md5: str, where: Path) -> None:
     """Compare with a published checksum; MD5 because that is what the authors publish.
 

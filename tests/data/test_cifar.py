@@ -28,12 +28,16 @@ def records(part: slice, before: bytes = b"") -> bytes:
     return b"".join(before + bytes([label]) + image.tobytes() for label, image in pairs)
 
 
+def sha256(contents: list[bytes]) -> tuple[str, ...]:
+    return tuple(hashlib.sha256(content).hexdigest() for content in contents)
+
+
 def md5(contents: list[bytes]) -> tuple[str, ...]:
     return tuple(hashlib.md5(content).hexdigest() for content in contents)
 
 
 TEN = [records(part) for part in SLICES]
-BINARY = Binary(("one.bin", "two.bin"), "test.bin", 1, COUNTS, md5(TEN))
+BINARY = Binary(("one.bin", "two.bin"), "test.bin", 1, COUNTS, sha256(TEN))
 
 
 def write(folder: Path, names: tuple[str, ...], contents: list[bytes]) -> tuple[Path, ...]:
@@ -51,7 +55,7 @@ def test_the_binary_version(tmp_path: Path) -> None:
 
 
 def test_the_class_comes_after_the_superclass(tmp_path: Path) -> None:
-    hundred = replace(BINARY, train=("train.bin",), label_bytes=2, md5=())
+    hundred = replace(BINARY, train=("train.bin",), label_bytes=2, sha256=())
     contents = [records(slice(0, 4), b"\x13"), records(slice(4, 6), b"\x13")]
     train, _ = hundred.read(write(tmp_path, hundred.names, contents))
     assert train.labels.tolist() == [0, 2, 1, 0]
@@ -62,7 +66,7 @@ DAMAGE = {
     "truncated": (TEN[0][:-1], "two.bin", r"one\.bin.*6,145 bytes instead of 6,146"),
     "too long": (TEN[0] + b"0", "two.bin", r"one\.bin.*larger than 6,146"),
     "empty": (b"", "two.bin", r"one\.bin.*0 bytes instead"),
-    "an altered pixel": (TEN[0][:-1] + bytes([TEN[0][-1] ^ 1]), "two.bin", r"one\.bin.*MD5 differs"),
+    "an altered pixel": (TEN[0][:-1] + bytes([TEN[0][-1] ^ 1]), "two.bin", r"one\.bin.*SHA-256 differs"),
 }
 
 
@@ -77,7 +81,7 @@ def test_damage_is_named(name: str, tmp_path: Path) -> None:
 def test_labels_are_checked_without_a_checksum(label: int, sentence: str, tmp_path: Path) -> None:
     contents = [bytes([label]) + TEN[0][1:], *TEN[1:]]
     with pytest.raises(DamagedFileError, match=sentence):
-        replace(BINARY, md5=()).read(write(tmp_path, BINARY.names, contents))
+        replace(BINARY, sha256=()).read(write(tmp_path, BINARY.names, contents))
 
 
 def archive(members: dict[str, bytes]) -> bytes:
@@ -119,6 +123,13 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
     path = tmp_path / "ten.tar.gz"
     with pytest.raises(DamagedFileError, match="MD5 differs"):
         BINARY.read_archive((path,), "ten", "0" * 32)
+
+
+def test_an_archive_of_the_right_md5_is_checked_by_what_is_in_it(tmp_path: Path) -> None:
+    """Two archives can be made that have one MD5."""
+    altered = MEMBERS | {"ten/two.bin": DAMAGE["an altered pixel"][0]}
+    with pytest.raises(DamagedFileError, match=r"ten\.tar\.gz.*SHA-256 differs"):
+        read_archive(tmp_path, archive(altered))
 
 
 @pytest.mark.parametrize("to", ["/etc/passwd", "file"])

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datadistill.data.labelled import Counts, Labelled, check_md5, damaged, read_bytes
+from datadistill.data.labelled import Counts, Labelled, check_md5, check_sha256, damaged, read_bytes
 
 SIZE = 32
 PIXELS = 3 * SIZE * SIZE
@@ -30,14 +30,14 @@ class Binary:
         test: the file of the test split.
         label_bytes: bytes of a record before its pixels, of which the last is the class.
         counts: images of each class in each split.
-        md5: checksums of the files, training first; empty where they are not known.
+        sha256: checksums of the files, training first; empty where they are not known.
     """
 
     train: tuple[str, ...]
     test: str
     label_bytes: int
     counts: tuple[Counts, Counts]
-    md5: tuple[str, ...] = ()
+    sha256: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -66,12 +66,10 @@ class Binary:
         for content, size, path in zip(contents, self.sizes, paths, strict=True):
             if len(content) != size:
                 raise damaged(path, f"it has {len(content):,} bytes instead of {size:,}")
-        for content, md5, path in zip(contents, self.md5, paths, strict=bool(self.md5)):
-            check_md5(content, md5, path)
-        return self._splits(contents, paths[0].parent)
+        return self._splits(contents, paths)
 
     def read_archive(self, paths: tuple[Path, ...], folder: str, md5: str) -> tuple[Labelled, Labelled]:
-        """The same from the official archive, checked before it is unpacked; nothing is extracted to disk.
+        """The same from the official archive, checked before it is unpacked and after; nothing is extracted to disk.
 
         Args:
             paths: the archive.
@@ -98,9 +96,12 @@ class Binary:
             raise damaged(path, f"it cannot be unpacked ({error})") from error
         if missing := [name for name, size in wanted.items() if len(found.get(name, b"")) != size]:
             raise damaged(path, f"there is no {missing[0]} of {wanted[missing[0]]:,} bytes in it")
-        return self._splits([found[name] for name in wanted], path)
+        return self._splits([found[name] for name in wanted], (path,) * len(wanted))
 
-    def _splits(self, contents: list[bytes], where: Path) -> tuple[Labelled, Labelled]:
+    def _splits(self, contents: list[bytes], paths: tuple[Path, ...]) -> tuple[Labelled, Labelled]:
+        for content, sha256, path in zip(contents, self.sha256, paths, strict=bool(self.sha256)):
+            check_sha256(content, sha256, path)
+        where = paths[0] if paths[0] == paths[-1] else paths[0].parent
         train, test = self._images(contents[:-1]), self._images(contents[-1:])
         return train.checked(self.counts[0], where), test.checked(self.counts[1], where)
 

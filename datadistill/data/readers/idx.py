@@ -12,7 +12,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from datadistill.data.labelled import Counts, Labelled, damaged, read_bytes
+from datadistill.data.labelled import Counts, Labelled, check_sha256, damaged, read_bytes
 from datadistill.utils.errors import DamagedFileError
 
 _UNSIGNED_BYTE = 0x08
@@ -72,8 +72,8 @@ def _unpack(packed: bytes, shape: tuple[int, ...], path: Path, sha256: str | Non
         raise damaged(path, f"it cannot be unpacked ({error})") from error
     if not raw.startswith(header) or len(raw) != length:
         raise damaged(path, f"it does not hold {shape} unsigned bytes")
-    if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
-        raise damaged(path, "its content's SHA-256 differs")
+    if sha256 is not None:
+        check_sha256(raw, sha256, path)
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=len(header)).reshape(shape).copy())
 
 
