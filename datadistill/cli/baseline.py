@@ -30,7 +30,7 @@ from datadistill.pretraining.pool import Pool
 from datadistill.report.card import judging
 from datadistill.training.recipe import DC, TrainRecipe, changed
 from datadistill.utils.errors import RequestError
-from datadistill.utils.progress import counting, say
+from datadistill.utils.progress import counting, say, tell
 from datadistill.utils.runtime import versions
 
 USAGE = ""
@@ -196,5 +196,5 @@ def _print(sets: list[DistilledData], score: Score, place: Path, pool: Pool | No
         ["test accuracy", "these images"],
         [["before", percent(score.before)], [trained, percent(score.accuracy)]],
     )
-    print(f"folder    {place}")
-    print(f"evaluate  {command_line(*judging(sets[0], str(place), pool))}")
+    tell(f"folder    {place}")
+    tell(f"evaluate  {command_line(*judging(sets[0], str(place), pool))}")

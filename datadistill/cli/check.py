@@ -11,7 +11,7 @@ from datadistill.cli.parsing import Parser, positive_int
 from datadistill.methods import Method, Problem
 from datadistill.methods.gradcheck import STEPS, TOLERANCE, Check, Row, check_hypergradient, rows_of
 from datadistill.utils.errors import DatadistillError
-from datadistill.utils.progress import counting
+from datadistill.utils.progress import counting, tell
 from datadistill.utils.runtime import stream, versions
 
 USAGE = ""
@@ -71,11 +71,11 @@ def _print(method: Method, problem: Problem, check: Check) -> None:
         [_line(row, check.is_exact) for row in check.rows],
     )
     for remark in check.remarks:
-        print(remark)
+        tell(remark)
     if check.is_exact and check.passed:
-        print(f"the gradient is right: the largest relative error is {check.worst.error:.1e}, {TOLERANCE:g} is allowed")
+        tell(f"the gradient is right: the largest relative error is {check.worst.error:.1e}, {TOLERANCE:g} is allowed")
     if not check.is_exact:
-        print(
+        tell(
             f"storage {engine.storage} with hvp {engine.hvp} is declared approximate: the largest relative "
             f"error is {check.worst.error:.1e}"
         )

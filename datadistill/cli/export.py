@@ -9,7 +9,7 @@ from datadistill.distilled import DistilledData, load_distilled
 from datadistill.evaluation import evaluate, percent, work_of
 from datadistill.formats import FORMATS, export_to
 from datadistill.formats.png import cost, rounded
-from datadistill.utils.progress import counting
+from datadistill.utils.progress import counting, tell
 from datadistill.utils.runtime import resolve_device
 
 USAGE = "PATH --to FORMAT"
@@ -46,11 +46,11 @@ def run(arguments: argparse.Namespace) -> None:
     beside = source if source.is_dir() else source.parent
     out = Path(arguments.out or beside / f"{source.resolve().stem}-{info.name}{info.suffix}")
     lost = export_to(distilled, info.name, out)
-    print(out)
+    tell(str(out))
     if lost:
-        print(f"not in it: {'; '.join(lost)}")
+        tell(f"not in it: {'; '.join(lost)}")
     if info.name == "png":
-        print(cost(distilled))
+        tell(str(cost(distilled)))
         if arguments.dataset is not None:
             _compare(distilled, arguments)
 
@@ -61,4 +61,4 @@ def _compare(distilled: DistilledData, arguments: argparse.Namespace) -> None:
     for name, data in (("as it was", distilled), ("in 8 bits", rounded(distilled))):
         with counting(f"evaluating {name}", work_of(data, arguments.nets)) as count:
             score = evaluate(data, real, model=arguments.model, nets=arguments.nets, count=count)
-        print(f"test accuracy {name}: {percent(score.accuracy)}")
+        tell(f"test accuracy {name}: {percent(score.accuracy)}")

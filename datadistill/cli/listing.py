@@ -12,6 +12,7 @@ from datadistill.formats import FORMATS
 from datadistill.methods import METHODS
 from datadistill.models import MODELS, NORMS, SCHEMES
 from datadistill.pretraining.initial_weights import KINDS
+from datadistill.utils.progress import tell
 from datadistill.utils.registry import Info
 
 USAGE = "WHAT"
@@ -45,4 +46,4 @@ def run(arguments: argparse.Namespace) -> None:
     records = list(tables[arguments.what])
     width = max(len(record.name) for record in records)
     for record in records:
-        print(f"{record.name:<{width}}  {record.line}")
+        tell(f"{record.name:<{width}}  {record.line}")

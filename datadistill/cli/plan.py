@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from datadistill.engine import Network, Prediction, kernels, predict
 from datadistill.engine.config import Storage
 from datadistill.engine.planner import memory_limit
 from datadistill.utils.errors import RequestError
+from datadistill.utils.progress import say, tell
 from datadistill.utils.runtime import stream, versions
 
 USAGE = ""
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     method = method.resolve(problem)
     disk = _disk(method.init(problem, stream(problem.seed, "start"))[0])
     if problem.device.type == "cpu" and problem.engine.kernels != "off":
-        kernels.prepare(lambda text: print(text, file=sys.stderr))
+        kernels.prepare(say)
         problem = problem.with_kernels(problem.engine.kernels)
     demand, image = method.workload(problem), problem.real.train.images[:1]
     network = problem.with_model(demand.model).network
@@ -91,17 +91,17 @@ def run(arguments: argparse.Namespace) -> None:
     )
     engine = chosen.engine
     limit = memory_limit(problem.engine, problem.device)
-    print(f"memory   {_size(chosen.peak_bytes)} above the data and the program; {_size(limit)} may be used")
-    print(f"time     {_duration(chosen.seconds * arguments.iterations)} for {arguments.iterations:,} outer steps")
-    print(f"disk     {_size(disk)} for the run folder")
-    print(
+    tell(f"memory   {_size(chosen.peak_bytes)} above the data and the program; {_size(limit)} may be used")
+    tell(f"time     {_duration(chosen.seconds * arguments.iterations)} for {arguments.iterations:,} outer steps")
+    tell(f"disk     {_size(disk)} for the run folder")
+    tell(
         f"engine   storage {engine.storage}, hvp {engine.hvp}, execution {engine.execution}, "
         f"{engine.inner_chunk or demand.images} distilled and {engine.chunk or demand.real} real images at a time"
     )
     if problem.device.type == "cpu":
-        print(f"kernels  {_kernels(network)}")
+        tell(f"kernels  {_kernels(network)}")
     if chosen.peak_bytes > limit:
-        print(
+        tell(
             "         this is more than may be used: fewer networks, a smaller --batch or a smaller --inner-chunk help"
         )
 

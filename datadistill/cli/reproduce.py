@@ -15,7 +15,7 @@ from datadistill.experiments.reproduce import Changes, reproduce
 from datadistill.experiments.verdict import Line, Verdict, check, parse_line
 from datadistill.report.card import CURVE_NAME
 from datadistill.utils.errors import DatadistillError, RequestError
-from datadistill.utils.progress import Progress, Screen, clock, counting, say
+from datadistill.utils.progress import Progress, Screen, clock, counting, say, tell
 
 USAGE = "[ID]"
 DESCRIPTION = """\
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
     if verdict.passed is False:
         raise DatadistillError(f"{recipe.name}: {verdict.sentence()}")
     if not arguments.json:
-        print(verdict.sentence())
+        tell(verdict.sentence())
 
 
 def _print(verdict: Verdict) -> None:
@@ -96,8 +96,8 @@ def _print(verdict: Verdict) -> None:
     if recipe.sweep is not None:
         rows = [[line.name, *_figures(line)] for line in verdict.lines]
         print_table(title, [recipe.sweep.axis, "images", "nets", "before", "test accuracy"], rows)
-        print(f"expected  {recipe.expect}")
-        print(f"curve     {verdict.folder / CURVE_NAME}")
+        tell(f"expected  {recipe.expect}")
+        tell(f"curve     {verdict.folder / CURVE_NAME}")
         return
     expected = "" if recipe.expect.accuracy is None else range_text(*recipe.expect.accuracy)
     columns = ["", "images", "nets", "before", "test accuracy", "expected", *paper]
@@ -107,7 +107,7 @@ def _print(verdict: Verdict) -> None:
     print_table(title, columns, [row[: len(columns)] for row in rows])
     if own.falls:
         _print_falls(recipe, own)
-    print(f"run folder  {verdict.folder / 'run'}")
+    tell(f"run folder  {verdict.folder / 'run'}")
 
 
 def _figures(line: Line) -> list[str]:
@@ -133,8 +133,8 @@ def _list(as_json: bool) -> None:
         print(json.dumps([_entry(recipe, measured.get(recipe.name)) for recipe in recipes()], indent=2))
         return
     for recipe in recipes():
-        print(f"{recipe.name}: {recipe.line}")
-        print(f"    expected {recipe.expect}; {_last(recipe, measured.get(recipe.name))}")
+        tell(f"{recipe.name}: {recipe.line}")
+        tell(f"    expected {recipe.expect}; {_last(recipe, measured.get(recipe.name))}")
 
 
 def _last(recipe: Recipe, found: Measured | None) -> str:

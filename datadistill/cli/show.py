@@ -7,6 +7,7 @@ from datadistill.cli.parsing import Parser
 from datadistill.distilled import load_distilled
 from datadistill.report.sheet import SHEET_NAME, sheet_file
 from datadistill.utils.files import check_free, write_atomically
+from datadistill.utils.progress import tell
 
 USAGE = "PATH"
 DESCRIPTION = """\
@@ -31,4 +32,4 @@ def run(arguments: argparse.Namespace) -> None:
     if not (picture.is_file() and picture.read_bytes() == content):  # a run has its picture already
         check_free(picture)
         write_atomically(picture, content)
-    print(picture)
+    tell(str(picture))

@@ -1,5 +1,6 @@
 """What a recipe starts from: the pool of trained networks and the trajectories that it asks for."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,7 +95,8 @@ def get_trajectories(
     proxy, zca = record_of(config.method).proxy(config.method), config.data.zca
     model = str(config.model) if proxy == "same" else proxy
     path = folder / asked.folder_name(config.dataset + "-zca" * zca, model)
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in training.known().items())
+    words = ["--dataset", config.dataset, *["--zca"] * zca, "--model", model, "--scheme", config.scheme]
+    words += ["--nets", str(asked.count), *training.as_words(), "--seed", str(asked.seed)]
     with screen.bar(f"training {asked.count} experts", asked.count * training.epochs) as count:
         return make_trajectories(
             real,
@@ -107,8 +109,7 @@ def get_trajectories(
             seed=asked.seed,
             device=device,
             resume=path.exists(),
-            command=f"datadistill pretrain --trajectories --dataset {config.dataset}{' --zca' * zca} "
-            f"--model {model} --scheme {config.scheme} --nets {asked.count} {options} --seed {asked.seed}",
+            command=shlex.join(["datadistill", "pretrain", "--trajectories", *words]),
             say=screen.say,
             count=count,
         )

@@ -9,6 +9,7 @@ rounded weights.
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -188,7 +189,8 @@ def load_pool(path: str | Path) -> Pool:
     """
     path = Path(path)
     if not path.is_file():
-        raise RequestError(f"no pool of networks at {path}: make one with `datadistill pretrain --out {path}`")
+        command = shlex.join(["datadistill", "pretrain", "--out", str(path)])
+        raise RequestError(f"no pool of networks at {path}: make one with `{command}`")
     tensors, metadata = read_tensors(path)
     try:
         pool = Pool(parse_facts(PoolFacts, read_header(metadata, _KEY, FORMAT), ["start"]), tensors, path)

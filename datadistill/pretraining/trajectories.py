@@ -6,6 +6,7 @@ computed with (`docs/method-mtt.md` says what that changes), and only those of t
 
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -136,7 +137,7 @@ class Trajectories:
         if not same_model(mine.model, model):
             raise RequestError(
                 f"the trajectories are those of {mine.model}, but the network here is {model}: to match them all the "
-                f"same, add --matched-on {mine.model}"
+                f"same, add --matched-on {shlex.quote(mine.model)}"
             )
         check_weights(self.experts[0].shapes, network, model, whose)
 
@@ -193,9 +194,8 @@ def load_trajectories(folder: str | Path) -> Trajectories:
     """
     folder = Path(folder)
     if not (folder / FACTS_NAME).is_file():
-        raise RequestError(
-            f"no expert trajectories in {folder}: make them with `datadistill pretrain --trajectories --out {folder}`"
-        )
+        command = shlex.join(["datadistill", "pretrain", "--trajectories", "--out", str(folder)])
+        raise RequestError(f"no expert trajectories in {folder}: make them with `{command}`")
     document = read_json(folder / FACTS_NAME)
     try:
         facts = parse_facts(TrajectoryFacts, of_format(document, FORMAT))

@@ -55,8 +55,9 @@ def save_sweep(axis: str, points: Sequence[tuple[str, Summary]], path: Path) -> 
     line = "-" if all(label.replace(".", "", 1).isdigit() for label, _ in points) else "none"
     axes.errorbar(range(len(points)), means, yerr=spread, marker="o", linestyle=line, capsize=3, color="#1b6ca8")
     axes.margins(x=0.08)
-    axes.set_xticks(range(len(points)), [label for label, _ in points])
-    axes.set(xlabel=axis, ylabel="test accuracy (%)")
+    axes.set_xticks(range(len(points)), [label for label, _ in points], parse_math=False)
+    axes.set_xlabel(axis, parse_math=False)
+    axes.set_ylabel("test accuracy (%)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     buffer = io.BytesIO()

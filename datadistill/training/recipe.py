@@ -130,6 +130,11 @@ class TrainRecipe:
         usual = TrainRecipe().words()
         return {word: value for word, value in self.words().items() if word in _ALWAYS or value != usual[word]}
 
+    def as_words(self) -> list[str]:
+        """`known` as flags."""
+        flags = {f"--{name.replace('_', '-')}": str(value) for name, value in self.known().items()}
+        return [word for flag in flags.items() for word in flag]
+
     def told(self, **words: Any) -> "TrainRecipe":
         """The same with other settings, by the names of `words`.
 

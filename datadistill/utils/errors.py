@@ -43,9 +43,14 @@ def require(condition: bool, otherwise: str) -> None:
         raise DamagedFileError(otherwise)
 
 
-def plain(text: str) -> str:
+def printable(text: str) -> str:
     """A text on one line, without characters that a terminal obeys; names in files are anybody's."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+
+
+def plain(text: str) -> str:
+    """The same with single spaces, as prose and cells of tables have them."""
+    return printable(" ".join(text.split()))
 
 
 def how_to_install(*packages: str) -> str:

@@ -11,8 +11,11 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import rich.progress
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+
+from datadistill.utils.errors import printable
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -80,7 +83,12 @@ def clock(seconds: float | None) -> str:
 def say(text: str) -> None:
     """A line on standard error; a run does not end because nobody can read how it is doing."""
     with suppress(OSError, ValueError, AttributeError):
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def tell(text: str) -> None:
+    """A line on standard output."""
+    print(printable(text))
 
 
 def describe(status: Status) -> str:
@@ -97,7 +105,7 @@ def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
     console = Console(stderr=True)
     if console.is_terminal:
         with rich.progress.Progress(console=console, transient=True) as bar:
-            task = bar.add_task(title, total=total)
+            task = bar.add_task(escape(printable(title)), total=total)
             yield lambda: bar.advance(task)
         return
     began = last = time.monotonic()
@@ -175,6 +183,6 @@ class Progress:
 
     def say(self, text: str) -> None:
         if self._live is not None:
-            self._console.print(text, markup=False)
+            self._console.print(printable(text), markup=False, emoji=False)
         else:
             say(text)

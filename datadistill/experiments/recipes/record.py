@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import combinations
@@ -119,12 +120,11 @@ class PoolRecipe:
     @property
     def command(self) -> str:
         """The command that makes it."""
-        training = [f"--{name.replace('_', '-')} {value}" for name, value in self.training.known().items()]
-        return (
-            f"datadistill pretrain --dataset {self.dataset} --model {self.model} --scheme {self.scheme} "
-            f"--nets {self.nets} --reserved {self.reserved} {' '.join(training)} "
-            f"--batch-norm {self.batch_norm} --seed {self.seed}"
-        )
+        names = ("dataset", "model", "scheme", "nets", "reserved")
+        words = [word for name in names for word in (f"--{name}", getattr(self, name))]
+        words += self.training.as_words()
+        words += ["--batch-norm", self.batch_norm, "--seed", self.seed]
+        return shlex.join(["datadistill", "pretrain", *map(str, words)])
 
 
 @dataclass(frozen=True)
