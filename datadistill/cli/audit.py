@@ -5,24 +5,19 @@ import json
 import math
 from typing import Any
 
-from datadistill.cli.common import (
-    add_data_flags,
-    add_run_flag,
-    chosen_dataset,
-    load_data,
-    print_table,
-)
+from datadistill.cli.common import add_data_flags, add_run_flag, load_data, print_table
 from datadistill.cli.parsing import Parser, number, positive_int
 from datadistill.data import RealData
 from datadistill.distilled import DistilledData, load_distilled
 from datadistill.engine import Network, Weights, network_for
 from datadistill.engine.parallel import map_on_cores
 from datadistill.evaluation.audit import APART, SHARE, Audit, audit
-from datadistill.models import chosen_model, draw_weights, model_name, same_model
+from datadistill.models import draw_weights, model_name, same_model
+from datadistill.models.gate import passed
 from datadistill.training.fit import fit
 from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.errors import DatadistillError
-from datadistill.utils.progress import counting, say
+from datadistill.utils.progress import counting, say, tell
 from datadistill.utils.runtime import resolve_device, stream, versions
 
 USAGE = "PATH"
@@ -66,10 +61,10 @@ def add_flags(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     device = resolve_device(arguments.device)
     distilled = load_distilled(arguments.path).to(device)
-    name = chosen_dataset(arguments.dataset, distilled.provenance.dataset)
+    name = passed("dataset", arguments.dataset, distilled.provenance.dataset, data_root=arguments.data_root)
     real = load_data(name, arguments, like=distilled).to(device)
     distilled.check_matches(real)
-    model = chosen_model(arguments.model, distilled.provenance.model)
+    model = passed("network", arguments.model, distilled.provenance.model)
     policy = arguments.batch_norm or str(distilled.provenance.inner.get("batch_norm", "auto"))
     network = network_for(model, real, device, policy)
     for remark in network.remarks:
@@ -93,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"{worst.taken_for} after this set's steps, {worst.share_before:.0%} before; do not train on it"
         )
     if not arguments.json:
-        print("No class is suspect.")
+        tell("No class is suspect.")
 
 
 def _try(

@@ -15,14 +15,13 @@ from rich.text import Text
 
 from datadistill.cli.parsing import add_fields, add_option, given_fields, in_cases, number, one_of, positive_int
 from datadistill.data import Options, RealData, is_named, load
-from datadistill.data.readers.huggingface import PREFIX
 from datadistill.distillation.config import RunConfig
 from datadistill.distilled import DistilledData
 from datadistill.evaluation import NETS, PROTOCOLS, EvalConfig, Score
 from datadistill.methods import METHODS
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.training.recipe import DC, EPOCHS_AUGMENTED
-from datadistill.utils.errors import RequestError, plain
+from datadistill.utils.errors import plain
 from datadistill.utils.fields import options_in
 from datadistill.utils.runtime import versions
 
@@ -150,20 +149,6 @@ def load_data(name: str, arguments: argparse.Namespace, like: DistilledData | No
     if like is not None and not is_named(name):
         asked |= {"channels": like.images.shape[1], "size": like.images.shape[3]}
     return load(name, arguments.data_root, **asked | given_fields(arguments, Options))
-
-
-def chosen_dataset(given: str | None, recorded: str) -> str:
-    """What the user gave, else the dataset that a file names.
-
-    Raises:
-        RequestError: the file names one to be fetched, which nobody but the user may ask for.
-    """
-    if given is None and recorded.lower().startswith(PREFIX):
-        raise RequestError(
-            f"the file was made from {recorded}, and nothing is fetched because a file names it: if you mean to, give "
-            f"it with --dataset {recorded}"
-        )
-    return given or recorded
 
 
 def repeated(arguments: argparse.Namespace, command: str, skipped: tuple[str, ...]) -> str:

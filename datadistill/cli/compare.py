@@ -10,7 +10,6 @@ from datadistill.baselines import BASELINES, full_dataset
 from datadistill.cli import evaluate as evaluate_command
 from datadistill.cli.common import (
     Fault,
-    chosen_dataset,
     given_changes,
     given_config,
     given_pool,
@@ -25,7 +24,8 @@ from datadistill.distillation.problem import make_problem
 from datadistill.distilled import DistilledData, load_distilled
 from datadistill.evaluation import NETS, Score, evaluate, evaluate_sets, nets_per_set, percent, work_of
 from datadistill.methods import Problem
-from datadistill.models import chosen_model, model_name, same_model
+from datadistill.models import model_name, same_model
+from datadistill.models.gate import passed
 from datadistill.pretraining.initial_weights import Fixed
 from datadistill.pretraining.pool import Pool
 from datadistill.training.carried import dc_recipe, shared_recipe
@@ -140,7 +140,7 @@ def _real(sets: dict[str, DistilledData], arguments: argparse.Namespace) -> Real
         )
     if len({data.provenance.normalization.zca is None for data in sets.values()}) > 1:
         raise RequestError("some of these sets are whitened (ZCA) and some are not: compare each kind by itself")
-    name = chosen_dataset(arguments.dataset, datasets.pop())
+    name = passed("dataset", arguments.dataset, datasets.pop(), data_root=arguments.data_root)
     first = next(iter(sets.values()))
     return load_data(name, arguments, like=first).to(resolve_device(arguments.device))
 
@@ -157,7 +157,7 @@ def _size(path: str, data: DistilledData, model: str | None, arguments: argparse
             "leave out --baselines"
         )
     epochs = int(mine.inner.get("epochs", 1)) if data.learning_rates is None else len(data.learning_rates) // steps
-    chosen = str(chosen_model(model, mine.model))
+    chosen = str(passed("network", model, mine.model))
     own = not fresh and arguments.weights == "own" and same_model(model_name(chosen), mine.model)
     usual = "default" if fresh else "xavier"
     return _Size(

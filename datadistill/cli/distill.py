@@ -15,12 +15,12 @@ from datadistill.distillation.settings import Settings
 from datadistill.evaluation import Score, percent
 from datadistill.experiments.job import check_nets
 from datadistill.experiments.recipes import Recipe
-from datadistill.models import chosen_model
+from datadistill.methods import METHODS
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.report.card import conclude, judging
 from datadistill.report.sheet import SHEET_NAME
 from datadistill.utils.errors import Interrupted, RequestError
-from datadistill.utils.progress import Progress
+from datadistill.utils.progress import Progress, tell
 from datadistill.utils.runtime import resolve_device
 
 USAGE = ""
@@ -56,7 +56,7 @@ def add_flags(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     folder = _folder(arguments)
     before = RunFolder(folder).settings() if folder is not None and _is_resumed(arguments, folder) else None
-    recipe, config = _asked(arguments) if before is None else (None, _resumed(arguments, before))
+    recipe, config = _asked(arguments) if before is None else (None, _resumed(arguments, before, folder or Path()))
     real = load_for(config, arguments.data_root, None if before is None else before.source)
     pool = None if config.pool is None else load_pool(str(config.pool))
     check_nets(arguments.nets, config.weights, None if pool is None else pool.facts.reserved)
@@ -116,14 +116,26 @@ def _asked(arguments: argparse.Namespace) -> tuple[Recipe | None, RunConfig]:
     return recipe, config
 
 
-def _resumed(arguments: argparse.Namespace, before: Settings) -> RunConfig:
+def _resumed(arguments: argparse.Namespace, before: Settings, folder: Path) -> RunConfig:
     """The config of the resumed run, with what was given as flags on top."""
     if arguments.recipe:
         raise RequestError("--resume goes on with the run's own settings: leave --recipe out")
-    config = before.config
+    said = {f"--{name.replace('_', '-')}" for name, value in vars(arguments).items() if value is not None}
+    config = before.config(folder, said, arguments.data_root)
     if arguments.method not in (None, config.method.name):
-        raise RequestError(f"the run in {_folder(arguments)} is of method {config.method.name}, not {arguments.method}")
-    return config_given(arguments, replace(config, model=chosen_model(arguments.model, str(config.model))))
+        raise RequestError(f"the run in {folder} is of method {config.method.name}, not {arguments.method}")
+    return config_given(arguments, config)
+
+
+def to_go_on(folder: Path, arguments: argparse.Namespace) -> list[str]:
+    """The words after `distill` that go on with an interrupted run."""
+    words = ["--resume", "--out", str(folder)]
+    if arguments.data_root is not None:
+        words += ["--data-root", arguments.data_root]
+    for one in RunFolder(folder).settings().reaching(folder, arguments.data_root):
+        words += one.words()
+    code = METHODS.get(arguments.method).code if arguments.method else ""
+    return [*words, *(["--method", code] if code else [])]
 
 
 def _repeat(arguments: argparse.Namespace) -> str:
@@ -156,7 +168,7 @@ def _print(done: Run, score: Score, recipe: Recipe | None, pool: Pool | None) ->
     )
     assert done.folder is not None
     for remark in done.remarks:
-        print(remark)
-    print(f"run folder  {done.folder}")
-    print(f"picture     {done.folder / SHEET_NAME}")
-    print(f"evaluate    {command_line(*judging(done.distilled, str(done.folder), pool))}")
+        tell(remark)
+    tell(f"run folder  {done.folder}")
+    tell(f"picture     {done.folder / SHEET_NAME}")
+    tell(f"evaluate    {command_line(*judging(done.distilled, str(done.folder), pool))}")

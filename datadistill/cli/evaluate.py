@@ -12,7 +12,6 @@ from datadistill.cli.common import (
     add_nets_flag,
     add_protocol_flags,
     add_run_flag,
-    chosen_dataset,
     given_config,
     given_pool,
     load_data,
@@ -26,7 +25,8 @@ from datadistill.data import RealData
 from datadistill.distilled import DistilledData, load_distilled
 from datadistill.engine import Network, network_for
 from datadistill.evaluation import EvalConfig, Score, evaluate, percent, work_of
-from datadistill.models import chosen_model, model_name, same_model
+from datadistill.models import model_name, same_model
+from datadistill.models.gate import passed
 from datadistill.utils.errors import DatadistillError, Interrupted, RequestError
 from datadistill.utils.progress import counting, say
 from datadistill.utils.runtime import resolve_device
@@ -90,7 +90,9 @@ def run(arguments: argparse.Namespace) -> None:
     documents, found = [], []
     for path in arguments.paths:
         distilled = load_distilled(path)
-        name = chosen_dataset(arguments.dataset, distilled.provenance.dataset)
+        name = passed(
+            "dataset", arguments.dataset, distilled.provenance.dataset, file=path, data_root=arguments.data_root
+        )
         key = (name, distilled.images.shape[1:], distilled.provenance.normalization.zca is not None)
         if key not in loaded:
             loaded[key] = load_data(name, arguments, like=distilled).to(device)
@@ -128,7 +130,7 @@ def faults_of(
         own = distilled.provenance
         policy = arguments.batch_norm or str(own.inner.get("batch_norm", "auto"))
         try:
-            network = network_for(chosen_model(model, own.model), real, real.test.images.device, policy)
+            network = network_for(passed("network", model, own.model), real, real.test.images.device, policy)
         except RequestError as error:
             if len(models) == 1:
                 raise

@@ -13,7 +13,8 @@ from datadistill.formats import FORMATS, Usage, guess_format, import_from
 from datadistill.models import is_code, model_name
 from datadistill.training.carried import recipe_of
 from datadistill.utils.errors import RequestError
-from datadistill.utils.progress import say
+from datadistill.utils.files import check_free
+from datadistill.utils.progress import say, tell
 
 USAGE = "PATH"
 DESCRIPTION = """\
@@ -69,8 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
     path = Path(arguments.path)
     info = guess_format(path) if arguments.source is None else FORMATS.get(arguments.source)
     out = Path(arguments.out or path.resolve().with_suffix(".safetensors"))
-    if out.exists():
-        raise RequestError(f"there is something at {out} already: give another place with --out")
+    check_free(out)
     usage = Usage(
         model=model_name(arguments.model or info.model),
         scheme=arguments.scheme or info.scheme,
@@ -102,11 +102,12 @@ def run(arguments: argparse.Namespace) -> None:
         how = f"{len(rates)} steps"
     else:
         how, is_bare = "no learning rates: protocol dc judges it", True
-    print(f"{len(data.labels)} images of {list(data.images.shape[1:])}, {how}")
-    print(f"file      {out}")
-    own = data.provenance.model
-    words = [*(["--protocol", "dc"] if is_bare else []), *(["--model", own] if is_code(own) else [])]
-    print(f"evaluate  {command_line('evaluate', str(out), *words)}")
+    tell(f"{len(data.labels)} images of {list(data.images.shape[1:])}, {how}")
+    tell(f"file      {out}")
+    # What the file itself calls its network is not for the user to type unread.
+    own = [] if arguments.model is None or not is_code(arguments.model) else ["--model", arguments.model]
+    words = [*(["--protocol", "dc"] if is_bare else []), *own]
+    tell(f"evaluate  {command_line('evaluate', str(out), *words)}")
 
 
 def _normalization(arguments: argparse.Namespace) -> Normalization | None:

@@ -1,6 +1,5 @@
 """`datadistill COMMAND`: finds the command, and turns errors into one sentence and an exit code."""
 
-import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,9 +22,7 @@ from datadistill.cli import (
     show,
 )
 from datadistill.cli.parsing import Parser, command_line
-from datadistill.methods import METHODS
 from datadistill.methods.external import register_code
-from datadistill.models import is_code
 from datadistill.utils.errors import DatadistillError, Interrupted, explain_os_error, plain, unknown_name
 from datadistill.utils.runtime import keep_freed_memory
 
@@ -97,13 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (commands[parsed.command] if parsed.command else parser).refuse(rest)
         COMMANDS[parsed.command].run(parsed)
     except Interrupted as error:
-        hint = command_line("distill", "--resume", "--out", str(error.folder))
-        if is_code(getattr(parsed, "model", None) or ""):
-            hint += " --model " + shlex.quote(parsed.model)
-        if (method := getattr(parsed, "method", None)) and METHODS.get(method).code:
-            hint += " --method " + shlex.quote(METHODS.get(method).code)
-        if given[0] in ("pretrain", "reproduce"):
-            hint = command_line(*(word for word in given if word != "--resume"), "--resume")
+        hint = command_line(*(word for word in given if word != "--resume"), "--resume")
+        if given[0] == "distill":
+            hint = command_line("distill", *distill.to_go_on(error.folder, parsed))
         return _fail(f"{error}; go on with: {hint}", error.exit_code)
     except DatadistillError as error:
         return _fail(str(error), error.exit_code)

@@ -18,6 +18,7 @@ from datadistill.cli.common import (
 from datadistill.cli.parsing import Parser, add_fields, command_line, given_fields, number, positive_int
 from datadistill.data import RealData
 from datadistill.methods import METHODS
+from datadistill.models.gate import passed
 from datadistill.pretraining.make import (
     EXPERT_TRAINING,
     EXPERTS,
@@ -32,7 +33,7 @@ from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.pretraining.trajectories import Trajectories
 from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.errors import RequestError
-from datadistill.utils.progress import counting, say
+from datadistill.utils.progress import counting, say, tell
 
 USAGE = ""
 DESCRIPTION = """\
@@ -109,7 +110,8 @@ def run(arguments: argparse.Namespace) -> None:
     real = load_data(arguments.dataset or "mnist", arguments)
     own, start = _TRAJECTORIES if arguments.trajectories else _POOL, _start(arguments)
     if start is not None:
-        own = {**own, "model": start.facts.model, "scheme": start.facts.scheme, "nets": None}
+        model = passed("network", arguments.model, start.facts.model, file=str(start.path))
+        own = {**own, "model": model, "scheme": start.facts.scheme, "nets": None}
     asked = {name: own[name] if getattr(arguments, name) is None else getattr(arguments, name) for name in own}
     base = asdict(EXPERT_TRAINING) if arguments.trajectories else {}
     training = TrainRecipe(**{**base, **given_fields(arguments, TrainRecipe)})
@@ -182,10 +184,10 @@ def _print(pool: Pool, out: Path, seconds: float, options: list[str]) -> None:
         columns,
         rows,
     )
-    print(f"pool      {out}")
-    print(f"networks  {len(pool) - facts.reserved} to distil with, {facts.reserved} to judge by")
+    tell(f"pool      {out}")
+    tell(f"networks  {len(pool) - facts.reserved} to distil with, {facts.reserved} to judge by")
     words = ["distill", "--dataset", facts.dataset, *options, "--model", facts.model, "--weights", "random-pretrained"]
-    print(f"distil    {command_line(*words, '--pool', str(out))}")
+    tell(f"distil    {command_line(*words, '--pool', str(out))}")
 
 
 def _print_trajectories(found: Trajectories, seconds: float, options: list[str]) -> None:
@@ -195,10 +197,10 @@ def _print_trajectories(found: Trajectories, seconds: float, options: list[str])
         ["", "experts", "mean", "std", "lowest"],
         [_row("held-out accuracy at the end", facts.accuracies)],
     )
-    print(f"experts   {found.folder}")
+    tell(f"experts   {found.folder}")
     learner = next(info.name for info in METHODS if info.needs.experts)
     words = ["distill", "--method", learner, "--dataset", facts.dataset, *options, "--model", facts.model]
-    print(f"distil    {command_line(*words, '--trajectories', str(found.folder))}")
+    tell(f"distil    {command_line(*words, '--trajectories', str(found.folder))}")
 
 
 def _row(name: str, accuracies: tuple[float, ...]) -> list[str]:

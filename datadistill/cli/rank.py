@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from datadistill.baselines import full_dataset, random_real
-from datadistill.cli.common import add_data_flags, add_run_flag, chosen_dataset, load_data, print_table
+from datadistill.cli.common import add_data_flags, add_run_flag, load_data, print_table
 from datadistill.cli.parsing import Parser, positive_int
 from datadistill.data import RealData
 from datadistill.data.augment import NONE
@@ -27,7 +27,8 @@ from datadistill.evaluation import (
 )
 from datadistill.methods import Problem
 from datadistill.methods.dc import DSA_STRATEGY
-from datadistill.models import chosen_model, model_name, same_model
+from datadistill.models import model_name, same_model
+from datadistill.models.gate import passed
 from datadistill.pretraining.initial_weights import Fixed
 from datadistill.training.carried import dc_recipe, shared_recipe
 from datadistill.training.recipe import DC, TrainRecipe
@@ -98,7 +99,7 @@ def add_flags(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     data = load_distilled(arguments.path)
-    name = chosen_dataset(arguments.dataset, data.provenance.dataset)
+    name = passed("dataset", arguments.dataset, data.provenance.dataset, data_root=arguments.data_root)
     real = load_data(name, arguments, like=data).to(resolve_device(arguments.device))
     data.check_matches(real)
     ranking = _Ranking(data, real, arguments)
@@ -118,7 +119,7 @@ class _Ranking:
 
     def __init__(self, data: DistilledData, real: RealData, arguments: argparse.Namespace) -> None:
         self.data, self.real, self.arguments = data, real, arguments
-        self.model = chosen_model(arguments.model, data.provenance.model)
+        self.model = passed("network", arguments.model, data.provenance.model)
         self.others = [name.strip() for name in (arguments.transfer or "").split(",") if name.strip()]
         for known in (self.model, *self.others):
             policy = arguments.batch_norm or str(data.provenance.inner.get("batch_norm", "auto"))

@@ -13,8 +13,16 @@ from typing import Any
 from torch import Tensor
 
 from datadistill.distillation.settings import Settings, parse_settings
-from datadistill.utils.errors import DamagedFileError, RequestError, explain_os_error
-from datadistill.utils.files import digest_of, read_json, read_tensors, write_atomically, write_json, write_tensors
+from datadistill.utils.errors import DamagedFileError, RequestError, explain_os_error, printable
+from datadistill.utils.files import (
+    digest_of,
+    read_json,
+    read_tensors,
+    refuse_links,
+    write_atomically,
+    write_json,
+    write_tensors,
+)
 
 if sys.platform != "win32":
     import fcntl
@@ -100,11 +108,12 @@ class RunFolder:
         """Hold the folder, so that no second process writes the same run; freed when the process ends.
 
         Raises:
-            RequestError: another process holds it, or it holds something else than a run.
+            RequestError: another process holds it, it holds something else than a run, or it holds a link.
             DatadistillError: it cannot be written.
         """
         if not self.exists():
             self.check_free()
+        refuse_links(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -166,7 +175,7 @@ class RunFolder:
 
     def log(self, text: str) -> None:
         """Append one line to `log.txt`."""
-        self._append(self.path / "log.txt", text + "\n")
+        self._append(self.path / "log.txt", printable(text) + "\n")
 
     def _append(self, path: Path, text: str) -> None:
         # One write call for the whole line: a kill comes before it or after it. A full disk may take a part of it,

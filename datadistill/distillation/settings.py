@@ -1,8 +1,9 @@
 """`config.json`: what a run was asked for and what it ran with, everything needed to run it again."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from datadistill.data.options import Options
@@ -11,6 +12,7 @@ from datadistill.distillation.budget import parse_duration
 from datadistill.distillation.config import GROUPS, WITH_SOURCE, RunConfig
 from datadistill.methods import METHODS, Problem
 from datadistill.models import same_model
+from datadistill.models.gate import Named, names_in, refuse
 from datadistill.utils.errors import DamagedFileError, RequestError
 from datadistill.utils.fields import by_name, check_types, options_in
 
@@ -41,13 +43,37 @@ class Settings:
     source: Source | None = None
     kernels: list[str] | None = None
 
-    @property
-    def config(self) -> RunConfig:
-        """What the run was asked for.
+    def names(self) -> Iterator[Named]:
+        """Every text among the options, each of which may name something that is loaded."""
+        prefixes = {option.name: option.flag.prefix for option in options_in(RunConfig)}
+        yield from names_in({name: value for name, value in self.asked.items() if name not in GROUPS})
+        for group in GROUPS:
+            named = {"method" if name == "name" else name: value for name, value in self.asked.get(group, {}).items()}
+            yield from names_in(named, prefixes[group])
+
+    def reaching(self, folder: Path, data_root: str | Path | None = None) -> list[Named]:
+        """What going on with the run needs to be said by the user again.
+
+        Args:
+            folder: of the run.
+            data_root: where official dataset files lie.
+        """
+        return [one for one in self.names() if one.reach(data_root, folder)]
+
+    def config(self, folder: Path, said: Collection[str] = (), data_root: str | Path | None = None) -> RunConfig:
+        """What the run was asked for: a run folder may be anybody's, so what it names is asked of the user again.
+
+        Args:
+            folder: of the run.
+            said: flags that the user gave, which take the place of what is here.
+            data_root: where official dataset files lie.
 
         Raises:
+            RequestError: it names code, something to fetch, or files elsewhere.
             DamagedFileError: a method has no such hyper-parameter, and the like.
         """
+        unsaid = [one for one in self.names() if one.flag not in said]
+        refuse(f"{folder / 'config.json'}", unsaid, data_root=data_root, inside=folder)
         groups = {name: value for name, value in self.asked.items() if name in GROUPS}
         run = {name: value for name, value in self.asked.items() if name not in GROUPS}
         how = {} if self.source is None else {name: getattr(self.source.options, name) for name in WITH_SOURCE}

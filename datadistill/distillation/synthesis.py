@@ -27,7 +27,7 @@ def synthesise(
     for number in range(count):
         path = None if folder is None else folder.path / "pieces" / f"{number:06d}.safetensors"
         if path is not None and path.is_file():
-            pieces.append(load_distilled(path).to(problem.device))
+            pieces.append(_own(load_distilled(path), problem).to(problem.device))
             continue
         began = time.perf_counter()
         piece = joined([method.piece(number, problem, stream(problem.seed, "piece", number))])
@@ -41,6 +41,11 @@ def synthesise(
                 raise KeyboardInterrupt
             raise Interrupted(f"interrupted after piece {number + 1} of {count} and saved", folder.path)
     return joined(pieces)
+
+
+def _own(piece: DistilledData, problem: Problem) -> DistilledData:
+    """A piece as one of this run, whatever its file names: the folder may be anybody's."""
+    return replace(piece, provenance=replace(piece.provenance, dataset=problem.real.origin, model=problem.model))
 
 
 def joined(pieces: Sequence[DistilledData]) -> DistilledData:

@@ -10,7 +10,8 @@ from datadistill.data.real import RealData, Split
 from datadistill.distilled import DistilledData
 from datadistill.engine.functional import Network
 from datadistill.engine.networks import network_for
-from datadistill.models import ModelFactory, chosen_model, model_name, same_model
+from datadistill.models import ModelFactory, model_name, same_model
+from datadistill.models.gate import passed
 from datadistill.pretraining.pool import Pool
 from datadistill.utils.errors import RequestError, unknown_name
 
@@ -100,7 +101,7 @@ class Trial:
     @property
     def model_name(self) -> str:
         """The network, by name."""
-        return model_name(chosen_model(self.config.model, self.distilled.provenance.model))
+        return model_name(passed("network", self.config.model, self.distilled.provenance.model))
 
     @property
     def is_other_model(self) -> bool:
@@ -111,5 +112,5 @@ class Trial:
         """The network that is trained."""
         own = self.distilled.provenance
         policy = self.config.batch_norm or str(own.inner.get("batch_norm", "auto"))
-        network = network_for(chosen_model(self.config.model, own.model), self.real, self.device, policy)
+        network = network_for(passed("network", self.config.model, own.model), self.real, self.device, policy)
         return network if self.is_other_model else network.holding(self.distilled.initial_weights)

@@ -15,7 +15,7 @@ from datadistill.report.card import CURVE_NAME
 from datadistill.report.curve import save_sweep
 from datadistill.utils.errors import Interrupted, RequestError
 from datadistill.utils.fields import Flag
-from datadistill.utils.files import read_json, write_json
+from datadistill.utils.files import read_json, refuse_links, write_json
 from datadistill.utils.progress import SILENT, Screen
 from datadistill.utils.runtime import resolve_device
 
@@ -119,6 +119,7 @@ def _check_folder(folder: Path, asked: dict[str, Any], resume: bool) -> None:
         raise RequestError(
             f"{folder} holds an experiment already: add --resume to go on with it, or give another --out"
         )
+    refuse_links(folder)
     before = read_json(path)
     for name, value in asked.items():
         there = before.get(name) if isinstance(before, dict) else None

@@ -1,7 +1,7 @@
 """Networks from outside the package: a user's own code, by module or by file, and those of timm and torchvision.
 
 A network that is named `package.module:function` or `net.py:function` is code. It is loaded only where the user names
-it; a name that was read from a file never loads anything (`chosen_model`).
+it; a name that was read from a file never loads anything (`models.gate`).
 """
 
 import hashlib
@@ -76,20 +76,6 @@ def seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(ours)
             np.random.set_state(numpys)  # noqa: NPY002
-
-
-def chosen_model(given: str | ModelFactory | None, recorded: str) -> str | ModelFactory:
-    """What the user gave, else the network that a file names.
-
-    Raises:
-        RequestError: the file names code, which nobody but the user may ask for.
-    """
-    if given is None and is_code(recorded):
-        raise RequestError(
-            f"the network is {recorded}, which is code, and code is not loaded because a file names it: if you know "
-            "it, give it with --model, or in Python as model"
-        )
-    return recorded if given is None else given
 
 
 def load_factory(name: str) -> Any:

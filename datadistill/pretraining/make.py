@@ -35,7 +35,7 @@ from datadistill.training.fit import fit
 from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.errors import DamagedFileError, DatadistillError, Interrupted, RequestError
 from datadistill.utils.fields import check_names, options_in, with_options
-from datadistill.utils.files import digest_of, read_json, read_tensors, write_json, write_tensors
+from datadistill.utils.files import digest_of, read_json, read_tensors, refuse_links, write_json, write_tensors
 from datadistill.utils.interrupts import StopRequest
 from datadistill.utils.runtime import resolve_device, stream, versions
 
@@ -339,6 +339,7 @@ class _Maker:
         Raises:
             RequestError: something else is in the way.
         """
+        refuse_links(self.folder, itself=self.folder != self.out)
         if resume and not self.folder.exists() and not self.out.exists():
             self.say(f"there is nothing of {self.out} yet: starting from the beginning.")
         if self.whole.exists() and not self.config.exists():

@@ -4,21 +4,23 @@ import html
 import json
 import re
 import shlex
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import jinja2
 
-from datadistill.data.real import RealData
+from datadistill.data import RealData, is_named
 from datadistill.distillation.loop import Run
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.distilled import FILE_NAME, DistilledData
 from datadistill.evaluation import Score, evaluate, percent, work_of
-from datadistill.models import ModelFactory, is_code
+from datadistill.models import ModelFactory
+from datadistill.models.gate import Named
 from datadistill.pretraining.pool import Pool
 from datadistill.report.curve import save_curve
 from datadistill.report.sheet import SHEET_NAME, save_sheet
-from datadistill.utils.errors import DatadistillError, plain
+from datadistill.utils.errors import DatadistillError, plain, printable
 from datadistill.utils.files import write_atomically
 from datadistill.utils.progress import counting
 
@@ -64,8 +66,11 @@ def conclude(
 def judging(distilled: DistilledData, place: str, pool: Pool | None) -> list[str]:
     """The words after `datadistill` that judge this data."""
     is_needed = pool is not None and pool.path is not None and _kind(distilled) == "random-pretrained"
-    own = distilled.provenance.model
-    words = ["evaluate", place, *(["--model", own] if is_code(own) else [])]
+    made = distilled.provenance
+    named = [Named("dataset", made.dataset, "--dataset"), Named("network", made.model, "--model")]
+    # Official files may be fetched for whoever types this.
+    reaching = [one for one in named if not is_named(one.name) and one.reach()]
+    words = ["evaluate", place, *(word for one in reaching for word in one.words())]
     return [*words, *(["--pool", str(pool.path)] if pool is not None and is_needed else [])]
 
 
@@ -74,10 +79,40 @@ def _kind(distilled: DistilledData) -> str:
     return "" if distilled.is_condensed else str(distilled.provenance.weights.get("kind", ""))
 
 
-def _text(value: object) -> str:
-    """Somebody's words in Markdown: neither HTML nor a link, a table's edge or a new line."""
+class _Code(str):
+    """What stands in a span or a block of code, where nothing is obeyed but its end."""
+
+
+def _span(words: object) -> str:
+    return _Code(plain(str(words)).replace("`", "'"))
+
+
+def _cell(words: object) -> str:
+    """The same in a table, whose edges count before anything else."""
+    return _Code(_span(words).replace("|", "\\|"))
+
+
+def _block(words: object) -> str:
+    # Bytes of a path that are no text stay what they are: the file is written with them.
+    return _Code("".join(c if "\udc80" <= c <= "\udcff" else printable(c) for c in str(words)))
+
+
+def markdown(value: object) -> str:
+    """Somebody's words in Markdown: neither HTML nor a link, a picture, a table's edge or a new line."""
+    if isinstance(value, _Code):
+        return value
     escaped = html.escape(plain(str(value)), quote=False)
-    return re.sub(r"([\\`*_\[\]|#])", r"\\\1", escaped)
+    # Underscores within a word, as in the names of augmentations, mean nothing; addresses become links by themselves.
+    return re.sub(r"([\\`*~$\[\]|#]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.|@)", r"\\\1", escaped)
+
+
+def _known_command(recipe: str) -> str:
+    """A command of ours that a file holds, word by word as a shell takes it; empty where it is anything else."""
+    with suppress(ValueError):
+        words = shlex.split(recipe)
+        if words[:1] == ["datadistill"]:
+            return shlex.join(words)
+    return ""
 
 
 def make_card(distilled: DistilledData, score: Score, place: str, pool: Pool | None = None) -> str:
@@ -95,9 +130,12 @@ def make_card(distilled: DistilledData, score: Score, place: str, pool: Pool | N
         raise DatadistillError("this distilled data does not say how it was chosen: it has no held-out score")
     rates = None if distilled.is_condensed else distilled.learning_rates
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("datadistill.report"), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+        loader=jinja2.PackageLoader("datadistill.report"),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        finalize=markdown,
     )
-    environment.filters |= {"text": _text, "code": lambda words: plain(str(words)).replace("`", "'")}
+    environment.filters |= {"span": _span, "cell": _cell, "block": _block}
     return environment.get_template("card.md.jinja").render(
         p=provenance,
         dataset=Path(provenance.dataset).name,
@@ -111,7 +149,8 @@ def make_card(distilled: DistilledData, score: Score, place: str, pool: Pool | N
         ipc=distilled.ipc,
         soft_labels=distilled.soft_labels,
         kind=_kind(distilled),
-        pool_command="" if pool is None or not pool.facts.recipe else f"{pool.facts.recipe} --out {pool.path}",
+        pool_command=_known_command(pool.facts.recipe) if pool else "",
+        pool_path=shlex.quote(str(pool.path)) if pool else "",
         has_example=not score.training and provenance.model == "lenet" and _kind(distilled) != "random-pretrained",
         accuracy=percent(score.accuracy),
         before=percent(score.before),

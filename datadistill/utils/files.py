@@ -3,12 +3,13 @@
 import hashlib
 import json
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import safetensors.torch
 import torch
@@ -30,6 +31,53 @@ def check_free(path: Path) -> None:
         raise RequestError(f"there is something at {path} already: give another place with --out")
 
 
+def refuse_links(folder: Path, itself: bool = False) -> None:
+    """Refuse a folder that holds a link: what is written or deleted through one is somebody else's.
+
+    Args:
+        folder: there or not.
+        itself: whether it must not be one either.
+
+    Raises:
+        RequestError: naming the link.
+        DatadistillError: it cannot be looked through.
+    """
+
+    def refuse(error: OSError) -> NoReturn:
+        raise explain_os_error(error, f"look through {folder}") from error
+
+    paths = [str(folder)] if itself else []
+    if folder.is_dir() and not (itself and folder.is_symlink()):
+        found = os.walk(folder, onerror=refuse)
+        paths += [os.path.join(place, name) for place, folders, files in found for name in (*folders, *files)]
+    for path in filter(os.path.islink, paths):
+        raise RequestError(f"{path} is a link, and nothing is written or deleted through one: remove it")
+
+
+def who_else(path: Path) -> str:
+    """How somebody else could put something else at a path, in words; empty where nobody can.
+
+    Every folder on the way is looked at too, as it is named and as its links lead: whoever may write to one of them may
+    replace what is below. What is not there yet is no trouble.
+    """
+    if not hasattr(os, "getuid"):
+        return ""
+    path = path.absolute()
+    for end in (path, path.resolve()):
+        for part in (*reversed(end.parents), end):
+            try:
+                found = part.lstat()
+            except OSError:  # not there, or out of reach, as is all below it
+                break
+            if found.st_uid not in (os.getuid(), 0):
+                return f"{part} belongs to somebody else"
+            # In a folder like /tmp only the owner of something may replace it.
+            is_shared = part != end and found.st_mode & stat.S_ISVTX
+            if not stat.S_ISLNK(found.st_mode) and found.st_mode & 0o022 and not is_shared:
+                return f"others may write to {part}"
+    return ""
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a crash at any moment, finds the old content or the new one.
 
@@ -39,7 +87,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        temporary.unlink(missing_ok=True)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()

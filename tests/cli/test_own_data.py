@@ -30,10 +30,14 @@ def test_every_command_takes_a_folder(capsys: pytest.CaptureFixture[str]) -> Non
     own = ["--dataset", "my pets", "--size", "6"]
     assert main(["distill", *own, *QUICK, "--out", "run"]) == 0
     assert "my-pets: 10 classes, 6x6 grey; 180 images to train on, 20 held out" in capsys.readouterr().err
-    assert main(["evaluate", "run", "--json"]) == 0
+    assert main(["evaluate", "run"]) == 2
+    said = "run names the dataset my pets, which is a path: say --dataset 'my pets' to use it"
+    assert said in capsys.readouterr().err
+    again = own[:2]
+    assert main(["evaluate", "run", *again, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["dataset"] == "my pets"
-    assert main(["compare", "run", "--baselines", "random", "--nets", "2"]) == 0
-    assert main(["audit", "run", "--nets", "1", "--train-epochs", "1"]) in (0, 1)
+    assert main(["compare", "run", *again, "--baselines", "random", "--nets", "2"]) == 0
+    assert main(["audit", "run", *again, "--nets", "1", "--train-epochs", "1"]) in (0, 1)
     assert main(["baseline", *own, "--model", "mlp", "--steps", "1", "--epochs", "1", "--nets", "2"]) == 0
     assert Path("runs/my-pets-random-1").is_dir()
     assert main(["plan", *own, "--model", "mlp", "--json"]) == 0
@@ -63,7 +67,8 @@ def test_a_run_goes_on_from_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     for checkpoint in sorted(Path("run/checkpoint").iterdir())[1:]:
         checkpoint.unlink()
     monkeypatch.chdir("..")
-    assert main(["distill", "--resume", "--out", str(here)]) == 0
+    assert main(["distill", "--resume", "--out", str(here)]) == 2
+    assert main(["distill", "--resume", "--out", str(here), "--dataset", "work/my pets"]) == 0
     again = dd.load_distilled(here)
     assert torch.equal(first.images, again.images)
     assert again.provenance.dataset == "my pets"
@@ -81,10 +86,11 @@ def test_a_run_does_not_go_on_with_other_images(capsys: pytest.CaptureFixture[st
     assert main(["distill", "--dataset", "my pets", *QUICK, "--out", "run"]) == 0
     next(Path("my pets/train/3").iterdir()).unlink()
     capsys.readouterr()
-    assert main(["distill", "--resume", "--out", "run"]) == 2
+    words = ["distill", "--resume", "--out", "run", "--dataset", "my pets"]
+    assert main(words) == 2
     assert "the images of my pets have changed since it was started" in capsys.readouterr().err
     Path("my pets").rename("gone")
-    assert main(["distill", "--resume", "--out", "run"]) == 2
+    assert main([*words[:-1], "./my pets"]) == 2
     assert "there is no folder or file" in capsys.readouterr().err
 
 
@@ -93,12 +99,12 @@ def test_unequal_classes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["distill", *own, *QUICK]) == 0
     place = Path("runs/my-pets-dd-fixed-init-proportional-20")
     assert len(dd.load_distilled(place).labels) == 20
-    assert main(["distill", "--resume", "--out", str(place)]) == 0
+    assert main(["distill", "--resume", "--out", str(place), *own[:2]]) == 0
     ipc = ",".join(["1", "3"] * 5)
     assert main(["distill", *own[:2], "--ipc", ipc, *QUICK, "--out", "run"]) == 0
     assert torch.bincount(dd.load_distilled("run").labels).tolist() == [1, 3] * 5
     capsys.readouterr()
-    assert main(["compare", "run", "--baselines", "random", "--nets", "2", "--json"]) == 0
+    assert main(["compare", "run", *own[:2], "--baselines", "random", "--nets", "2", "--json"]) == 0
     results = json.loads(capsys.readouterr().out)["results"]
     assert [result["distilled_images"] for result in results] == [20, 20]
     assert main(["distill", *own[:2], "--ipc", "1,2", *QUICK, "--out", "other"]) == 2

@@ -33,7 +33,11 @@ def test_a_table_and_what_to_type_next(capsys: pytest.CaptureFixture[str]) -> No
     made = dd.load_distilled("run").provenance
     assert made.method["trajectories"]["digest"] == found.digest
     assert made.method["max_start_epoch"] == 0
-    assert main(["distill", "--resume", "--out", "run", "--nets", "1"]) == 0
+    resumed = ["distill", "--resume", "--out", "run", "--nets", "1"]
+    assert main(resumed) == 2
+    said = "names the trajectories trajectories/digits-mlp, which is a path: say --trajectories"
+    assert said in capsys.readouterr().err
+    assert main([*resumed, "--trajectories", "trajectories/digits-mlp"]) == 0
 
 
 def test_the_recorded_command_makes_the_same_experts() -> None:

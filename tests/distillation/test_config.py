@@ -117,7 +117,7 @@ def test_an_option_that_there_is_not_is_refused_with_the_nearest(digits: dd.Real
 
 def test_keywords_are_put_on_top_of_a_config(digits: dd.RealData, tmp_path: Path) -> None:
     whole = dd.distill(digits, config=replace(SMALL, seed=3), out=tmp_path)
-    found = RunFolder(tmp_path).settings().config
+    found = RunFolder(tmp_path).settings().config(tmp_path)
     assert found == replace(SMALL, seed=3, dataset="digits", ipc=1, batch_norm="refused")
     spelled = dd.distill(digits, SMALL.method, config=replace(SMALL, method=MTT()), seed=3)
     assert torch.equal(whole.distilled.images, spelled.distilled.images)
@@ -154,7 +154,7 @@ def test_older_names_of_options_are_read() -> None:
         for name in names:
             document[group][name] = document[group].pop(present[name])
     assert "lr" not in document["outer"]
-    asked.append(replace(parse_settings(document | {"format": 1}).config, ipc=None))
+    asked.append(replace(parse_settings(document | {"format": 1}).config(Path()), ipc=None))
     for config in asked:
         assert (config.outer.lr, config.outer.eval_every) == (0.5, 7)
         assert (vars(config.method)["surrogate_width"], config.engine.hvp) == (0.2, "reverse")

@@ -99,7 +99,7 @@ def test_a_folder_from_before_there_was_a_choice_goes_on(digits: dd.RealData, tm
     file.write_text(json.dumps(document))
     again = run(digits, tmp_path, resume=True)
     assert torch.equal(first.distilled.images, again.distilled.images)
-    assert RunFolder(tmp_path).settings().config.method == dd.methods.DD(images="mean", batch=64)
+    assert RunFolder(tmp_path).settings().config(tmp_path).method == dd.methods.DD(images="mean", batch=64)
     for name in ("seed", "outer", "versions"):
         file.write_text(json.dumps({key: value for key, value in document.items() if key != name}))
         with pytest.raises(DamagedFileError, match=f"'{name}' is missing"):
@@ -203,3 +203,27 @@ def test_killed_at_any_moment_and_resumed(iterations: int, waits: tuple[float, .
     assert whole.learning_rates is not None
     assert resumed.learning_rates is not None
     assert torch.equal(whole.learning_rates, resumed.learning_rates)
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "pieces", "metrics.jsonl", "log.txt", ".lock", "distilled.safetensors"])
+def test_nothing_is_written_or_deleted_through_a_link(digits: dd.RealData, tmp_path: Path, name: str) -> None:
+    """A run folder from a stranger may hold links to what is somebody else's."""
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    run(digits, mine, iterations=20)
+    run(digits, theirs, iterations=10)
+    kept = {path.name: path.read_bytes() for path in mine.rglob("*") if path.is_file()}
+    for path in [theirs / name, *theirs.glob(f"{name}/*")][::-1]:
+        if path.exists():
+            path.rmdir() if path.is_dir() else path.unlink()
+    (theirs / name).symlink_to(mine / name)
+    with pytest.raises(RequestError, match=rf"{name} is a link, and nothing is written or deleted through one"):
+        run(digits, theirs, iterations=10, resume=True)
+    assert {path.name: path.read_bytes() for path in mine.rglob("*") if path.is_file()} == kept
+
+
+def test_a_lock_that_is_left_behind_may_not_be_a_link(digits: dd.RealData, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "made")
+    with pytest.raises(RequestError, match="is a link"):
+        run(digits, tmp_path / "run")
+    assert not (tmp_path / "made").exists()

@@ -67,3 +67,14 @@ def test_pieces_are_kept_and_not_made_again(digits: dd.RealData, tmp_path: Path)
     assert dd.load_distilled(tmp_path / "run").provenance.scores[0]["accuracy"] == resumed.held_out.correct
     with pytest.raises(RequestError, match="holds a run already"):
         run(digits, out=tmp_path / "run")
+
+
+def test_pieces_of_strangers_name_nothing(digits: dd.RealData, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        run(digits, out=tmp_path / "run", reporter=StopAt(4))
+    path = tmp_path / "run/pieces/000000.safetensors"
+    piece = dd.load_distilled(path)
+    replace(piece, provenance=replace(piece.provenance, model="evil.py:f", dataset="hf:evil/evil")).save(path)
+    resumed = run(digits, out=tmp_path / "run", resume=True).distilled
+    assert resumed.provenance.model == "convnetd1w4"
+    assert resumed.provenance.dataset == "digits"

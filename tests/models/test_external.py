@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import datadistill as dd
-from datadistill.models import chosen_model, create_model, is_code, model_name, same_model
+from datadistill.models import create_model, is_code, model_name, same_model
 from datadistill.utils.errors import RequestError
 
 NET = """
@@ -206,15 +206,6 @@ def test_functions_have_names_that_tell_them_apart(monkeypatch: pytest.MonkeyPat
     assert model_name(Answers) == "net.py:Answers"
 
 
-def test_only_a_user_names_code(folder: Path) -> None:
-    Path("evil.py").write_text("import pathlib\npathlib.Path('ran').touch()")
-    with pytest.raises(RequestError, match=r"evil\.py:f, which is code"):
-        chosen_model(None, "evil.py:f")
-    assert chosen_model("net.py:f", "evil.py:f") == "net.py:f"
-    assert chosen_model(None, "lenet") == "lenet"
-    assert not Path("ran").exists()
-
-
 class FakeLibrary(types.ModuleType):
     """Takes the place of timm or torchvision.models, and remembers what it was asked."""
 
@@ -244,7 +235,9 @@ def test_networks_of_timm(digits: dd.RealData, monkeypatch: pytest.MonkeyPatch) 
         create_model("timm:resnet19", digits)
     run = dd.distill(digits, model="timm:resnet18", iterations=2, device="cpu").distilled
     assert run.provenance.model == "timm:resnet18"
-    assert dd.evaluate(run, digits).model == "timm:resnet18"
+    with pytest.raises(RequestError, match="names the network timm:resnet18, which another library makes"):
+        dd.evaluate(run, digits)
+    assert dd.evaluate(run, digits, model="timm:resnet18").model == "timm:resnet18"
 
 
 def test_networks_of_torchvision_take_colour(digits: dd.RealData, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,3 +261,11 @@ def test_the_folder_says_what_it_is(digits: dd.RealData, tmp_path: Path) -> None
         make(digits, tmp_path / "p", count=dies_at(3))
     config = json.loads((tmp_path / "p.parts" / "config.json").read_text())
     assert (config["dataset"], config["model"], config["nets"], config["device"]) == ("digits", "mlp", 5, "cpu")
+
+
+def test_parts_that_are_a_link_are_refused(digits: dd.RealData, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "pool.parts").symlink_to(tmp_path / "mine")
+    with pytest.raises(dd.RequestError, match=r"pool\.parts is a link"):
+        dd.make_pool(digits, tmp_path / "pool", model="mlp", nets=2, reserved=1, resume=True)
+    assert not any((tmp_path / "mine").iterdir())

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from datadistill.data import is_named
 from datadistill.experiments.recipes.record import (
     Expect,
     ExpertsRecipe,
@@ -14,9 +15,13 @@ from datadistill.experiments.recipes.record import (
     check_keys,
     parse_expect,
 )
+from datadistill.models.gate import names_in, refuse
 from datadistill.pretraining.make import EXPERT_TRAINING
 from datadistill.training.recipe import FLAGS, TrainRecipe
 from datadistill.utils.errors import RequestError
+
+_NAMING = ("run", "method", "outer", "engine", "pool")
+"""The parts of a recipe in which a name can be that of a network or a dataset."""
 
 
 def parse_recipe(name: str, data: Mapping[str, Any]) -> Recipe:
@@ -27,6 +32,7 @@ def parse_recipe(name: str, data: Mapping[str, Any]) -> Recipe:
     """
     try:
         check_keys("file", data, [entry.name for entry in fields(Recipe) if entry.name != "name"])
+        _check_names(name, data)
         parts = dict(data)
         parts["expect"] = Expect(**parse_expect(parts.get("expect", {})))
         parts["baselines"] = tuple(parts.get("baselines", ()))
@@ -41,6 +47,19 @@ def parse_recipe(name: str, data: Mapping[str, Any]) -> Recipe:
         return Recipe(name=name, **parts)
     except (TypeError, KeyError) as error:
         raise RequestError(f"recipe {name} is wrong: {error}") from error
+
+
+def _check_names(name: str, data: Mapping[str, Any]) -> None:
+    """Refuse names of code, of what is to be fetched and of files: a recipe may be anybody's."""
+    parts = [data, data.get("full", {}), *data.get("sweep", {}).get("points", ())]
+    groups = [part.get(group, {}) for part in parts for group in _NAMING if isinstance(part, Mapping)]
+    named = [one for group in groups if isinstance(group, Mapping) for one in names_in(group)]
+    listed = [one for one in named if one.kind == "dataset" and is_named(one.name)]
+    refuse(
+        f"recipe {name}",
+        [one for one in named if one not in listed],
+        "a recipe's file may name what `datadistill list` does; the rest is given in Python, to Recipe",
+    )
 
 
 def _pool(data: Mapping[str, Any]) -> PoolRecipe:
