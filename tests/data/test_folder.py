@@ -317,6 +317,21 @@ def test_a_cache_that_cannot_be_written_is_said(cached: Path, heard: Heard) -> N
     assert heard.has("going on without a cache")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such modes there")
+@pytest.mark.parametrize("name", ["", "datadistill/decoded", "file"])
+def test_a_cache_that_others_may_change_is_not_used(cached: Path, heard: Heard, name: str) -> None:
+    real = dd.load(cached, say=heard)
+    (path,) = files_of_the_cache()
+    place = path if name == "file" else cache_folder().parent.parent / name
+    before = path.read_bytes()
+    path.write_bytes(b"somebody else's")
+    place.chmod(0o777)
+    again = dd.load(cached, say=heard)
+    assert heard.has(f"decoded pictures are neither kept nor taken from the cache: others may write to {place}")
+    assert torch.equal(real.train.images, again.train.images)
+    assert path.read_bytes() == b"somebody else's" != before
+
+
 def test_colour_profiles_do_no_harm(tmp_path: Path, heard: Heard) -> None:
     fill(tmp_path)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -467,8 +467,60 @@ def test_a_library_that_others_could_have_written_is_not_loaded(tmp_path: Path) 
     assert library._is_whole(folder)
     (folder / "operations.so").write_bytes(b"something else")
     assert not library._is_whole(folder)
-    (tmp_path / "link").symlink_to(folder)
-    folder.chmod(0o777)
-    for place in (folder, tmp_path / "link"):
-        with pytest.raises(library._CannotBeHad, match="others may write to it"):
-            library._is_whole(place)
+
+
+def _whole(folder: Path) -> None:
+    """A folder as the compiler leaves it."""
+    folder.mkdir(mode=0o700, parents=True)
+    (folder / "operations.so").write_bytes(b"a library")
+    (folder / "measured.json").write_text(json.dumps({"library": library._digest(folder)}))
+    for path in (folder.parent, *folder.iterdir()):
+        path.chmod(0o700)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+@pytest.mark.parametrize("name", ["", "native", "native/operations.so", "native/measured.json"])
+def test_a_library_that_others_may_change_is_not_loaded(name: str, mode: int, tmp_path: Path) -> None:
+    """Be it the folder, a file in it, or a folder above it."""
+    _whole(tmp_path / "cache" / "native")
+    assert library._is_whole(tmp_path / "cache" / "native")
+    (tmp_path / "cache" / name).chmod(mode)
+    with pytest.raises(library._CannotBeHad, match="others may write to"):
+        library._is_whole(tmp_path / "cache" / "native")
+    (tmp_path / "cache" / name).chmod(0o700)
+    assert library._is_whole(tmp_path / "cache" / "native")
+
+
+def test_nothing_is_built_where_others_may_write(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    with pytest.raises(library._CannotBeHad, match="others may write to"):
+        library._is_whole(tmp_path / "cache" / "not yet")
+
+
+@pytest.mark.parametrize("name", ["native", "native/operations.so", "native/measured.json"])
+def test_a_library_that_is_a_link_is_not_loaded(name: str, tmp_path: Path) -> None:
+    _whole(tmp_path / "cache" / "native")
+    (tmp_path / "cache" / name).rename(tmp_path / "elsewhere")
+    (tmp_path / "cache" / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(library._CannotBeHad, match="is a link"):
+        library._is_whole(tmp_path / "cache" / "native")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("name", ["", "native", "native/operations.so"])
+def test_a_library_of_somebody_else_is_not_loaded(name: str, tmp_path: Path) -> None:
+    _whole(tmp_path / "cache" / "native")
+    os.chown(tmp_path / "cache" / name, 12345, 12345)
+    with pytest.raises(library._CannotBeHad, match="belongs to somebody else"):
+        library._is_whole(tmp_path / "cache" / "native")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="only root gives files away")
+def test_a_cache_by_way_of_somebody_elses_link_is_not_used(tmp_path: Path) -> None:
+    _whole(tmp_path / "cache" / "native")
+    (tmp_path / "link").symlink_to(tmp_path / "cache")
+    assert library._is_whole(tmp_path / "link" / "native")
+    os.chown(tmp_path / "link", 12345, 12345, follow_symlinks=False)
+    with pytest.raises(library._CannotBeHad, match="link belongs to somebody else"):
+        library._is_whole(tmp_path / "link" / "native")

@@ -12,7 +12,7 @@ from datadistill.data.download import cache_folder
 from datadistill.data.options import Options
 from datadistill.data.readers.image_files import Decoded, Pictures, decode
 from datadistill.utils.errors import DamagedFileError, DatadistillError
-from datadistill.utils.files import digest_of, read_tensors, write_tensors
+from datadistill.utils.files import digest_of, read_tensors, who_else, write_tensors
 from datadistill.utils.progress import Bar
 
 CACHED_FROM = 1000
@@ -30,12 +30,16 @@ def decode_once(pictures: Pictures, options: Options, say: Callable[[str], None]
     Args:
         pictures: what to decode.
         options: how.
-        say: is told if the cache is damaged, or cannot be written.
+        say: is told if the cache is damaged, cannot be written, or could be somebody else's.
         bar: shows progress.
     """
     if len(pictures.names) < CACHED_FROM:
         return decode(pictures, options, bar)
     path = _path(pictures.place, options)
+    trouble = who_else(path)
+    if trouble:
+        say(f"decoded pictures are neither kept nor taken from the cache: {trouble}")
+        return decode(pictures, options, bar)
     state = _digest(pictures.state, *pictures.names, str(options), PIL.__version__, str(_VERSION))
     if path.is_file():
         try:

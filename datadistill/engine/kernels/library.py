@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 
 from datadistill.engine.kernels.choice import Measured, measure
+from datadistill.utils.files import who_else
 
 _FLAGS = ("-O3", "-mtune=native", "-std=c++20", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 _HEADERS = ("-DAT_PER_OPERATOR_HEADERS",)  # only the declarations that are used: saves a tenth of the compiler's time
@@ -154,14 +154,11 @@ def _is_whole(folder: Path) -> bool:
     Raises:
         _CannotBeHad: somebody else could have written it.
     """
-    try:
-        found = folder.lstat()
-    except FileNotFoundError:
-        return False
-    if hasattr(os, "getuid") and (
-        not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022
-    ):
-        raise _CannotBeHad(f"{folder} is a link, belongs to somebody else, or others may write to it")
+    files = [folder / _LIBRARY, folder / _FACTS]
+    links = (f"{path} is a link" for path in (folder, *files) if path.is_symlink())
+    trouble = next(links, "") or next(filter(None, map(who_else, (folder, *files))), "")
+    if trouble:
+        raise _CannotBeHad(f"{trouble}, so that they are not loaded from there")
     try:
         return bool(json.loads((folder / _FACTS).read_text())["library"] == _digest(folder))
     except (OSError, ValueError, KeyError, TypeError):
@@ -186,6 +183,8 @@ def _make(compiler: str, folder: Path) -> None:
         document: dict[str, Any] = {"library": _digest(made), "instruction_set": instruction_set()}
         document["operations"] = {name: found._asdict() for name, found in measure().items()}
         (made / _FACTS).write_text(json.dumps(document, indent=2))
+        for path in made.iterdir():  # whatever the umask is
+            path.chmod(0o700 if path.name == _LIBRARY else 0o600)
         if not _is_whole(folder):  # else somebody else was faster: theirs is as good
             shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):
