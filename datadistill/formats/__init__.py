@@ -16,6 +16,7 @@ from datadistill.formats.png import read_png, write_png
 from datadistill.formats.sidecar import NAME
 from datadistill.training.carried import in_format_1
 from datadistill.utils.errors import DamagedFileError, RequestError
+from datadistill.utils.files import check_free
 from datadistill.utils.registry import Registry
 
 __all__ = ["FORMATS", "FormatInfo", "Usage", "export_to", "guess_format", "import_from"]
@@ -135,8 +136,7 @@ def export_to(distilled: DistilledData, name: str, path: str | Path) -> list[str
         RequestError: there is something at the path, or the format cannot hold such images.
     """
     info, path = FORMATS.get(name), Path(path)
-    if path.exists():
-        raise RequestError(f"there is something at {path} already: give another place with --out")
+    check_free(path)
     if distilled.provenance.normalization.zca is not None and "whitening" not in info.holds:
         raise RequestError(f"the images are whitened (ZCA), and format {info.name} cannot say how: export them to npz")
     info.write(distilled, path)

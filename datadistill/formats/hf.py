@@ -4,14 +4,17 @@ It needs the library `datasets`, which comes with the extra `hf`.
 """
 
 import importlib
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from datadistill.data.readers.huggingface import check_inside, column_of
 from datadistill.distilled import DistilledData
 from datadistill.formats.base import Foreign, take_images, take_labels, whole_folder
+from datadistill.formats.png import picture_in
 from datadistill.formats.sidecar import read_sidecar, restore, write_sidecar
 from datadistill.utils.errors import DamagedFileError, RequestError, how_to_install, require
 
@@ -39,13 +42,15 @@ def read_hf(path: Path) -> list[Foreign | DistilledData]:
     """The folder's one set: ours, or any with float or 8-bit images in `image` and classes in `label`."""
     library = _library()
     try:
+        check_inside(path)
         table = library.load_from_disk(str(path))
         require(isinstance(table, library.Dataset), "it holds several splits: name the folder of one")
         kinds, rows = table.features, len(table)
         require({"image", "label"} <= kinds.keys(), "it has no columns image and label")
         require(rows > 0, "it is empty")
-        labels, names = np.array(table["label"]), getattr(kinds["label"], "names", None)
-        pictures = [np.array(image) for image in table.with_format("numpy")["image"]]
+        labels, names = np.array(column_of(table, "label")), getattr(kinds["label"], "names", None)
+        require(labels.dtype.kind in "biuf", f"its labels are {type(kinds['label']).__name__}, not numbers")
+        pictures = _pictures(table, kinds["image"])
         images = np.stack([picture[..., None] if picture.ndim == 2 else picture for picture in pictures])
     except DamagedFileError:
         raise
@@ -57,6 +62,27 @@ def read_hf(path: Path) -> list[Foreign | DistilledData]:
         return [Foreign(None, indices, pixels=torch.from_numpy(images), classes=_tuple(names))]
     found, about = take_images(torch.from_numpy(images), "the images"), read_sidecar(path)
     return [Foreign(found, indices, classes=_tuple(names)) if about is None else restore(about, found, indices)]
+
+
+def _pictures(table: Any, kind: Any) -> list[np.ndarray]:
+    """The column of images; nothing is opened that the table names, and only what we know is decoded."""
+    if type(kind).__name__ != "Image":
+        require(_is_numbers(kind), f"its images are {type(kind).__name__}, not numbers or pictures")
+        return [np.array(image) for image in table.with_format("numpy")["image"]]
+    found = []
+    for number, value in enumerate(column_of(table, "image")):
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(content, bytes):
+            raise DamagedFileError(f"image {number} is not in it, but named as a file elsewhere")
+        found.append(picture_in(io.BytesIO(content), f"image {number}"))
+    return found
+
+
+def _is_numbers(kind: Any) -> bool:
+    """Whether the library makes numbers of a column, and does not open or decode anything."""
+    inner = kind if isinstance(kind, list) else [kind.feature] if hasattr(kind, "feature") else []
+    plain = ("Value", "Array2D", "Array3D", "Array4D", "Array5D")
+    return all(map(_is_numbers, inner)) if inner else type(kind).__name__ in plain
 
 
 def _tuple(names: Any) -> tuple[str, ...] | None:

@@ -23,6 +23,8 @@ from datadistill.utils.files import write_atomically
 
 _MOST_PIXELS = 1 << 24
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+_KINDS = ("PNG", "JPEG", "BMP")
+"""What is read, whatever a file is called. Pillow knows more, one of which runs another program (EPS)."""
 
 
 @dataclass(frozen=True)
@@ -106,22 +108,27 @@ def read_png(path: Path) -> list[Foreign | DistilledData]:
         strange = [file for file, _ in files if file.parent.name not in places]
         require(not strange, "the JSON beside the pictures does not name every folder")
         files = sorted(((file, places[file.parent.name]) for file, _ in files), key=lambda entry: entry[0].name)
-    pixels = torch.from_numpy(np.stack(_same_shape([_picture(file) for file, _ in files])))
+    pixels = torch.from_numpy(np.stack(_same_shape([picture_in(file, str(file)) for file, _ in files])))
     labels = torch.tensor([label for _, label in files])
     if about is None:
         return [Foreign(None, labels, pixels=pixels, classes=tuple(folder.name for folder in folders))]
     return [restore(about, _normalized(about, pixels), labels)]
 
 
-def _picture(file: Path) -> np.ndarray:
+def picture_in(source: Path | io.BytesIO, name: str) -> np.ndarray:
+    """The pixels [H, W, C] of an encoded picture, which an error calls by a name.
+
+    Raises:
+        DamagedFileError: it is damaged, too large, or of another kind.
+    """
     try:
-        with Image.open(file) as picture:
-            require(picture.width * picture.height <= _MOST_PIXELS, f"{file} claims {picture.width}x{picture.height}")
+        with Image.open(source, formats=_KINDS) as picture:
+            require(picture.width * picture.height <= _MOST_PIXELS, f"{name} claims {picture.width}x{picture.height}")
             found = np.array(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
     except DamagedFileError:
         raise
     except Exception as error:  # a damaged picture can fail in any way
-        raise DamagedFileError(f"{file} is damaged or no picture ({' '.join(str(error).split())[:200]})") from error
+        raise DamagedFileError(f"{name} is damaged or no picture ({' '.join(str(error).split())[:200]})") from error
     return found[..., None] if found.ndim == 2 else found
 
 

@@ -96,7 +96,7 @@ def test_damaged_folders(tmp_path: Path, datasets: Any) -> None:
         dd.load(folder, say=quiet)
     assert "\n" not in str(caught.value)
     (folder / "train/state.json").write_text("{")
-    with pytest.raises(dd.DamagedFileError, match="is damaged or no Hugging Face dataset"):
+    with pytest.raises(dd.DamagedFileError, match=r"state\.json is damaged: it is not JSON"):
         dd.load(folder, say=quiet)
     (tmp_path / "bad.parquet").write_bytes(b"PAR1" + bytes(100))
     with pytest.raises(dd.DamagedFileError, match="is damaged or no Hugging Face dataset"):

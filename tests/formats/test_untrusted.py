@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import resource
+import shlex
 import struct
 import zipfile
 from collections.abc import Callable
@@ -347,7 +348,12 @@ def test_names_are_escaped_in_a_card(name: str, digits: dd.RealData) -> None:
     run = dd.distill(digits, model="mlp", iterations=1, device="cpu").distilled
     score = dd.evaluate(run, digits)
     mine = replace(run.provenance, dataset=name, model=name, recipe=f"x {name}")
-    card = make_card(replace(run, provenance=mine), score, "place")
+    whole = make_card(replace(run, provenance=mine), score, "place")
+    (command,) = (line for line in whole.splitlines() if line.startswith("    datadistill evaluate"))
+    assert command.isprintable()
+    assert shlex.split(command)[:3] == ["datadistill", "evaluate", "place"]
+    assert set(shlex.split(command)[3:]) <= {"--dataset", "--model", name}
+    card = whole.replace(command, "")
     assert "<b>" not in card.replace("`x <b>x</b>`", "")
     assert "\x1b" not in card
     assert "![x](y)" not in card.replace("`x ![x](y)`", "")
@@ -362,6 +368,74 @@ def test_nothing_is_imported_for_a_file_that_names_code(digits: dd.RealData) -> 
     data = replace(data, provenance=replace(data.provenance, model="evil.py:f", normalization=digits.normalization))
     export_to(data, "npz", "x.npz")
     back = import_from("x.npz", real=digits)
-    with pytest.raises(DatadistillError, match="code is not loaded because a file names it"):
+    with pytest.raises(DatadistillError, match=r"evil\.py:f, which is code"):
         dd.evaluate(back, digits)
     assert not Path("ran").exists()
+
+
+def test_a_picture_that_is_a_program_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow gives EPS, whatever the file is called, to Ghostscript."""
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given, **more: Path("ran").touch())
+    Path("set/0").mkdir(parents=True)
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n"
+    Path("set/0/0.png").write_bytes(program)
+    with pytest.raises(DatadistillError, match="no picture"):
+        import_from("set", "png")
+    datasets = pytest.importorskip("datasets", reason="the extra hf is not installed")
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["0"]))
+    rows = {"image": [{"bytes": program, "path": None}], "label": [0]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk("saved")
+    with pytest.raises(DatadistillError, match="no picture"):
+        import_from("saved", "hf")
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_what_a_table_names_is_not_fetched(
+    column: str, monkeypatch: pytest.MonkeyPatch, digits: dd.RealData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    datasets = pytest.importorskip("datasets", reason="the extra hf is not installed")
+
+    def fetch(*given: Any, **more: Any) -> Any:
+        Path("ran").touch()
+        raise OSError("fetched")
+
+    monkeypatch.setattr(datasets.features.image, "xopen", fetch)
+    monkeypatch.setattr("datasets.arrow_dataset.xgetsize", lambda *given, **more: 1)  # asks the address when it saves
+    named = [{"bytes": None, "path": "https://nowhere.invalid/x.png"}] * 4
+    features = {"image": datasets.Array3D((1, 8, 8), "float32"), "label": datasets.ClassLabel(names=["a", "b"])}
+    rows: dict[str, Any] = {"image": [np.zeros((1, 8, 8), np.float32)] * 4, "label": [0, 1, 0, 1]}
+    features, rows = features | {column: datasets.Image()}, rows | {column: named}
+    datasets.Dataset.from_dict(rows, features=datasets.Features(features)).save_to_disk("saved")
+    for command in (["import", "saved", "--dataset", "digits"], ["plan", "--dataset", "./saved"]):
+        ends_well(command, capsys)
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(("file", "key", "names"), [
+    ("saved/state.json", "_data_files", [{"filename": "../private/data-00000-of-00001.arrow"}]),
+    ("saved/state.json", "_data_files", [{"filename": "{here}/private/data-00000-of-00001.arrow"}]),
+    ("saved/state.json", "_indices_files", [{"filename": "../private/data-00000-of-00001.arrow"}]),
+    ("saved/dataset_dict.json", "splits", ["../private"]),
+    ("saved/dataset_dict.json", "splits", ["{here}/private"]),
+])  # fmt: skip
+def test_a_saved_table_opens_nothing_elsewhere(file: str, key: str, names: list[Any]) -> None:
+    datasets = pytest.importorskip("datasets", reason="the extra hf is not installed")
+    features = datasets.Features(image=datasets.Array3D((8, 8, 1), "uint8"), label=datasets.ClassLabel(names=["a"]))
+    rows = {"image": [np.zeros((8, 8, 1), np.uint8)] * 20, "label": [0] * 20}
+    for name in ("private", "saved"):
+        datasets.Dataset.from_dict(rows, features=features).save_to_disk(name)
+    document = json.loads(Path(file).read_text()) if Path(file).exists() else {}
+    Path(file).write_text(json.dumps(document | {key: names}).replace("{here}", str(Path.cwd())))
+    for read in (lambda: import_from("saved", "hf"), lambda: dd.load("./saved", say=lambda text: None)):
+        with pytest.raises(dd.DamagedFileError, match="which is not beside it"):
+            read()
+
+
+def test_nobody_is_told_to_type_what_a_file_calls_its_network(capsys: pytest.CaptureFixture[str]) -> None:
+    data = sample()
+    export_to(replace(data, provenance=replace(data.provenance, model="evil.py:f")), "npz", "x.npz")
+    assert main(["import", "x.npz"]) == 0
+    assert "evil" not in capsys.readouterr().out

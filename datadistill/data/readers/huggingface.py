@@ -16,6 +16,7 @@ from datadistill.data.readers.image_files import Pictures, shown
 from datadistill.data.readers.layout import ROLES, joined
 from datadistill.data.splits import Splits, class_order, clean_classes
 from datadistill.utils.errors import DamagedFileError, DatadistillError, RequestError, how_to_install
+from datadistill.utils.files import read_json
 from datadistill.utils.progress import Bar
 
 PREFIX = "hf:"
@@ -47,6 +48,7 @@ def read_saved(path: Path, options: Options, say: Callable[[str], None], bar: Ba
         if path.is_file() or not is_saved_to_disk(path):
             tables = _from_parquet(path)
         else:
+            check_inside(path)
             loaded = datasets.load_from_disk(str(path))
             tables = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
     except DatadistillError:
@@ -85,6 +87,35 @@ def read_hub(name: str, options: Options, say: Callable[[str], None], bar: Bar) 
 def is_saved_to_disk(folder: Path) -> bool:
     """Whether `save_to_disk` made it."""
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def check_inside(folder: Path) -> None:
+    """Refuse a folder of `save_to_disk` that names files elsewhere, which the library would open.
+
+    Raises:
+        DamagedFileError: it does, or what names them is damaged.
+    """
+    splits = _listed(folder / "dataset_dict.json", "splits")
+    for place in (folder, *(folder / split for split in splits)):
+        for key in ("_data_files", "_indices_files"):
+            _listed(place / "state.json", key)
+
+
+def _listed(file: Path, key: str) -> list[str]:
+    """The names that a JSON file lists, each of which is that of something beside it; none where there is no file."""
+    document = read_json(file) if file.is_file() else {}
+    entries = document.get(key) if isinstance(document, dict) else None
+    names = [str(one.get("filename") if isinstance(one, dict) else one) for one in entries or []]
+    for name in names:
+        if name in ("", ".", "..") or set(name) & set("/\\:"):
+            raise DamagedFileError(f"{file} names {shown(name)}, which is not beside it: refused")
+    return names
+
+
+def column_of(table: Any, column: str) -> list[Any]:
+    """What is in a column, as it lies there: the library would open and decode what it takes for pictures."""
+    batches = table.with_format("arrow").select_columns([column]).iter(1000)
+    return [value for batch in batches for value in batch[column].to_pylist()]
 
 
 def _library(what: str) -> Any:
@@ -138,7 +169,9 @@ def _read(
     for role in [role for role, table in chosen.items() if role != "train" and not _is_labelled(table, image, label)]:
         del chosen[role]
         remarks.append(f"the {role.replace('_', '-')} split of {place} has no labels and is passed over")
-    labels, classes = _labels({role: table[label] for role, table in chosen.items()}, features[label], place, label)
+    labels, classes = _labels(
+        {role: column_of(table, label) for role, table in chosen.items()}, features[label], place, label
+    )
     rows = [(role, number) for role, table in chosen.items() for number in range(len(table))]
 
     def contents() -> Sequence[Path | bytes]:
@@ -164,7 +197,7 @@ def _read(
 def _is_labelled(table: Any, image: str, label: str) -> bool:
     """Whether a split has images and anything but -1 or nothing for a label, as those kept for competitions do not."""
     names = table.features
-    return image in names and label in names and not all(one is None or one == -1 for one in table[label])
+    return image in names and label in names and not all(one is None or one == -1 for one in column_of(table, label))
 
 
 def _columns(features: Mapping[str, Any], place: str) -> tuple[str, str, list[str]]:
@@ -231,20 +264,19 @@ def _whole(label: Any) -> Any:
 def _contents(table: Any, column: str, place: str, inside: Path | None) -> list[Path | bytes]:
     """The encoded files of a split."""
     found: list[Path | bytes] = []
-    for batch in table.with_format("arrow").select_columns([column]).iter(1000):
-        for value in batch[column].to_pylist():
-            one = value if isinstance(value, dict) else {"bytes": value}
-            if one.get("bytes") is not None:
-                found.append(one["bytes"])
-                continue
-            if not one.get("path"):
-                found.append(b"")  # which is reported, or skipped, as what cannot be read
-                continue
-            path = Path(inside or "", str(one["path"]))
-            # A dataset from elsewhere may name any file of this machine.
-            if inside is not None and not path.resolve().is_relative_to(inside.resolve()):
-                raise RequestError(f"{place} does not hold its images, but names {shown(str(path))} outside: refused")
-            found.append(path)
+    for value in column_of(table, column):
+        one = value if isinstance(value, dict) else {"bytes": value}
+        if one.get("bytes") is not None:
+            found.append(one["bytes"])
+            continue
+        if not one.get("path"):
+            found.append(b"")  # which is reported, or skipped, as what cannot be read
+            continue
+        path = Path(inside or "", str(one["path"]))
+        # A dataset from elsewhere may name any file of this machine.
+        if inside is not None and not path.resolve().is_relative_to(inside.resolve()):
+            raise RequestError(f"{place} does not hold its images, but names {shown(str(path))} outside: refused")
+        found.append(path)
     return found
 
 
