@@ -10,54 +10,23 @@ run.distilled.save("ten-images.safetensors")
 
 __version__ = "0.1.0"
 
-# The first of these sets what PyTorch reads when it is loaded, which the others do.
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# It sets what PyTorch reads when it is loaded, which all else does.
 from datadistill.utils import before_torch  # noqa: F401
 
-# isort: split
-from datadistill import methods
-from datadistill.data import RealData, from_arrays, from_datasets, load
-from datadistill.distillation.config import RunConfig
-from datadistill.distillation.loop import Run, distill
-from datadistill.distillation.optimizer import Outer
-from datadistill.distilled import DistilledData, load_distilled
-from datadistill.engine import Engine
-from datadistill.evaluation import Score, evaluate
-from datadistill.formats import Usage, export_to, import_from
-from datadistill.pretraining.make import make_pool, make_trajectories
-from datadistill.pretraining.pool import Pool, load_pool
-from datadistill.pretraining.trajectories import Trajectories, load_trajectories
-from datadistill.training.recipe import TrainRecipe
-from datadistill.utils.errors import DamagedFileError, DatadistillError, Interrupted, RequestError
-from datadistill.utils.progress import Progress
+if TYPE_CHECKING:
+    from datadistill.api import *  # noqa: F403
+    from datadistill.api import __all__ as __all__
+else:
 
-__all__ = [
-    "DamagedFileError",
-    "DatadistillError",
-    "DistilledData",
-    "Engine",
-    "Interrupted",
-    "Outer",
-    "Pool",
-    "Progress",
-    "RealData",
-    "RequestError",
-    "Run",
-    "RunConfig",
-    "Score",
-    "TrainRecipe",
-    "Trajectories",
-    "Usage",
-    "distill",
-    "evaluate",
-    "export_to",
-    "from_arrays",
-    "from_datasets",
-    "import_from",
-    "load",
-    "load_distilled",
-    "load_pool",
-    "load_trajectories",
-    "make_pool",
-    "make_trajectories",
-    "methods",
-]
+    def __getattr__(name: str) -> Any:
+        """What the package offers, loaded when it is first asked for: the program answers Ctrl-C before that."""
+        try:
+            return getattr(import_module("datadistill.api"), name)
+        except AttributeError:
+            raise AttributeError(f"module 'datadistill' has no attribute '{name}'") from None
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *import_module("datadistill.api").__all__})

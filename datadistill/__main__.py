@@ -1,5 +1,20 @@
-"""`python -m datadistill`."""
+"""`python -m datadistill`, and the program `datadistill`."""
 
-from datadistill.cli.main import run_and_exit
+import sys
 
-run_and_exit()
+from datadistill.utils.interrupts import answer_with, leave, stop
+
+
+def run_and_exit() -> None:
+    """The `datadistill` program."""
+    answer_with(leave)
+    from datadistill.cli.main import main  # some seconds, in which nothing is being done yet
+
+    answer_with(stop)
+    code = main()
+    answer_with(leave)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    run_and_exit()

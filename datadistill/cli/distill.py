@@ -20,6 +20,7 @@ from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.report.card import conclude, judging
 from datadistill.report.sheet import SHEET_NAME
 from datadistill.utils.errors import Interrupted, RequestError
+from datadistill.utils.interrupts import number_of
 from datadistill.utils.progress import Progress, tell
 from datadistill.utils.runtime import resolve_device
 
@@ -63,19 +64,23 @@ def run(arguments: argparse.Namespace) -> None:
     if folder is None:
         ipc = ipc_name(config.images_per_class)
         folder = new_folder(f"{real.name}-{config.method.name}-{config.weights}-{ipc}")
-    with Progress() as progress:
-        done = distill(
-            real,
-            config=replace(config, pool=pool),
-            out=folder,
-            resume=arguments.resume,
-            command=_repeat(arguments),
-            reporter=progress,
-        )
+    done = None
     try:
+        with Progress() as progress:
+            done = distill(
+                real,
+                config=replace(config, pool=pool),
+                out=folder,
+                resume=arguments.resume,
+                command=_repeat(arguments),
+                reporter=progress,
+            )
         _, score = conclude(done, real.to(resolve_device(config.device)), arguments.nets, pool, config.model)
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted while judging; the run itself is done", folder) from None
+    except KeyboardInterrupt as error:
+        if not RunFolder(folder).exists():
+            raise
+        what = "interrupted; what is done is kept" if done is None else "interrupted while judging; the run is done"
+        raise Interrupted(what, folder, number_of(error)) from None
     _print(done, score, recipe, pool)
 
 

@@ -1,8 +1,10 @@
 """`datadistill COMMAND`: finds the command, and turns errors into one sentence and an exit code."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from datadistill import __version__
 from datadistill.cli import (
@@ -24,6 +26,7 @@ from datadistill.cli import (
 from datadistill.cli.parsing import Parser, command_line
 from datadistill.methods.external import register_code
 from datadistill.utils.errors import DatadistillError, Interrupted, explain_os_error, plain, unknown_name
+from datadistill.utils.interrupts import number_of
 from datadistill.utils.runtime import keep_freed_memory
 
 COMMANDS = {
@@ -77,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 done, 1 it ran and failed, 2 the request was wrong, 130 interrupted.
+        0 done, 1 it ran and failed, 2 the request was wrong, 128 + the signal (130 for Ctrl-C) interrupted.
     """
     keep_freed_memory()
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -94,10 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (commands[parsed.command] if parsed.command else parser).refuse(rest)
         COMMANDS[parsed.command].run(parsed)
     except Interrupted as error:
-        hint = command_line(*(word for word in given if word != "--resume"), "--resume")
-        if given[0] == "distill":
-            hint = command_line("distill", *distill.to_go_on(error.folder, parsed))
-        return _fail(f"{error}; go on with: {hint}", error.exit_code)
+        return _fail(f"{error}; go on with: {_again(given, parsed, error.folder)}", error.exit_code)
     except DatadistillError as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:
@@ -113,9 +113,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ):
             raise
         return _fail("not enough memory: try fewer images, a smaller --batch or --storage recompute", 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+    except KeyboardInterrupt as error:
+        hint = f"; go on with: {_again(given)}" if given and given[0] in ("pretrain", "reproduce") else ""
+        return _fail(f"interrupted{hint}", 128 + number_of(error))
     return 0
+
+
+def _again(given: list[str], parsed: argparse.Namespace | None = None, folder: Path | None = None) -> str:
+    """The command that goes on with what was interrupted."""
+    if given[0] in ("pretrain", "reproduce"):
+        return command_line(*(word for word in given if word != "--resume"), "--resume")
+    assert parsed is not None and folder is not None, "a run knows its folder"
+    return command_line("distill", *distill.to_go_on(folder, parsed))
 
 
 def _with_methods(given: list[str]) -> list[str]:
@@ -131,8 +140,3 @@ def _fail(text: str, code: int) -> int:
     with suppress(OSError, ValueError, AttributeError):
         print(f"datadistill: {plain(text)}", file=sys.stderr)
     return code
-
-
-def run_and_exit() -> None:
-    """The `datadistill` program."""
-    sys.exit(main())

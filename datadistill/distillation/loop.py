@@ -14,7 +14,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -36,7 +36,7 @@ from datadistill.methods.base import Context, Method, Problem, State, Step, Synt
 from datadistill.training.accuracy import Accuracy
 from datadistill.utils.errors import DatadistillError, Interrupted, RequestError
 from datadistill.utils.fields import with_options
-from datadistill.utils.interrupts import StopRequest
+from datadistill.utils.interrupts import Stopped, StopRequest, number_of
 from datadistill.utils.progress import Reporter, Silent, Status
 from datadistill.utils.runtime import peak_memory, stream, versions
 
@@ -92,7 +92,7 @@ def distill(
     Raises:
         RequestError: the request was wrong.
         TypeError: there is no option of that name.
-        Interrupted: Ctrl-C; the run is saved in `out`.
+        Interrupted: Ctrl-C, or another of `SIGNALS`; the run is saved in `out`.
         DatadistillError: it could not go on.
     """
     config, reporter = config_of(method, config, options), reporter or Silent()
@@ -252,29 +252,34 @@ class _Loop:
         state = replace(state, good=None)
         began = time.perf_counter() - state.seconds
         while not state.finished:
-            progress = self.length.progress(state.step, state.seconds)
-            step, fallbacks, remarks = self._step(state, progress)
-            if not is_finite(step):
-                state = good = self._roll_back(good, state, "the outer loss or its gradient is not finite")
-                continue
-            for remark in remarks:
-                self._say(remark)
-            state = replace(state, fallbacks=fallbacks, remarks=(*state.remarks, *remarks))
-            state = self._improve(state, step, progress, time.perf_counter() - began)
-            loss = state.loss
-            if state.step % self.outer.eval_every == 0 or self._is_over(state):
-                if self._has_diverged(state):
-                    state = good = self._roll_back(good, state, f"the outer loss rose to {state.loss:.3g}")
-                    continue
-                validated = self._validate(state)
-                if validated is None:
-                    state = good = self._roll_back(good, state, "the held-out loss is not finite")
-                    continue
-                state = good = validated
-            self._report(state, progress, loss)
+            try:
+                state, good = self._advance(state, good, began)
+            except KeyboardInterrupt as error:  # amid a step, which is taken again
+                self._interrupt(state, good, number_of(error))
             if stop.requested and not state.finished:
-                self._interrupt(state, good)
+                self._interrupt(state, good, stop.requested)
         return state
+
+    def _advance(self, state: RunState, good: RunState, began: float) -> tuple[RunState, RunState]:
+        """The state after one outer step and what belongs to it, and the one to roll back to."""
+        progress = self.length.progress(state.step, state.seconds)
+        step, fallbacks, remarks = self._step(state, progress)
+        if not is_finite(step):
+            return (self._roll_back(good, state, "the outer loss or its gradient is not finite"),) * 2
+        for remark in remarks:
+            self._say(remark)
+        state = replace(state, fallbacks=fallbacks, remarks=(*state.remarks, *remarks))
+        state = self._improve(state, step, progress, time.perf_counter() - began)
+        loss = state.loss
+        if state.step % self.outer.eval_every == 0 or self._is_over(state):
+            if self._has_diverged(state):
+                return (self._roll_back(good, state, f"the outer loss rose to {state.loss:.3g}"),) * 2
+            validated = self._validate(state)
+            if validated is None:
+                return (self._roll_back(good, state, "the held-out loss is not finite"),) * 2
+            state = good = validated
+        self._report(state, progress, loss)
+        return state, good
 
     def finish(self, state: RunState) -> Run:
         """The best data of a finished run, with what it cost."""
@@ -419,16 +424,16 @@ class _Loop:
             self.folder.save(ended.step, pack(ended))
         return ended
 
-    def _interrupt(self, state: RunState, good: RunState) -> None:
-        """Save between two validations and leave.
+    def _interrupt(self, state: RunState, good: RunState, number: int) -> NoReturn:
+        """Save between two validations and leave, because of this signal.
 
         Raises:
             Interrupted: always.
         """
         if self.folder is None:
-            raise KeyboardInterrupt
+            raise Stopped(number)
         self.folder.save(state.step, pack(state if good is state else replace(state, good=good)))
-        raise Interrupted(f"interrupted at step {state.step} and saved", self.folder.path)
+        raise Interrupted(f"interrupted at step {state.step} and saved", self.folder.path, number)
 
     def _say(self, text: str) -> None:
         self.reporter.say(text)

@@ -10,7 +10,7 @@ from datadistill.distillation.run_folder import RunFolder
 from datadistill.distilled import DistilledData, load_distilled
 from datadistill.methods.base import Problem, Synthesis
 from datadistill.utils.errors import Interrupted
-from datadistill.utils.interrupts import StopRequest
+from datadistill.utils.interrupts import Stopped, StopRequest
 from datadistill.utils.progress import Reporter, Status
 from datadistill.utils.runtime import peak_memory, stream
 
@@ -21,7 +21,7 @@ def synthesise(
     """All pieces of a method as one; those that the folder holds already are read.
 
     Raises:
-        Interrupted: Ctrl-C; the pieces that are done lie in the folder.
+        Interrupted: Ctrl-C, or another of `SIGNALS`; the pieces that are done lie in the folder.
     """
     pieces, count = list[DistilledData](), method.pieces(problem)
     for number in range(count):
@@ -38,8 +38,9 @@ def synthesise(
         reporter.update(_status(number + 1, count, pieces, problem.device))
         if stop.requested and number + 1 < count:
             if folder is None:
-                raise KeyboardInterrupt
-            raise Interrupted(f"interrupted after piece {number + 1} of {count} and saved", folder.path)
+                raise Stopped(stop.requested)
+            what = f"interrupted after piece {number + 1} of {count} and saved"
+            raise Interrupted(what, folder.path, stop.requested)
     return joined(pieces)
 
 

@@ -9,7 +9,7 @@ from datadistill.evaluation.config import Trial
 from datadistill.training.accuracy import accuracy_of
 from datadistill.training.fit import fit
 from datadistill.training.recipe import TrainRecipe
-from datadistill.utils.interrupts import StopRequest
+from datadistill.utils.interrupts import Stopped, StopRequest
 from datadistill.utils.runtime import stream
 
 
@@ -34,7 +34,7 @@ def accuracies_of(
             with lock:
                 trial.count()
             if stop.requested:  # ends every thread; otherwise all would finish first
-                raise KeyboardInterrupt
+                raise Stopped(stop.requested)
 
         def one(net: int) -> list[float]:
             with network.alone:

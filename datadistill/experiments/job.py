@@ -47,7 +47,7 @@ def get_pool(
 
     Raises:
         RequestError: another pool is there.
-        Interrupted: Ctrl-C; networks that are finished are kept, and the next call goes on with them.
+        Interrupted: a signal; networks that are finished are kept, and the next call goes on with them.
     """
     path = folder / asked.file_name
     if path.exists():
@@ -87,7 +87,7 @@ def get_trajectories(
 
     Raises:
         RequestError: others are there.
-        Interrupted: Ctrl-C; experts that are finished are kept, and the next call goes on with them.
+        Interrupted: a signal; experts that are finished are kept, and the next call goes on with them.
     """
     config, asked = recipe.config(), recipe.experts
     assert asked is not None, "a recipe that matches none has none to get"

@@ -16,6 +16,7 @@ from datadistill.report.curve import save_sweep
 from datadistill.utils.errors import Interrupted, RequestError
 from datadistill.utils.fields import Flag
 from datadistill.utils.files import read_json, refuse_links, write_json
+from datadistill.utils.interrupts import number_of
 from datadistill.utils.progress import SILENT, Screen
 from datadistill.utils.runtime import resolve_device
 
@@ -78,7 +79,7 @@ def reproduce(
 
     Raises:
         RequestError: the request was wrong, or `out` or `pools` hold something else.
-        Interrupted: Ctrl-C; what is finished is kept.
+        Interrupted: Ctrl-C, or another of `SIGNALS`; what is finished is kept.
         DatadistillError: it could not go on.
     """
     on, folder, device = resolve_device(changes.device), Path(out), changes.device
@@ -101,8 +102,8 @@ def reproduce(
     work = Experiment(recipe, real.to(on), own, nets, baselines, folder, command, screen)
     try:
         lines = work.lines()
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted; what is finished is kept", folder) from None
+    except KeyboardInterrupt as error:
+        raise Interrupted("interrupted; what is finished is kept", folder, number_of(error)) from None
     if recipe.sweep is not None:
         save_sweep(recipe.sweep.axis, [(line.name, line.accuracy) for line in lines], folder / CURVE_NAME)
     threads = RunFolder(work.place(recipe.points[0])).settings().threads

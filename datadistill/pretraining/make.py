@@ -138,7 +138,7 @@ def make_pool(
     Raises:
         RequestError: the request was wrong.
         TypeError: there is no option of that name.
-        Interrupted: Ctrl-C; finished networks are kept.
+        Interrupted: Ctrl-C, or another of `SIGNALS`; finished networks are kept.
         DatadistillError: training diverged, or a file could not be written.
     """
     check_names(options, options_in(PoolConfig), "a pool")
@@ -195,7 +195,7 @@ def make_trajectories(
     Raises:
         RequestError: the request was wrong.
         TypeError: there is no option of that name.
-        Interrupted: Ctrl-C; finished experts are kept.
+        Interrupted: Ctrl-C, or another of `SIGNALS`; finished experts are kept.
         DatadistillError: training diverged, or a file could not be written.
     """
     check_names(options, options_in(TrajectoriesConfig), "a set of trajectories")
@@ -404,7 +404,8 @@ class _Maker:
             with self._alone:
                 self.count()
             if stop.requested:
-                raise Interrupted(f"interrupted; {self.word}s that are finished are kept", self.folder)
+                what = f"interrupted; {self.word}s that are finished are kept"
+                raise Interrupted(what, self.folder, stop.requested)
 
         def keep(weights: Weights) -> None:
             epochs.append({name: weight.cpu() for name, weight in weights.items()})

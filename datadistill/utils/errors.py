@@ -2,6 +2,7 @@
 
 import difflib
 import shlex
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,17 +25,15 @@ class DamagedFileError(DatadistillError):
 
 
 class Interrupted(DatadistillError):
-    """The run was interrupted and saved (exit code 130).
+    """The run was interrupted and saved (exit code 128 + the signal: 130 after Ctrl-C).
 
     Attributes:
         folder: where the run lies.
     """
 
-    exit_code = 130
-
-    def __init__(self, what: str, folder: Path) -> None:
+    def __init__(self, what: str, folder: Path, number: int = signal.SIGINT) -> None:
         super().__init__(f"{what} in {folder}")
-        self.folder = folder
+        self.folder, self.exit_code = folder, 128 + number
 
 
 def require(condition: bool, otherwise: str) -> None:

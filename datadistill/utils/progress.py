@@ -19,6 +19,9 @@ from datadistill.utils.errors import printable
 
 SECONDS_BETWEEN_LINES = 10.0
 
+_UNREAD = suppress(OSError, ValueError, AttributeError)
+"""What writing raises where nobody reads, such as on a terminal that was closed: nothing ends because of that."""
+
 
 @dataclass(frozen=True)
 class Status:
@@ -82,7 +85,7 @@ def clock(seconds: float | None) -> str:
 
 def say(text: str) -> None:
     """A line on standard error; a run does not end because nobody can read how it is doing."""
-    with suppress(OSError, ValueError, AttributeError):
+    with _UNREAD:
         print(printable(text), file=sys.stderr, flush=True)
 
 
@@ -104,9 +107,15 @@ def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
     """A bar on standard error for `total` equal pieces of work; gives the function that counts one."""
     console = Console(stderr=True)
     if console.is_terminal:
-        with rich.progress.Progress(console=console, transient=True) as bar:
+        bar = rich.progress.Progress(console=console, transient=True)
+        try:
+            with _UNREAD:
+                bar.start()
             task = bar.add_task(escape(printable(title)), total=total)
             yield lambda: bar.advance(task)
+        finally:
+            with _UNREAD:
+                bar.stop()
         return
     began = last = time.monotonic()
     done = 0
@@ -170,7 +179,8 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live is not None:
-            self._live.stop()
+            with _UNREAD:
+                self._live.stop()
 
     def update(self, status: Status) -> None:
         if self._live is not None:
@@ -183,6 +193,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         if self._live is not None:
-            self._console.print(printable(text), markup=False, emoji=False)
+            with _UNREAD:
+                self._console.print(printable(text), markup=False, emoji=False)
         else:
             say(text)

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import signal
 from contextlib import redirect_stdout
 from importlib import resources
 from pathlib import Path
@@ -344,8 +345,7 @@ def test_ctrl_c_exits_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: 
     from datadistill.utils.interrupts import StopRequest
     from datadistill.utils.progress import Progress, Status
 
-    monkeypatch.setattr(StopRequest, "requested", True, raising=False)
-    monkeypatch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", None))
+    monkeypatch.setattr(StopRequest, "__enter__", lambda self: setattr(self, "requested", signal.SIGINT) or self)
     monkeypatch.setattr(Progress, "update", lambda self, status: isinstance(status, Status))
     assert main(["distill", *QUICK, "--out", "run"]) == 130
     assert "go on with: datadistill distill --resume --out run" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -133,8 +134,7 @@ def test_the_way_to_go_on_names_the_network(
 ) -> None:
     from datadistill.utils.interrupts import StopRequest
 
-    monkeypatch.setattr(StopRequest, "requested", True, raising=False)
-    monkeypatch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", None))
+    monkeypatch.setattr(StopRequest, "__enter__", lambda self: setattr(self, "requested", signal.SIGINT) or self)
     assert main(["distill", *QUICK, *OWN, "--batch-norm", "batch", "--out", "run"]) == 130
     assert "go on with: datadistill distill --resume --out run --model net.py:resnet" in capsys.readouterr().err
 
@@ -175,7 +175,7 @@ def test_the_program_itself(tmp_path: Path) -> None:
     """As a user starts it, in a folder of their own."""
     (tmp_path / "nets_of_a_user.py").write_text(RESNET)
     words = ["--model", "nets_of_a_user:resnet", "--batch-norm", "batch", "--out", "run"]
-    command = [sys.executable, "-c", "from datadistill.cli.main import run_and_exit; run_and_exit()"]
+    command = [sys.executable, "-c", "from datadistill.__main__ import run_and_exit; run_and_exit()"]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
     done = subprocess.run(
         [*command, "distill", *QUICK, *words], cwd=tmp_path, env=environment, capture_output=True, text=True

@@ -1,6 +1,7 @@
 """pretrain, and --pool in the commands that take one."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,8 +95,7 @@ def test_resume(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
 def test_ctrl_c_says_how_to_go_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from datadistill.utils.interrupts import StopRequest
 
-    monkeypatch.setattr(StopRequest, "__enter__", lambda self: setattr(self, "requested", True) or self)
-    monkeypatch.setattr(StopRequest, "_before", None, raising=False)
+    monkeypatch.setattr(StopRequest, "__enter__", lambda self: setattr(self, "requested", signal.SIGINT) or self)
     assert main(["pretrain", *SMALL, "--out", "p", "--resume"]) == 130
     assert capsys.readouterr().err.splitlines()[-1].endswith("--out p --resume")
 

@@ -20,6 +20,7 @@ from datadistill.distillation.state import Best, flat, nested
 from datadistill.distillation.validation import SLOWER, held_out, slower
 from datadistill.methods import DD, Context, State, Step
 from datadistill.utils.errors import Interrupted, RequestError
+from datadistill.utils.interrupts import SIGNALS
 from datadistill.utils.runtime import stream
 
 SMALL = DD(images="mean", batch=64)
@@ -156,19 +157,65 @@ def test_a_rate_far_too_high_ends_well(digits: dd.RealData) -> None:
     assert result.distilled.learning_rates.isfinite().all()
 
 
-def test_ctrl_c_saves_and_resumes_to_the_same_bits(digits: dd.RealData, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: signal.Signals(number).name)
+def test_a_signal_saves_and_resumes_to_the_same_bits(number: int, digits: dd.RealData, tmp_path: Path) -> None:
     class Press(Heard):
         def update(self, status: Any) -> None:
             if status.step == 17:
-                os.kill(os.getpid(), signal.SIGINT)
+                for _ in range(1 if number == signal.SIGINT else 2):  # `timeout` sends its own twice
+                    os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     whole = run(digits, out=tmp_path / "whole")
-    with pytest.raises(Interrupted, match=r"step 17 and saved in"):
+    with pytest.raises(Interrupted, match=r"step 17 and saved in") as caught:
         run(digits, out=tmp_path / "cut", reporter=Press())
-    assert signal.getsignal(signal.SIGINT) is before
+    assert caught.value.exit_code == 128 + number
+    assert signal.getsignal(number) is before
     resumed = run(digits, out=tmp_path / "cut", resume=True)
     assert torch.equal(whole.distilled.images, resumed.distilled.images)
+
+
+def test_a_signal_that_is_answered_already_is_left_alone(digits: dd.RealData) -> None:
+    class Press(Heard):
+        def update(self, status: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    answered: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: answered.append(number))
+    try:
+        run(digits, iterations=3, reporter=Press())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert answered == [signal.SIGTERM] * 3
+
+
+@pytest.mark.parametrize("where", ["a step", "a look"])
+def test_ctrl_c_amid_a_step_or_a_look_loses_no_step_before_it(
+    where: str, digits: dd.RealData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second Ctrl-C comes at once, wherever that is, and networks in training end at the first."""
+
+    def stopped(step: Step, count: int) -> Step:
+        if count == 29 and where == "a step":
+            raise KeyboardInterrupt
+        return step
+
+    def looking(*given: Any) -> Any:
+        if where == "a look" and len(looks) == 2:
+            raise KeyboardInterrupt
+        looks.append(None)
+        return held_out(*given)
+
+    whole = run(digits, spoiled(lambda step, count: step), out=tmp_path / "whole")
+    looks: list[None] = []
+    with monkeypatch.context() as patched:
+        patched.setattr("datadistill.distillation.loop.held_out", looking)
+        with pytest.raises(Interrupted, match="step 29 and saved"):
+            run(digits, spoiled(stopped), out=tmp_path / "cut")
+    resumed = run(digits, spoiled(lambda step, count: step), out=tmp_path / "cut", resume=True)
+    assert torch.equal(whole.distilled.images, resumed.distilled.images)
+    metrics = [[entry["held_out_loss"] for entry in RunFolder(tmp_path / n).metrics()] for n in ("whole", "cut")]
+    assert metrics[0] == metrics[1]
 
 
 def test_an_interrupted_run_still_rolls_back_to_the_last_look(digits: dd.RealData, tmp_path: Path) -> None:
