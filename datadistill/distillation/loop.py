@@ -21,6 +21,7 @@ import torch
 from datadistill.data import Datasets, RealData, as_real
 from datadistill.distillation.budget import Length, parse_duration
 from datadistill.distillation.config import KEYWORDS, RunConfig, config_of
+from datadistill.distillation.longer import before_longer, check_can_be_longer, is_longer, lengthened, what_to_do
 from datadistill.distillation.memory import Fallback
 from datadistill.distillation.optimizer import Outer, Variables, improve
 from datadistill.distillation.problem import make_problem
@@ -108,9 +109,12 @@ def distill(
     folder = None if out is None else RunFolder(Path(out))
     before = folder.settings() if folder is not None and resume and folder.exists() else None
     if before is not None and folder is not None:
-        _check_same(folder, before, settings)
         command = before.recipe
-    with StopRequest() as stop, folder.locked() if folder else nullcontext():
+        if is_longer(before, settings):
+            check_can_be_longer(before_longer(before, config), folder.path)
+            command = lengthened(before, settings.asked["iterations"]).recipe
+        _check_same(folder, before, settings)
+    with StopRequest() as stop, folder.locked() if folder else nullcontext() as folder:
         # Nothing is known to be wrong with the request: now it is worth the wait for a compiler.
         problem, operations = _with_kernels(problem, before, reporter)
         settings = replace(settings, kernels=list(operations))
@@ -132,7 +136,7 @@ def distill(
             reporter,
             folder,
         )
-        state = loop.first() if folder is None else _open(folder, before, settings, loop, resume)
+        state = loop.first() if folder is None else _open(folder, before, settings, loop, config, resume)
         return loop.finish(loop.run(state, stop))
 
 
@@ -190,7 +194,7 @@ def _synthesised(
     about = replace(about, cost=cost, scores=scores, recipe=command, versions=versions())
     distilled = replace(distilled, provenance=about)
     if folder is not None:
-        distilled.save(folder.path / FILE_NAME)
+        distilled.save(folder.place(FILE_NAME))
     return Run(distilled, accuracy, pieces, about.cost["seconds"], folder.path if folder else None, ())
 
 
@@ -201,12 +205,18 @@ def _planned(problem: Problem, method: Method) -> Fallback:
 
 
 def _check_same(folder: RunFolder, before: Settings, settings: Settings) -> None:
+    if is_longer(before, settings):
+        before = lengthened(before, settings.asked["iterations"])
     difference = before.difference(settings)
     if difference:
-        raise RequestError(f"the run in {folder.path} has other settings: {difference}")
+        raise RequestError(
+            f"the run in {folder.path} has other settings: {difference}; leave that out, or give another --out"
+        )
 
 
-def _open(folder: RunFolder, before: Settings | None, settings: Settings, loop: "_Loop", resume: bool) -> RunState:
+def _open(
+    folder: RunFolder, before: Settings | None, settings: Settings, loop: "_Loop", config: RunConfig, resume: bool
+) -> RunState:
     """The state to go on from."""
     if before is None:
         folder.begin(settings)
@@ -222,9 +232,25 @@ def _open(folder: RunFolder, before: Settings | None, settings: Settings, loop: 
     for complaint in complaints:
         loop.reporter.say(complaint)
     state = loop.first() if checkpoint is None else unpack(checkpoint, loop.problem.device)
+    if is_longer(before, settings):
+        state = loop.made_longer(state, before, config)
     folder.rewind(state.step)
-    loop.reporter.say(f"resuming {folder.path} at step {state.step}.")
+    if state.finished:
+        loop.reporter.say(what_to_do(config, folder.path, state))
+    else:
+        loop.reporter.say(f"resuming {folder.path} at step {state.step}.")
     return state
+
+
+class _Watched(Context):
+    """A context that remembers whether its progress was asked for."""
+
+    asked: list[None]
+
+    @property
+    def progress(self) -> float:  # type: ignore[override]
+        self.asked.append(None)
+        return self[2]
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,6 +272,28 @@ class _Loop:
         variables = Variables.of(self.template, record_of(self.method).learns, self.outer)
         return RunState(variables, method_state=self.method_state)
 
+    def made_longer(self, state: RunState, before: Settings, config: RunConfig) -> RunState:
+        """A state that a longer run goes through too: the last look of a run is none of its own, unless it was due.
+
+        Raises:
+            RequestError: a longer run would have gone through others.
+        """
+        folder, iterations = self.folder, self.length.iterations
+        assert folder is not None
+        assert iterations is not None
+        check_can_be_longer(before_longer(before, config), folder.path, state)
+        if state.finished and state.step % self.outer.eval_every:
+            folder.forget(state.step)
+            checkpoint, _ = folder.latest()
+            state = self.first() if checkpoint is None else unpack(checkpoint, self.problem.device)
+        elif state.finished:
+            state = replace(state, finished=False)
+            folder.save(state.step, pack(state))
+        folder.change(lengthened(before, iterations))
+        if state.best is not None:  # what was best at the last look may be none of a longer run's
+            self._result(state, state.best).save(folder.place(FILE_NAME))
+        return state
+
     def run(self, state: RunState, stop: StopRequest) -> RunState:
         """The outer loop."""
         good = state.good or state
@@ -263,12 +311,13 @@ class _Loop:
     def _advance(self, state: RunState, good: RunState, began: float) -> tuple[RunState, RunState]:
         """The state after one outer step and what belongs to it, and the one to roll back to."""
         progress = self.length.progress(state.step, state.seconds)
-        step, fallbacks, remarks = self._step(state, progress)
+        step, fallbacks, remarks, is_paced = self._step(state, progress)
         if not is_finite(step):
             return (self._roll_back(good, state, "the outer loss or its gradient is not finite"),) * 2
         for remark in remarks:
             self._say(remark)
-        state = replace(state, fallbacks=fallbacks, remarks=(*state.remarks, *remarks))
+        is_paced = is_paced or state.is_paced
+        state = replace(state, fallbacks=fallbacks, remarks=(*state.remarks, *remarks), is_paced=is_paced)
         state = self._improve(state, step, progress, time.perf_counter() - began)
         loss = state.loss
         if state.step % self.outer.eval_every == 0 or self._is_over(state):
@@ -293,7 +342,7 @@ class _Loop:
             best = self._settled(state, best)
         distilled = self._result(state, best)
         if settle and self.folder is not None:
-            distilled.save(self.folder.path / FILE_NAME)
+            distilled.save(self.folder.place(FILE_NAME))
         return Run(
             distilled=distilled,
             held_out=Accuracy(best.correct, best.loss),
@@ -316,16 +365,20 @@ class _Loop:
                 measured.append(replace(candidate, correct=seen.correct, loss=seen.loss))
         return max(measured, key=lambda one: (one.correct, -one.loss))
 
-    def _step(self, state: RunState, progress: float) -> tuple[Step, int, tuple[str, ...]]:
-        """The method's step, the choices of the engine that are given up by now, and sentences on new ones."""
-        distilled = state.variables.put(self.template)
+    def _step(self, state: RunState, progress: float) -> tuple[Step, int, tuple[str, ...], bool]:
+        """The method's step, the choices of the engine that are given up by now, and sentences on new ones.
+
+        Last, whether the method has asked for the progress.
+        """
+        distilled, asked = state.variables.put(self.template), list[None]()
 
         def step(engine: Engine) -> Step:
             generator = stream(self.problem.seed, "step", state.step, state.rollbacks)
-            context = Context(self.problem, engine, progress)
+            context = _Watched(self.problem, engine, progress)
+            context.asked = asked
             return self.method.step(distilled, state.method_state, context, generator)
 
-        return self.fallback.run(state.fallbacks, step)
+        return *self.fallback.run(state.fallbacks, step), bool(asked)
 
     def _improve(self, state: RunState, step: Step, progress: float, seconds: float) -> RunState:
         rate = self._rate(state, progress)
@@ -379,7 +432,7 @@ class _Loop:
         if self.folder is not None:
             self.folder.record(self._metrics(state, seen, distilled))
             if better:
-                self._result(validated, best).save(self.folder.path / FILE_NAME)
+                self._result(validated, best).save(self.folder.place(FILE_NAME))
             self.folder.save(state.step, pack(validated))
         return validated
 

@@ -3,10 +3,9 @@
 import errno
 import json
 import os
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from datadistill.distillation.settings import Settings, parse_settings
 from datadistill.utils.errors import DamagedFileError, RequestError, explain_os_error, printable
 from datadistill.utils.files import (
     digest_of,
+    locked,
     read_json,
     read_tensors,
     refuse_links,
@@ -23,9 +23,6 @@ from datadistill.utils.files import (
     write_json,
     write_tensors,
 )
-
-if sys.platform != "win32":
-    import fcntl
 
 KEPT_CHECKPOINTS = 2
 
@@ -48,9 +45,14 @@ class RunFolder:
 
     `config.json`, `metrics.jsonl` (a line per validation), `checkpoint/` (the last two), `distilled.safetensors` (best
     on held-out data) and `log.txt`; the command line adds `sheet.png`, `curve.png` and `README.md`.
+
+    Attributes:
+        path: of the folder.
+        check: raises an error once the folder that is held has been removed.
     """
 
     path: Path
+    check: Callable[[], None] = lambda: None
 
     @property
     def _config(self) -> Path:
@@ -104,8 +106,8 @@ class RunFolder:
             raise DamagedFileError(f"{self._config} is damaged: {error}") from error
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder, so that no second process writes the same run; freed when the process ends.
+    def locked(self) -> Iterator["RunFolder"]:
+        """Hold the folder (`utils.files.locked`); gives one that refuses to write once it has been removed.
 
         Raises:
             RequestError: another process holds it, it holds something else than a run, or it holds a link.
@@ -114,26 +116,33 @@ class RunFolder:
         if not self.exists():
             self.check_free()
         refuse_links(self.path)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise explain_os_error(error, f"write to {self.path}") from error
-        try:
-            if not _lock(handle):
-                raise RequestError(f"another process is running in {self.path}: wait for it, or give another --out")
-            for left in self.path.rglob(".*.part"):
-                left.unlink(missing_ok=True)
-            yield
-        finally:
-            os.close(handle)
+        with locked(self.path) as check:
+            yield replace(self, check=check)
+
+    def place(self, name: str) -> Path:
+        """Where a file of the run goes.
+
+        Raises:
+            DatadistillError: the folder has been removed.
+        """
+        self.check()
+        return self.path / name
 
     def save(self, step: int, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, then delete all but the last two."""
+        self.check()
         metadata = {"checkpoint": json.dumps(checkpoint.facts), "sha256": checkpoint.digest()}
         write_tensors(self._checkpoints / f"step-{step:09d}.safetensors", checkpoint.tensors, metadata)
         for old in self._saved()[:-KEPT_CHECKPOINTS]:
             old.unlink(missing_ok=True)
+
+    def forget(self, step: int) -> None:
+        """Delete the checkpoint of a step."""
+        (self._checkpoints / f"step-{step:09d}.safetensors").unlink(missing_ok=True)
+
+    def change(self, settings: Settings) -> None:
+        """Write other settings over those that the run was started with."""
+        write_json(self.place(self._config.name), settings.as_json())
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole, and a sentence for each newer one that is not."""
@@ -178,6 +187,7 @@ class RunFolder:
         self._append(self.path / "log.txt", printable(text) + "\n")
 
     def _append(self, path: Path, text: str) -> None:
+        self.check()
         # One write call for the whole line: a kill comes before it or after it. A full disk may take a part of it,
         # which is taken back.
         try:
@@ -191,18 +201,6 @@ class RunFolder:
                 os.close(handle)
         except OSError as error:
             raise explain_os_error(error, f"write {path}") from error
-
-
-def _lock(handle: int) -> bool:
-    """Whether the file could be locked, or its file system knows no locks."""
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-    return True
 
 
 def _is_leftover(name: str) -> bool:

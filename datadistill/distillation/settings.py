@@ -13,7 +13,7 @@ from datadistill.distillation.config import GROUPS, WITH_SOURCE, RunConfig
 from datadistill.methods import METHODS, Problem
 from datadistill.models import same_model
 from datadistill.models.gate import Named, names_in, refuse
-from datadistill.utils.errors import DamagedFileError, RequestError
+from datadistill.utils.errors import DamagedFileError, RequestError, told
 from datadistill.utils.fields import by_name, check_types, options_in
 
 FORMAT = 1
@@ -99,7 +99,8 @@ class Settings:
             here["model"] = there["model"]
         for name in there:
             if name not in _ONLY_CHANGES_BITS and there[name] != here[name]:
-                return f"{name} is {_brief(there[name], here[name])} there and {_brief(here[name], there[name])} here"
+                mine, theirs = (told(_brief(*pair)) for pair in ((there[name], here[name]), (here[name], there[name])))
+                return f"{name} is {mine} there and {theirs} here"
         return None
 
 
@@ -209,5 +210,5 @@ def _parse_source(document: Any) -> Source:
 
 def _brief(value: Any, other: Any) -> Any:
     if isinstance(value, dict) and isinstance(other, dict):
-        return {key: value[key] for key in value if value[key] != other.get(key)}
+        return {key: told(value[key]) for key in value if value[key] != other.get(key)}
     return value

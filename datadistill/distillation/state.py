@@ -51,6 +51,7 @@ class RunState:
         best: the best validated data so far.
         finished: nothing is left to do.
         remarks: sentences on what went wrong on the way.
+        is_paced: whether the method has asked how much of the run is done.
         good: the state to roll back to, when that is not this one.
     """
 
@@ -67,6 +68,7 @@ class RunState:
     best: Best | None = None
     finished: bool = False
     remarks: tuple[str, ...] = ()
+    is_paced: bool = False
     good: "RunState | None" = None
 
     @property
@@ -130,7 +132,7 @@ def pack(run: RunState) -> Checkpoint:
         _STATE: flat(run.method_state),
     }
     facts: dict[str, Any] = {name: getattr(run, name) for name in _FACTS}
-    facts |= {"norm": variables.norm, "steps": variables.steps, "fallbacks": run.fallbacks}
+    facts |= {"norm": variables.norm, "steps": variables.steps, "fallbacks": run.fallbacks, "is_paced": run.is_paced}
     if run.best is not None:
         groups[_BEST] = run.best.values
         facts["best"] = [run.best.correct, run.best.loss, run.best.step]
@@ -167,6 +169,7 @@ def unpack(checkpoint: Checkpoint, device: torch.device) -> RunState:
         state = group(_STATE)
         # Files from before the loop looked after memory have this among the method's tensors.
         fallbacks = int(state.pop("engine.cheaper", torch.tensor(facts.get("fallbacks", 0))))
+        plain["is_paced"] = facts.get("is_paced", True)  # nobody watched, in files from before that was recorded
         run = RunState(variables, method_state=nested(state), fallbacks=fallbacks, **plain)
         if "best" in facts:
             correct, loss, step = facts["best"]

@@ -25,7 +25,7 @@ def synthesise(
     """
     pieces, count = list[DistilledData](), method.pieces(problem)
     for number in range(count):
-        path = None if folder is None else folder.path / "pieces" / f"{number:06d}.safetensors"
+        path = None if folder is None else folder.place("pieces") / f"{number:06d}.safetensors"
         if path is not None and path.is_file():
             pieces.append(_own(load_distilled(path), problem).to(problem.device))
             continue
@@ -33,7 +33,8 @@ def synthesise(
         piece = joined([method.piece(number, problem, stream(problem.seed, "piece", number))])
         cost = {"seconds": round(time.perf_counter() - began, 3)}
         pieces.append(replace(piece, provenance=replace(piece.provenance, cost=cost)))
-        if path is not None:
+        if folder is not None and path is not None:
+            folder.check()
             pieces[-1].save(path)
         reporter.update(_status(number + 1, count, pieces, problem.device))
         if stop.requested and number + 1 < count:

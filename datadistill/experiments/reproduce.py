@@ -13,9 +13,9 @@ from datadistill.experiments.runner import Experiment
 from datadistill.experiments.verdict import Verdict
 from datadistill.report.card import CURVE_NAME
 from datadistill.report.curve import save_sweep
-from datadistill.utils.errors import Interrupted, RequestError
+from datadistill.utils.errors import Interrupted, RequestError, told
 from datadistill.utils.fields import Flag
-from datadistill.utils.files import read_json, refuse_links, write_json
+from datadistill.utils.files import locked, read_json, refuse_links, write_json
 from datadistill.utils.interrupts import number_of
 from datadistill.utils.progress import SILENT, Screen
 from datadistill.utils.runtime import resolve_device
@@ -93,17 +93,18 @@ def reproduce(
     pool = None
     if recipe.pool is not None:
         pool = get_pool(recipe.pool, Path(pools), lambda name: load(name, data_root), device, screen)
-    write_json(folder / ASKED, asked)
     own = {"seed": changes.seed, "device": device, **changes.length, "pool": pool}
     if recipe.experts is not None:
         own["trajectories"] = get_trajectories(recipe, Path(pools).with_name("trajectories"), real, device, screen)
     command = f"{recipe.command} --seed {changes.seed}"
     command += "".join(f" --{name} {value}" for name, value in changes.length.items() if value is not None)
-    work = Experiment(recipe, real.to(on), own, nets, baselines, folder, command, screen)
-    try:
-        lines = work.lines()
-    except KeyboardInterrupt as error:
-        raise Interrupted("interrupted; what is finished is kept", folder, number_of(error)) from None
+    with locked(folder) as check:
+        write_json(folder / ASKED, asked)
+        work = Experiment(recipe, real.to(on), own, nets, baselines, folder, command, screen, check)
+        try:
+            lines = work.lines()
+        except KeyboardInterrupt as error:
+            raise Interrupted("interrupted; what is finished is kept", folder, number_of(error)) from None
     if recipe.sweep is not None:
         save_sweep(recipe.sweep.axis, [(line.name, line.accuracy) for line in lines], folder / CURVE_NAME)
     threads = RunFolder(work.place(recipe.points[0])).settings().threads
@@ -125,7 +126,7 @@ def _check_folder(folder: Path, asked: dict[str, Any], resume: bool) -> None:
     for name, value in asked.items():
         there = before.get(name) if isinstance(before, dict) else None
         if there != value:
-            raise RequestError(f"the experiment in {folder} has {name} {there}, but {value} is asked for")
+            raise RequestError(f"the experiment in {folder} has {name} {told(there)}, but {told(value)} is asked for")
 
 
 def _shortened(recipe: Recipe, changes: Changes) -> str:

@@ -53,6 +53,7 @@ class Experiment:
         folder: takes runs and results.
         command: to record.
         screen: who is told how it is doing.
+        check: raises an error once the folder has been removed.
     """
 
     recipe: Recipe
@@ -63,6 +64,7 @@ class Experiment:
     folder: Path
     command: str
     screen: Screen
+    check: Callable[[], None] = lambda: None
     _runs: dict[Path, Run] = field(default_factory=dict)
 
     @property
@@ -115,6 +117,7 @@ class Experiment:
         except (KeyError, TypeError) as error:
             raise DamagedFileError(f"{path} is damaged: remove it, and add --resume to judge again") from error
         line = replace(judge(), name=name)
+        self.check()
         write_json(path, results | {name: asdict(line)})
         return line
 

@@ -156,7 +156,7 @@ class DD:
         """The outer loss on one real batch, averaged over networks, and its derivative through training."""
         problem, engine = context.problem, context.engine
         train = problem.real.train
-        real = problem.with_targets(train.take(train.draw(self._batch_size(context.progress), generator)))
+        real = problem.with_targets(train.take(train.draw(self._batch_size(context), generator)))
         real = replace(real, images=augmented(real.images, parse_augmentation(self.augment), generator))
         starts = problem.starts.sample(self.workload(problem).networks, generator)
         steps, first = distilled.inner_steps(), 0
@@ -193,10 +193,10 @@ class DD:
             window=self.window,
         )
 
-    def _batch_size(self, progress: float) -> int:
+    def _batch_size(self, context: Context) -> int:
         if not self.batch_last:
             return self.batch
-        return round(self.batch * math.exp(progress * math.log(self.batch_last / self.batch)))
+        return round(self.batch * math.exp(context.progress * math.log(self.batch_last / self.batch)))
 
 
 def _shared_classes(labels: Int64[Tensor, "n"], num_classes: int) -> Float[Tensor, "n {num_classes}"]:

@@ -8,7 +8,8 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -33,9 +34,17 @@ from datadistill.pretraining.trajectories import (
 from datadistill.training.accuracy import accuracy_of
 from datadistill.training.fit import fit
 from datadistill.training.recipe import TrainRecipe
-from datadistill.utils.errors import DamagedFileError, DatadistillError, Interrupted, RequestError
+from datadistill.utils.errors import DamagedFileError, DatadistillError, Interrupted, RequestError, told
 from datadistill.utils.fields import check_names, options_in, with_options
-from datadistill.utils.files import digest_of, read_json, read_tensors, refuse_links, write_json, write_tensors
+from datadistill.utils.files import (
+    digest_of,
+    locked,
+    read_json,
+    read_tensors,
+    refuse_links,
+    write_json,
+    write_tensors,
+)
 from datadistill.utils.interrupts import StopRequest
 from datadistill.utils.runtime import resolve_device, stream, versions
 
@@ -162,10 +171,11 @@ def make_pool(
     out, starts = Path(out), None if start is None else start.networks
     parts = out.with_name(out.name + ".parts")
     maker = _Maker(real, network, facts, "network", out, parts, out, say, count, starts, epochs_kept=1)
-    if maker.begin(resume, lambda: load_pool(out).facts):
-        maker.train_missing(_read_part, _write_part)
-        _joined(maker, facts, config.test).save(out)
-        shutil.rmtree(parts, ignore_errors=True)
+    with maker.opened(resume, lambda: load_pool(out).facts) as check:
+        if check is not None:
+            maker.train_missing(check, _read_part, _write_part)
+            _joined(maker, facts, config.test).save(out)
+            shutil.rmtree(parts, ignore_errors=True)
     return load_pool(out)
 
 
@@ -220,17 +230,18 @@ def make_trajectories(
         seconds, last = time.perf_counter() - began, Networks(stacked_in_half(weights[-1:])).to(maker.device)
         write_expert(path, weights, accuracy_of(network, last[0], real.held_out).correct, seconds)
 
-    if maker.begin(resume, lambda: load_trajectories(out).facts):
-        maker.train_missing(lambda path: read_expert(path, epochs).check(), write)
-        finished = [read_expert(path, epochs).facts for path in maker.files]
-        facts = replace(
-            facts,
-            digests=tuple(expert.digest for expert in finished),
-            accuracies=tuple(expert.accuracy for expert in finished),
-            seconds=round(sum(expert.seconds for expert in finished), 3),
-        )
-        save_facts(out, facts)
-        maker.config.unlink()
+    with maker.opened(resume, lambda: load_trajectories(out).facts) as check:
+        if check is not None:
+            maker.train_missing(check, lambda path: read_expert(path, epochs).check(), write)
+            finished = [read_expert(path, epochs).facts for path in maker.files]
+            facts = replace(
+                facts,
+                digests=tuple(expert.digest for expert in finished),
+                accuracies=tuple(expert.accuracy for expert in finished),
+                seconds=round(sum(expert.seconds for expert in finished), 3),
+            )
+            save_facts(out, facts)
+            maker.config.unlink()
     return load_trajectories(out)
 
 
@@ -333,41 +344,79 @@ class _Maker:
         """Of all networks."""
         return [self.folder / f"{self.word}-{index:05d}.safetensors" for index in range(len(self.facts.accuracies))]
 
-    def begin(self, resume: bool, load: Callable[[], NetworkFacts]) -> bool:
-        """Make or check the folder; False where all is there already, with facts that can be loaded.
+    @contextmanager
+    def opened(self, resume: bool, load: Callable[[], NetworkFacts]) -> Iterator[Callable[[], None] | None]:
+        """Make or check the folder, and hold it (`utils.files.locked`).
+
+        Gives the function that sees whether it is still there; None where all is made already.
+
+        Args:
+            resume: go on with what is there.
+            load: the facts of what is made already.
 
         Raises:
-            RequestError: something else is in the way.
+            RequestError: something else is in the way, or another process is at work.
         """
         refuse_links(self.folder, itself=self.folder != self.out)
         if resume and not self.folder.exists() and not self.out.exists():
             self.say(f"there is nothing of {self.out} yet: starting from the beginning.")
+        if self._is_made(resume, load):
+            yield None
+            return
+        with locked(self.folder) as check:
+            # Another process may have finished between the look and the lock.
+            made = self._is_made(resume, load)
+            if not made:
+                self._begin()
+            yield None if made else check
+
+    def _is_made(self, resume: bool, load: Callable[[], NetworkFacts]) -> bool:
+        """Whether all is there already.
+
+        Raises:
+            RequestError: something else is.
+        """
         if self.whole.exists() and not self.config.exists():
             if not resume or load().asked() != self.facts.asked():
                 raise RequestError(f"{self.out} is there already: give another --out")
             self.say(f"{self.out} is finished already.")
+            return True
+        if self.config.exists() and not resume:
+            raise RequestError(f"{self.folder} holds {self.word}s from before: add --resume to keep them, or remove it")
+        if self.config.exists() or not self.folder.exists():
             return False
+        if any(not path.name.startswith(".") for path in self.folder.iterdir()):
+            raise RequestError(f"{self.folder} holds something else than {self.word}s: give another --out")
+        return False
+
+    def _begin(self) -> None:
+        """Write down what is asked for, or compare it with what was.
+
+        Raises:
+            RequestError: they differ.
+        """
         settings = self.facts.asked() | {"device": self.device.type}
         if not self.config.exists():
-            if self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
-                raise RequestError(f"{self.folder} holds something else than {self.word}s: give another --out")
             write_json(self.config, settings)
-        elif not resume:
-            raise RequestError(f"{self.folder} holds {self.word}s from before: add --resume to keep them, or remove it")
         before = read_json(self.config)
         before = before if isinstance(before, dict) else {}
         for name in settings | before:
             there, value = before.get(name), settings.get(name)
             if there != value:
-                raise RequestError(f"the {self.word}s in {self.folder} have {name} {there}, but {value} is asked for")
-        return True
+                raise RequestError(
+                    f"the {self.word}s in {self.folder} have {name} {told(there)}, but {told(value)} is asked for"
+                )
 
     def train_missing(
-        self, read: Callable[[Path], object], write: Callable[[Path, Sequence[Weights], float], None]
+        self,
+        check: Callable[[], None],
+        read: Callable[[Path], object],
+        write: Callable[[Path, Sequence[Weights], float], None],
     ) -> None:
         """Train the networks that are not finished yet.
 
         Args:
+            check: raises an error once the folder has been removed.
             read: raises DatadistillError where a file is not whole.
             write: is given the file, the weights of the epochs that are kept, and when training began.
         """
@@ -375,7 +424,9 @@ class _Maker:
 
         def one(index: int) -> None:
             began = time.perf_counter()
-            write(files[index], self._train(index, stop), began)
+            weights = self._train(index, stop)
+            check()
+            write(files[index], weights, began)
 
         with StopRequest() as stop:
             each_on_one_core(one, self._missing(read), self.device)

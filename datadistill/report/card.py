@@ -21,7 +21,7 @@ from datadistill.pretraining.pool import Pool
 from datadistill.report.curve import save_curve
 from datadistill.report.sheet import SHEET_NAME, save_sheet
 from datadistill.utils.errors import DatadistillError, plain, printable
-from datadistill.utils.files import write_atomically
+from datadistill.utils.files import gone, write_atomically
 from datadistill.utils.progress import counting
 
 CARD_NAME, CURVE_NAME = "README.md", "curve.png"
@@ -55,6 +55,8 @@ def conclude(
     held_out = [entry for entry in mine.scores if entry.get("split") == "held_out"]
     distilled = replace(run.distilled, provenance=replace(mine, scores=[*held_out, score.as_json()]))
     if run.folder is not None:
+        if not RunFolder(run.folder).exists():
+            raise gone(run.folder)
         distilled.save(run.folder / FILE_NAME)
         save_sheet(distilled, run.folder / SHEET_NAME)
         save_curve(RunFolder(run.folder).metrics(), run.folder / CURVE_NAME)

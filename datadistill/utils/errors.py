@@ -52,6 +52,11 @@ def plain(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
+def told(value: object) -> object:
+    """A value in a sentence about two settings that differ."""
+    return "not given" if value is None else value
+
+
 def how_to_install(*packages: str) -> str:
     """The command that installs packages where this program runs, whether or not there is a pip of its own."""
     python = shlex.quote(sys.executable or "python3")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from datadistill.utils.errors import DamagedFileError, RequestError, explain_os_error
+from datadistill.utils.errors import DamagedFileError, DatadistillError, RequestError, explain_os_error
+
+if sys.platform != "win32":
+    import fcntl
 
 Found = TypeVar("Found")
 
@@ -76,6 +80,54 @@ def who_else(path: Path) -> str:
             if not stat.S_ISLNK(found.st_mode) and found.st_mode & 0o022 and not is_shared:
                 return f"others may write to {part}"
     return ""
+
+
+def gone(folder: Path) -> DatadistillError:
+    """The error for a folder that was taken away from under whoever writes to it."""
+    return DatadistillError(f"{folder} was removed while it was written to: what it held is lost, so start it again")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Callable[[], None]]:
+    """Hold a folder, made if need be, so that no second process writes to it; freed when the process ends.
+
+    Gives a function that raises DatadistillError once the folder is not there, or is another one.
+
+    Raises:
+        RequestError: another process holds it.
+        DatadistillError: it cannot be written.
+    """
+    path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise explain_os_error(error, f"write to {folder}") from error
+
+    def check() -> None:
+        if not (path.exists() and os.path.samestat(path.stat(), os.fstat(handle))):
+            raise gone(folder)
+
+    try:
+        if not _lock(handle):
+            raise RequestError(f"another process is running in {folder}: wait for it, or give another --out")
+        for left in folder.rglob(".*.part"):
+            left.unlink(missing_ok=True)
+        yield check
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Whether the file could be locked, or its file system knows no locks."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+    return True
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -83,7 +83,7 @@ def test_resume_needs_no_other_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["distill", *QUICK]) == 0
     first = dd.load_distilled("runs/digits-dd-fixed-init-1")
     assert main(["distill", "--resume"]) == 0
-    assert "resuming runs/digits-dd-fixed-init-1 at step 40" in capsys.readouterr().err
+    assert "the run in runs/digits-dd-fixed-init-1 is finished after 40 outer steps" in capsys.readouterr().err
     assert torch.equal(first.images, dd.load_distilled("runs/digits-dd-fixed-init-1").images)
 
 
@@ -339,6 +339,19 @@ def test_a_full_disk_loses_nothing(capsys: pytest.CaptureFixture[str], monkeypat
     dd.load_distilled("run")
     assert main(["distill", "--resume", "--out", "run"]) == 0
     assert torch.equal(dd.load_distilled("whole").images, dd.load_distilled("run").images)
+
+
+def test_a_folder_that_is_removed_while_judging(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def removing(*given: Any, **named: Any) -> Any:
+        shutil.rmtree("run")
+        return dd.evaluate(*given, **named)
+
+    monkeypatch.setattr("datadistill.report.card.evaluate", removing)
+    assert main(["distill", *QUICK, "--out", "run"]) == 1
+    assert "run was removed while it was written to" in capsys.readouterr().err
+    assert not Path("run").exists()
 
 
 def test_ctrl_c_exits_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

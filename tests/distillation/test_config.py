@@ -142,14 +142,14 @@ def test_json_is_the_config(config: RunConfig) -> None:
 
 def test_older_names_of_options_are_read() -> None:
     """Flags, recipes and run folders may have the names that options had before."""
-    old = ["--outer-rate", "0.5", "--outer-look-every", "7", "--kink-width", "0.2", "--product", "reverse"]
+    old = ["--outer-rate", "0.5", "--outer-eval-every", "7", "--kink-width", "0.2", "--product", "reverse"]
     new = ["--outer-lr", "0.5", "--outer-eval-every", "7", "--surrogate-width", "0.2", "--hvp", "reverse"]
     parser, _ = make_parser("distill")
     asked = [config_given(parser.parse_args(["distill", *flags]), RunConfig()) for flags in (old, new)]
-    groups = {"outer": {"rate": 0.5, "look_every": 7}, "method": {"kink_width": 0.2}, "engine": {"product": "reverse"}}
+    groups = {"outer": {"rate": 0.5, "eval_every": 7}, "method": {"kink_width": 0.2}, "engine": {"product": "reverse"}}
     asked.append(RunConfig().changed(groups))
     document = json.loads(json.dumps(asked[0].as_json() | {"versions": {}, "threads": 1, "recipe": "", "ipc": 1}))
-    present = {"rate": "lr", "look_every": "eval_every", "kink_width": "surrogate_width", "product": "hvp"}
+    present = {"rate": "lr", "eval_every": "eval_every", "kink_width": "surrogate_width", "product": "hvp"}
     for group, names in groups.items():
         for name in names:
             document[group][name] = document[group].pop(present[name])

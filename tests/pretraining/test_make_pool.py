@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -202,6 +203,33 @@ def test_ctrl_c_keeps_what_is_finished(digits: dd.RealData, tmp_path: Path, monk
     with pytest.raises(Interrupted, match=r"finished are kept in .*p\.parts"):
         make(digits, tmp_path / "p", count=count)
     assert len(list((tmp_path / "p.parts").glob("network-*"))) == 2
+
+
+def test_one_process_at_a_time(digits: dd.RealData, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def count() -> None:
+        if not refused:
+            with pytest.raises(RequestError, match=r"another process is running in .*p\.parts") as caught:
+                make(digits, tmp_path / "p", resume=True)
+            refused.append(str(caught.value))
+
+    assert make(digits, tmp_path / "p", count=count).digest == make(digits, tmp_path / "q").digest
+    assert len(refused) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"p", "q"}
+
+
+def test_parts_that_are_removed_end_it(digits: dd.RealData, tmp_path: Path) -> None:
+    done: list[None] = []
+
+    def count() -> None:
+        done.append(None)
+        if len(done) == 3:
+            shutil.rmtree(tmp_path / "p.parts")
+
+    with pytest.raises(dd.DatadistillError, match=r"p\.parts was removed while it was written to"):
+        make(digits, tmp_path / "p", count=count)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_size_over_the_cap_is_refused_before_anything_is_written(digits: dd.RealData, tmp_path: Path) -> None:
