@@ -1,6 +1,7 @@
 """`datadistill COMMAND`: finds the command, and turns errors into one sentence and an exit code."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,7 +28,7 @@ from datadistill.cli.parsing import Parser, command_line
 from datadistill.methods.external import register_code
 from datadistill.utils.errors import DatadistillError, Interrupted, explain_os_error, plain, unknown_name
 from datadistill.utils.interrupts import number_of
-from datadistill.utils.runtime import keep_freed_memory
+from datadistill.utils.runtime import is_out_of_memory, keep_freed_memory
 
 COMMANDS = {
     "distill": distill,
@@ -96,27 +97,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed, rest = parser.parse_known_args(given)
         (commands[parsed.command] if parsed.command else parser).refuse(rest)
         COMMANDS[parsed.command].run(parsed)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except Interrupted as error:
         return _fail(f"{error}; go on with: {_again(given, parsed, error.folder)}", error.exit_code)
     except DatadistillError as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+        _print_no_more()
+        return _fail("standard output was closed before all was printed; nothing else is lost", 1)
     except OSError as error:
+        _print_no_more()
         return _fail(str(explain_os_error(error, "go on")), 1)
     except (MemoryError, OverflowError, RuntimeError) as error:
-        if (
-            isinstance(error, RuntimeError)
-            and "allocate memory" not in str(error)
-            and "out of memory" not in str(error)
-        ):
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
         return _fail("not enough memory: try fewer images, a smaller --batch or --storage recompute", 1)
     except KeyboardInterrupt as error:
         hint = f"; go on with: {_again(given)}" if given and given[0] in ("pretrain", "reproduce") else ""
         return _fail(f"interrupted{hint}", 128 + number_of(error))
     return 0
+
+
+def _print_no_more() -> None:
+    """Drop what is printed but not written, where it cannot be: Python would complain of it at its end."""
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
+        return
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _again(given: list[str], parsed: argparse.Namespace | None = None, folder: Path | None = None) -> str:

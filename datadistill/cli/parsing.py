@@ -22,6 +22,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise RequestError(re.sub(r"^argument ([^:]+): ", r"\1: ", message))
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here it is known what to do where nobody reads
+        super().exit(status, message)
+
     def flags(self) -> list[str]:
         """All flags."""
         return [flag for action in self._actions for flag in action.option_strings]
