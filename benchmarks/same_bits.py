@@ -27,7 +27,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -127,7 +127,7 @@ class Side:
         for line in interrupted:
             self._command(line.split(), folder, code=130)
         self._command(last.split(), folder, code=0)
-        seconds, values = time.perf_counter() - began, dict(_values(folder))
+        seconds, values = time.perf_counter() - began, dict(values_in(folder))
         if not values:
             raise Failed("nothing was left to compare")
         return values, seconds
@@ -166,20 +166,21 @@ def _interrupt(process: subprocess.Popen[str], folder: Path) -> None:
     process.send_signal(signal.SIGINT)
 
 
-def _values(folder: Path) -> Iterator[tuple[str, Any]]:
+def values_in(folder: Path) -> Iterator[tuple[str, Any]]:
     """Every tensor in a folder's files, and every figure or word of its JSON documents, with a name."""
     for path in sorted(folder.rglob("*.safetensors")):
         for name, tensor in load_file(path).items():
             yield f"{path.relative_to(folder)}/{name}", tensor
     for path in sorted(folder.glob("*.json")):
-        yield from _leaves(path.stem, json.loads(path.read_text()))
+        yield from leaves(path.stem, json.loads(path.read_text()))
 
 
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+def leaves(name: str, value: Any, uncompared: Sequence[str] = UNCOMPARED) -> Iterator[tuple[str, Any]]:
+    """Every figure or word of a JSON value, with a name; floats as tensors."""
     if isinstance(value, dict | list):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
-            if key not in UNCOMPARED:
-                yield from _leaves(f"{name}/{key}", part)
+            if key not in uncompared:
+                yield from leaves(f"{name}/{key}", part, uncompared)
     else:
         yield name, torch.tensor(value, dtype=torch.float64) if isinstance(value, float) else value
 

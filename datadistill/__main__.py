@@ -1,23 +1,46 @@
 """`python -m datadistill`, and the program `datadistill`."""
 
+import math
 import sys
 
-from datadistill.utils.interrupts import answer_with, leave, stop
+from datadistill.utils.interrupts import answer_with, leave, number_of, stop
+
+if sys.platform != "win32":
+    import resource
+
+_LEAST = 768 << 20
+"""Bytes of address space without which PyTorch's libraries end the process in ways that cannot be answered."""
+
+_TOO_LITTLE = "a limit, such as that of ulimit -v, leaves too little memory to load PyTorch: raise it"
+
+
+def _limit() -> float:
+    """Bytes of address space that the process may take."""
+    if sys.platform == "win32":
+        return math.inf
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return math.inf if limit == resource.RLIM_INFINITY else limit
 
 
 def run_and_exit() -> None:
     """The `datadistill` program."""
     answer_with(leave)
+    if _limit() < _LEAST:
+        sys.exit(f"datadistill: {_TOO_LITTLE}")
     try:
         from datadistill.cli.main import main  # some seconds, in which nothing is being done yet
-    except (ImportError, MemoryError, OSError) as error:
-        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+    except MemoryError:
+        sys.exit(f"datadistill: {_TOO_LITTLE}")
+    except (ImportError, OSError) as error:
+        if isinstance(error, ImportError) and "allocate memory" not in str(error):
             raise
-        sys.exit("datadistill: not enough memory to load PyTorch: a limit, such as that of ulimit -v, is too low")
-
-    answer_with(stop)
-    code = main()
-    answer_with(leave)
+        sys.exit(f"datadistill: {_TOO_LITTLE if isinstance(error, ImportError) else f'it cannot be loaded: {error}'}")
+    try:
+        answer_with(stop)
+        code = main()
+        answer_with(leave)
+    except KeyboardInterrupt as error:  # just before the command, or just after it
+        leave(number_of(error), None)
     sys.exit(code)
 
 

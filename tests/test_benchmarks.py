@@ -5,12 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import ROOT
+
+import datadistill as dd
+from datadistill.methods import METHODS
 
 FACTS = {"isa", "threads", "processor", "kernels"}
 
@@ -111,6 +115,33 @@ def test_judging_prints_json_and_agrees_with_the_reference() -> None:
     assert max(row["error"], row["own_error"]) < 1e-3
     assert min(row["seconds"], row["seconds_own"], row["seconds_plain"]) > 0
     assert min(row["time_ratio"], row["own_ratio"], row["limit_ratio"]) > 0
+
+
+def test_every_method_is_killed() -> None:
+    text = (ROOT / "benchmarks" / "kills.py").read_text()
+    assert [name for name in METHODS.names() if f"distill --method {name} " not in text] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["KILL", "TERM"])
+def test_whatever_is_killed_ends_with_the_same_bits(number: str) -> None:
+    (row,) = rows_of("benchmarks/kills.py", "--signal", number, "--seeds", "1000:1022")
+    assert (row["signal"], row["tried"], row["same_bits"], row["failures"]) == (number, 22, 22, [])
+    assert row["kills"] >= 11
+
+
+@pytest.mark.slow
+def test_kills_find_what_differs(tmp_path: Path) -> None:
+    command = ["benchmarks/kills.py", "--seeds", "0:1", "--case", "dd", "--work", str(tmp_path)]
+    rows_of(*command)
+    file = tmp_path / "whole" / "dd" / "run" / "distilled.safetensors"
+    data = dd.load_distilled(file)
+    replace(data, images=data.images + 1).save(file)
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    (failure,) = json.loads(done.stdout)["failures"]
+    assert (failure["seed"], failure["case"]) == (0, "dd")
+    assert list(failure["differs"]) == ["run/distilled.safetensors/images"]
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import datadistill as dd
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
 
 MLP = ("--dataset", "digits", "--model", "mlp")
-LONG = ("distill", *MLP, "--iterations", "2000", "--batch", "64", "--outer-look-every", "20", "--out", "run")
+LONG = ("distill", *MLP, "--iterations", "2000", "--batch", "64", "--outer-eval-every", "20", "--out", "run")
 
 
 def started(*words: str, folder: Path) -> subprocess.Popen[str]:

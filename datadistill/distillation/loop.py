@@ -289,9 +289,9 @@ class _Loop:
         elif state.finished:
             state = replace(state, finished=False)
             folder.save(state.step, pack(state))
-        folder.change(lengthened(before, iterations))
         if state.best is not None:  # what was best at the last look may be none of a longer run's
             self._result(state, state.best).save(folder.place(FILE_NAME))
+        folder.change(lengthened(before, iterations))
         return state
 
     def run(self, state: RunState, stop: StopRequest) -> RunState:

@@ -1,6 +1,7 @@
 """`reproduce`: a recipe is run, judged, and compared with what it is expected to give."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from datadistill.experiments.recipes import Expect, Point, PoolRecipe, Recipe, S
 from datadistill.experiments.recipes.measured import load_measured
 from datadistill.experiments.reproduce import reproduce
 from datadistill.training.recipe import DC, TrainRecipe
+from datadistill.utils.files import locked
 from datadistill.utils.progress import Screen
 from datadistill.utils.registry import Registry
 
@@ -219,6 +221,24 @@ def test_an_interrupted_run_goes_on(
         assert main(["reproduce", "digits-plain", "--out", "out", "--resume"]) == 0
     found = json.loads(Path("out/results.json").read_text())
     assert [line["accuracy"]["mean"] for line in found.values()] == [line.accuracy.mean for line in whole.lines]
+
+
+def test_one_process_at_a_time_and_in_a_folder_that_stays(
+    ship: Callable[[Recipe], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ship(PLAIN)
+    with locked(Path("out")):
+        assert main(["reproduce", "digits-plain", "--out", "out"]) == 2
+    assert "another process is running in out" in capsys.readouterr().err
+
+    def removing(*given: Any, **named: Any) -> Any:
+        shutil.rmtree("out")
+        return evaluate_sets(*given, **named)
+
+    monkeypatch.setattr("datadistill.experiments.runner.evaluate_sets", removing)
+    assert main(["reproduce", "digits-plain", "--out", "out"]) == 1
+    assert "out was removed while it was written to" in capsys.readouterr().err
+    assert not Path("out").exists()
 
 
 def test_a_run_stopped_while_distilling_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
