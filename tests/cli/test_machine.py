@@ -41,7 +41,7 @@ def tensors(path: str) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     files = [Path(path)] if Path(path).is_file() else sorted(Path(path).rglob("*.safetensors"))
-    return {f"{file.name}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
+    return {f"{file.relative_to(path)}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
 
 
 @pytest.mark.parametrize(

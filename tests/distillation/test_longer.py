@@ -13,7 +13,7 @@ from datadistill.cli.main import main
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.methods import METHODS
 
-OUTER = dd.Outer(rate=0.03, schedule="constant", eval_every=10)
+OUTER = dd.Outer(lr=0.03, schedule="constant", eval_every=10)
 METHOD = dd.methods.DD(images="mean", batch=64)
 
 

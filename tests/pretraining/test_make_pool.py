@@ -81,7 +81,7 @@ def test_further_training_can_be_interrupted(digits: dd.RealData, tmp_path: Path
         dd.make_pool(digits, tmp_path / "mixed", count=dies_at(5), **options)
     with pytest.raises(RequestError, match="have start "):
         dd.make_pool(digits, tmp_path / "mixed", resume=True, **options | {"start": other})
-    with pytest.raises(RequestError, match=r"have start \w+, but None is asked for"):
+    with pytest.raises(RequestError, match=r"have start \w+, but not given is asked for"):
         make(digits, tmp_path / "mixed", resume=True)
 
 
