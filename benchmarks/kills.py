@@ -26,6 +26,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -129,6 +130,8 @@ def _become(words: Sequence[str], folder: Path) -> None:
         run_and_exit()
     except SystemExit as error:
         code = int(error.code or 0)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
