@@ -23,10 +23,10 @@ else:
 
     def __getattr__(name: str) -> Any:
         """What the package offers, loaded when it is first asked for: the program answers Ctrl-C before that."""
-        try:
-            return getattr(import_module("datadistill.api"), name)
-        except AttributeError:
-            raise AttributeError(f"module 'datadistill' has no attribute '{name}'") from None
+        api = import_module("datadistill.api")
+        if name not in api.__all__:
+            raise AttributeError(f"module 'datadistill' has no attribute '{name}'")
+        return getattr(api, name)
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *import_module("datadistill.api").__all__})

@@ -132,7 +132,8 @@ def _again(given: list[str], parsed: argparse.Namespace | None = None, folder: P
     """The command that goes on with what was interrupted."""
     if given[0] in ("pretrain", "reproduce"):
         return command_line(*(word for word in given if word != "--resume"), "--resume")
-    assert parsed is not None and folder is not None, "a run knows its folder"
+    assert parsed is not None
+    assert folder is not None, "a run knows its folder"
     return command_line("distill", *distill.to_go_on(folder, parsed))
 
 

@@ -203,7 +203,8 @@ def ridge_answers(
     inputs, targets, others = (one.to("cpu" if one.is_mps else one.device).double() for one in (known, labels, asked))
     kernel = inputs @ inputs.T
     penalty = ridge * kernel.diagonal().mean() * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
-    return (others @ (inputs.T @ torch.linalg.solve(kernel + penalty, targets))).to(asked)
+    answers: Tensor = others @ (inputs.T @ torch.linalg.solve(kernel + penalty, targets))
+    return answers.to(asked)
 
 
 def _by_class(distilled: DistilledData) -> Float[Tensor, "n k"]:

@@ -75,6 +75,16 @@ def _lies_in(name: str, folder: Path | None) -> bool:
         return False
 
 
+def _is_missing(dataset: str) -> bool:
+    """Whether a dataset is a path at which there is nothing."""
+    if dataset.lower().startswith(PREFIX) or is_named(dataset):
+        return False
+    try:
+        return not Path(dataset).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, with a zero in it, or of a user that there is not
+        return True
+
+
 def passed(kind: str, given: Any, recorded: str, *, file: str = "the distilled data", **where: Any) -> Any:
     """What the user gave, else what a file names.
 
@@ -86,10 +96,15 @@ def passed(kind: str, given: Any, recorded: str, *, file: str = "the distilled d
         **where: as for `Named.reach`.
 
     Raises:
-        RequestError: the file names what nobody but the user may ask for.
+        RequestError: the file names what nobody but the user may ask for, or what is not here.
     """
     if given is not None:
         return given
+    if kind == "dataset" and _is_missing(recorded):
+        what = "file" if recorded.lower().endswith((".npz", ".parquet")) else "folder"
+        raise RequestError(
+            f"it was made from the {what} {recorded:.{_MOST_CHARACTERS}}, which is not here: give --dataset"
+        )
     refuse(file, [Named(kind, recorded, "--dataset" if kind == "dataset" else "--model")], **where)
     return recorded
 

@@ -21,6 +21,8 @@ from datadistill.utils.errors import DamagedFileError, DatadistillError, Request
 
 if sys.platform != "win32":
     import fcntl
+    import grp
+    import pwd
 
 Found = TypeVar("Found")
 
@@ -77,9 +79,20 @@ def who_else(path: Path) -> str:
                 return f"{part} belongs to somebody else"
             # In a folder like /tmp only the owner of something may replace it.
             is_shared = part != end and found.st_mode & stat.S_ISVTX
-            if not stat.S_ISLNK(found.st_mode) and found.st_mode & 0o022 and not is_shared:
+            others = stat.S_IWOTH if _is_mine_alone(found.st_gid) else stat.S_IWOTH | stat.S_IWGRP
+            if not stat.S_ISLNK(found.st_mode) and found.st_mode & others and not is_shared:
                 return f"others may write to {part}"
     return ""
+
+
+def _is_mine_alone(group: int) -> bool:
+    """Whether a group is the user's own, as many systems give everybody one, and lets them write to its files."""
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+        known = grp.getgrgid(group)
+    except KeyError:
+        return False
+    return known.gr_name == name and set(known.gr_mem) <= {name}
 
 
 def gone(folder: Path) -> DatadistillError:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from datadistill.engine.surrogate import widened
 from datadistill.models.convnet import ConvNet
 from datadistill.models.init import draw_weights
 from datadistill.models.lenet import LeNet
+from datadistill.utils import files
 from datadistill.utils.errors import RequestError
 from datadistill.utils.runtime import stream
 
@@ -480,8 +482,11 @@ def _whole(folder: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
 @pytest.mark.parametrize("name", ["", "native", "native/operations.so", "native/measured.json"])
-def test_a_library_that_others_may_change_is_not_loaded(name: str, mode: int, tmp_path: Path) -> None:
+def test_a_library_that_others_may_change_is_not_loaded(
+    name: str, mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Be it the folder, a file in it, or a folder above it."""
+    monkeypatch.setattr(files, "_is_mine_alone", lambda group: False)
     _whole(tmp_path / "cache" / "native")
     assert library._is_whole(tmp_path / "cache" / "native")
     (tmp_path / "cache" / name).chmod(mode)
@@ -489,6 +494,17 @@ def test_a_library_that_others_may_change_is_not_loaded(name: str, mode: int, tm
         library._is_whole(tmp_path / "cache" / "native")
     (tmp_path / "cache" / name).chmod(0o700)
     assert library._is_whole(tmp_path / "cache" / "native")
+
+
+@pytest.mark.parametrize("members", [[], ["me"], ["me", "you"], ["you"]])
+def test_a_group_of_one_is_nobody_else(members: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a umask of 002 and a group for each user, as many systems have it."""
+    monkeypatch.setattr(files.pwd, "getpwuid", lambda user: SimpleNamespace(pw_name="me"))
+    monkeypatch.setattr(files.grp, "getgrgid", lambda group: SimpleNamespace(gr_name="me", gr_mem=members))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o775)
+    found = files.who_else(tmp_path / "cache")
+    assert ("others may write" in found) == ("you" in members)
 
 
 def test_nothing_is_built_where_others_may_write(tmp_path: Path) -> None:
