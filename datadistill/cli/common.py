@@ -186,15 +186,19 @@ def new_folder(name: str) -> Path:
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A small table on standard output; the first column is text, the others are figures."""
-    table = Table()
+    console, table = Console(highlight=False), Table()
+
+    def cell(text: str) -> Text:
+        # As it is printed in the end (`print_anything`), so that columns have the right width.
+        return Text(plain(text).encode(console.encoding, "backslashreplace").decode(console.encoding))
+
     for index, column in enumerate(columns):
-        table.add_column(Text(plain(column)), justify="right" if index else "left")
+        table.add_column(cell(column), justify="right" if index else "left")
     for row in rows:
-        table.add_row(*(Text(plain(cell)) for cell in row))
-    console = Console(highlight=False)
+        table.add_row(*map(cell, row))
     if not console.is_terminal:
         console.width = 120
-    console.print(Text(plain(title)), style="bold")
+    console.print(cell(title), style="bold")
     console.print(table)
 
 

@@ -28,7 +28,7 @@ from datadistill.cli.parsing import Parser, command_line
 from datadistill.methods.external import register_code
 from datadistill.utils.errors import DatadistillError, Interrupted, explain_os_error, plain, unknown_name
 from datadistill.utils.interrupts import number_of
-from datadistill.utils.runtime import is_out_of_memory, keep_freed_memory
+from datadistill.utils.runtime import is_out_of_memory, keep_freed_memory, print_anything
 
 COMMANDS = {
     "distill": distill,
@@ -84,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done, 1 it ran and failed, 2 the request was wrong, 128 + the signal (130 for Ctrl-C) interrupted.
     """
     keep_freed_memory()
+    print_anything()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if not given:

@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import io
 import platform
 import sys
 
@@ -32,6 +33,13 @@ def keep_freed_memory() -> bool:
     libc = ctypes.CDLL("libc.so.6")
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 512 << 20))
     return all(libc.mallopt(option, value) == 1 for option, value in settings)
+
+
+def print_anything() -> None:
+    """Let standard output spell what its encoding lacks as escape sequences instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
