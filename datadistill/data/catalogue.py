@@ -36,14 +36,17 @@ _FASHION_CONTENT = (
 )
 FASHION_FILES = Published(
     "fashion-mnist",
-    (
+    # Where torchvision keeps them, and unpacked; as they are published last, which is what is fetched.
+    tuple(
         Layout(
             tuple(
-                f"fashion-mnist/{part}-ubyte.gz"
+                f"{folder}/{part}-ubyte{ending}"
                 for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
             ),
             partial(read_idx_pairs, sha256=_FASHION_CONTENT, counts=((6000,) * 10, (1000,) * 10), size=28),
-        ),
+        )
+        for folder in ("FashionMNIST/raw", "fashion-mnist")
+        for ending in ("", ".gz")
     ),
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     (

@@ -12,6 +12,7 @@ from datadistill.data.arrays import Named, Pair, as_array, read_arrays
 from datadistill.data.options import Options
 from datadistill.data.readers.folder import read_folder
 from datadistill.data.readers.huggingface import PREFIX, is_saved, read_hub, read_saved
+from datadistill.data.readers.idx import is_idx, read_idx_folder
 from datadistill.data.readers.image_files import shown
 from datadistill.data.readers.npz import read_npz
 from datadistill.data.readers.torch_dataset import collect
@@ -67,6 +68,8 @@ def load_external(given: str, options: Options, say: Say, bar: Bar) -> RealData:
             raise RequestError(f"'{shown(given)}' is no path: {error}") from error
         if is_folder and is_saved(path):
             found = read_saved(path, options, say, bar)
+        elif is_folder and is_idx(path):
+            found = read_idx_folder(path, options)
         elif is_folder:
             found = read_folder(path, options, say, bar)
         elif is_file and path.suffix.lower() == ".npz":

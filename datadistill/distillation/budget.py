@@ -30,14 +30,17 @@ class Length:
 
 
 def parse_duration(given: float | str | None) -> float | None:
-    """Seconds of a number, or of text such as `90`, `90s`, `5m` or `1.5h`.
+    """Seconds of a number, or of text such as `90`, `90s`, `5m`, `1.5h` or `1h30m`.
 
     Raises:
         RequestError: it is not a duration.
     """
     if given is None or isinstance(given, int | float):
         return given
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([smh]?)", given.strip().lower())
-    if match is None:
-        raise RequestError(f"'{given}' is no duration: write seconds, or for instance 90s, 5m or 1.5h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+    number, text = r"(\d+(?:\.\d*)?|\.\d+)", given.strip().lower()
+    if re.fullmatch(number, text):
+        return float(text)
+    match = re.fullmatch("".join(rf"(?:{number}\s*{unit}\s*)?" for unit in "hms"), text)
+    if match is None or not text:
+        raise RequestError(f"'{given}' is no duration: write seconds, or for instance 90s, 5m, 1.5h or 1h30m")
+    return sum(float(part) * seconds for part, seconds in zip(match.groups("0"), (3600, 60, 1), strict=True))

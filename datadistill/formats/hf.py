@@ -74,7 +74,7 @@ def _pictures(table: Any, kind: Any) -> list[np.ndarray]:
         content = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(content, bytes):
             raise DamagedFileError(f"image {number} is not in it, but named as a file elsewhere")
-        found.append(picture_in(io.BytesIO(content), f"image {number}"))
+        found.append(picture_in(content, f"image {number}"))
     return found
 
 

@@ -15,16 +15,13 @@ from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
+from datadistill.data.readers.image_files import open_picture
+from datadistill.data.readers.layout import SUFFIXES
 from datadistill.distilled import DistilledData
 from datadistill.formats.base import Foreign, whole_folder
 from datadistill.formats.sidecar import read_sidecar, restore, write_sidecar
 from datadistill.utils.errors import DamagedFileError, RequestError, require
 from datadistill.utils.files import write_atomically
-
-_MOST_PIXELS = 1 << 24
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-_KINDS = ("PNG", "JPEG", "BMP")
-"""What is read, whatever a file is called. Pillow knows more, one of which runs another program (EPS)."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ def read_png(path: Path) -> list[Foreign | DistilledData]:
     about = read_sidecar(path)
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     files = [(file, label) for label, folder in enumerate(folders) for file in sorted(folder.iterdir())]
-    files = [(file, label) for file, label in files if file.suffix.lower() in _SUFFIXES]
+    files = [(file, label) for file, label in files if file.suffix.lower() in SUFFIXES]
     require(len(files) > 0, f"{path} has no folders with pictures")
     if about is not None:
         known = about.get("folders")
@@ -115,18 +112,15 @@ def read_png(path: Path) -> list[Foreign | DistilledData]:
     return [restore(about, _normalized(about, pixels), labels)]
 
 
-def picture_in(source: Path | io.BytesIO, name: str) -> np.ndarray:
+def picture_in(source: Path | bytes, name: str) -> np.ndarray:
     """The pixels [H, W, C] of an encoded picture, which an error calls by a name.
 
     Raises:
         DamagedFileError: it is damaged, too large, or of another kind.
     """
     try:
-        with Image.open(source, formats=_KINDS) as picture:
-            require(picture.width * picture.height <= _MOST_PIXELS, f"{name} claims {picture.width}x{picture.height}")
-            found = np.array(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
-    except DamagedFileError:
-        raise
+        picture = open_picture(source)
+        found = np.array(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
     except Exception as error:  # a damaged picture can fail in any way
         raise DamagedFileError(f"{name} is damaged or no picture ({' '.join(str(error).split())[:200]})") from error
     return found[..., None] if found.ndim == 2 else found

@@ -13,6 +13,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,13 +152,19 @@ def _from_library(library: str, name: str) -> ModelFactory:
             "that belongs to your PyTorch"
         ) from error
 
-    def build(num_classes: int, in_channels: int) -> nn.Module:
+    def build(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+        timms = library == "timm"
+        make = partial(module.create_model, pretrained=False, in_chans=in_channels) if timms else module.get_model
+        given = {"num_classes": num_classes} | ({} if timms else {"weights": None})
+        size = "img_size" if timms else "image_size"
         try:
             with warnings.catch_warnings(action="ignore"):  # of initial weights, which are drawn anew here
-                if library == "timm":
-                    network = module.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
-                else:
-                    network = module.get_model(name, weights=None, num_classes=num_classes)
+                try:
+                    network = make(name, **given, **{size: image_size})
+                except TypeError as error:
+                    if size not in str(error):
+                        raise
+                    network = make(name, **given)  # convolutional networks take any size, and none as an argument
         except Exception as error:  # an unknown name, in the words of the library
             raise RequestError(f"{library} makes no network {name}: {brief(error)}") from error
         assert isinstance(network, nn.Module)

@@ -43,24 +43,34 @@ def print_anything() -> None:
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
-    """The device for `auto`, `cpu`, `cuda` or `mps`, or as it is; `auto` takes CUDA where there is one, else the CPU.
+    """The device for `auto`, `cpu`, `cuda`, `cuda:1` or `mps`; `auto` takes CUDA where there is one, else the CPU.
+
+    A device with a number becomes the current one, because CUDA graphs are captured there.
 
     Raises:
         RequestError: the name is unknown or the device is not available.
     """
-    if isinstance(name, torch.device):
-        return name
+    if not isinstance(name, str | torch.device):
+        raise RequestError(f"device is {name!r:.60}, but must be a name such as cpu or cuda:1")
     available = {
         "auto": True,
         "cpu": True,
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
-    name = name.lower()
+    name, colon, number = str(name).lower().partition(":")
     if name not in available:
         raise unknown_name("device", name, available)
     if not available[name]:
         raise RequestError(f"device '{name}' is not available here: use --device cpu")
+    if colon and name == "cuda":
+        there = torch.cuda.device_count()
+        if not number.isascii() or not number.isdigit() or int(number) >= there:
+            raise RequestError(f"there is no device 'cuda:{number}': the last one here is cuda:{there - 1}")
+        torch.cuda.set_device(int(number))
+        return torch.device("cuda", int(number))
+    if colon and number != "0":
+        raise RequestError(f"there is no device '{name}:{number}': write {name}")
     if name == "auto":
         name = "cuda" if available["cuda"] else "cpu"
     return torch.device(name)

@@ -134,7 +134,7 @@ def test_every_dataset_is_on_the_page() -> None:
 def test_a_truncated_local_file_is_named(name: str, tmp_path: Path) -> None:
     layout = PUBLISHED[name.removesuffix("-16")].layouts[0]
     for path in layout.paths:
-        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(b"truncated")
     with pytest.raises(dd.DamagedFileError, match=layout.paths[0]):
         dd.load(name, tmp_path)

@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import datadistill as dd
 from datadistill.data.labelled import Labelled
 from datadistill.data.readers.idx import read_idx_pairs
 from datadistill.utils.errors import DamagedFileError, DatadistillError
@@ -43,6 +45,60 @@ def test_four_files_are_read(tmp_path: Path) -> None:
     assert test.pixels.shape == (2, SIZE, SIZE, 1)
     assert train.labels.tolist() == [1, 0, 1, 0, 1]
     assert test.labels.tolist() == [0, 1]
+
+
+def test_unpacked_files_are_read(tmp_path: Path) -> None:
+    paths = write(tmp_path)
+    paths[0].write_bytes(CONTENTS[0])
+    assert torch.equal(read(paths)[0].pixels, torch.from_numpy(PIXELS[:5, :, :, None]))
+
+
+def own(folder: Path, prefix: str = "", train: str = "train", ending: str = "") -> Path:
+    """IDX files of one's own: 40 and 10 images of two classes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 8, 8)).astype(np.uint8)
+    labels = (np.arange(50) % 2).astype(np.uint8)
+    for split, part in ((train, slice(40)), ("t10k" if train == "train" else "test", slice(40, None))):
+        for name, array in (("images-idx3", pixels[part]), ("labels-idx1", labels[part])):
+            content = idx(array)
+            path = folder / f"{prefix}{split}-{name}-ubyte{ending}"
+            path.write_bytes(gzip.compress(content) if ending else content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("place", "prefix", "train", "ending"),
+    [
+        ("KMNIST/raw", "", "train", ""),
+        ("kmnist", "", "train", ".gz"),
+        ("EMNIST/raw", "emnist-letters-", "training", ".gz"),
+    ],
+)
+def test_files_of_ones_own(place: str, prefix: str, train: str, ending: str, tmp_path: Path) -> None:
+    own(tmp_path / place, prefix, train, ending)
+    real = dd.load(tmp_path / place.split("/")[0], say=lambda text: None)
+    assert (len(real.train) + len(real.held_out), len(real.test), real.image_size) == (40, 10, 8)
+    assert real.classes == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda path: path.unlink(), "no images for it"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "train-images-idx3-ubyte is damaged .* holds fewer"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"0"), "holds more"),
+        (lambda path: path.write_bytes(idx(np.zeros((40, 8, 8), np.uint8), kind=9)), "does not begin as one"),
+        (lambda path: path.write_bytes(b"\0\0\x08\x03" + b"\xff" * 12), "claims"),
+        (lambda path: path.write_bytes(b"\0\0\x08\x03\0"), "damaged"),
+        (lambda path: path.write_bytes(b"\0\0\x08"), "damaged"),
+        (lambda path: path.write_bytes(gzip.compress(path.read_bytes())[:-20]), "damaged"),
+        (lambda path: own(path.parent, "emnist-letters-"), "one training split is needed"),
+    ],
+)
+def test_damage_of_ones_own_is_one_sentence(change: Any, sentence: str, tmp_path: Path) -> None:
+    change(own(tmp_path / "mine") / "train-images-idx3-ubyte")
+    with pytest.raises(DatadistillError, match=sentence):
+        dd.load(tmp_path / "mine", say=lambda text: None)
 
 
 def test_whoever_compressed_it(tmp_path: Path) -> None:

@@ -286,13 +286,23 @@ def test_only_the_rates_are_lowered(digits: dd.RealData) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "seconds"), [("90", 90), ("90s", 90), ("5m", 300), (" 1.5H ", 5400), (7.5, 7.5), (None, None)]
+    ("given", "seconds"),
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("5m", 300),
+        (" 1.5H ", 5400),
+        ("1h30m", 5400),
+        ("1h 30s", 3630),
+        (7.5, 7.5),
+        (None, None),
+    ],
 )
 def test_durations(given: Any, seconds: float | None) -> None:
     assert parse_duration(given) == seconds
 
 
-@pytest.mark.parametrize("given", ["", "five", "-3m", "5 minutes", "1e3"])
+@pytest.mark.parametrize("given", ["", "five", "-3m", "5 minutes", "1e3", "1h30", "30m1h", "1m2m"])
 def test_no_durations(given: str) -> None:
     with pytest.raises(RequestError, match="no duration"):
         parse_duration(given)

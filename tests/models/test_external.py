@@ -220,11 +220,25 @@ class FakeLibrary(types.ModuleType):
             nn.Conv2d(channels, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)
         )
 
-    def create_model(self, name: str, *, pretrained: bool, num_classes: int, in_chans: int) -> nn.Module:
+    def _sized(self, name: str, channels: int, num_classes: int, size: int) -> nn.Module:
+        self.asked.append(size)
+        if size % 4:
+            raise AssertionError("Input shape indivisible by patch size!")
+        return nn.Sequential(nn.Flatten(), nn.Linear(channels * size**2, num_classes))
+
+    def create_model(self, name: str, *, pretrained: bool, num_classes: int, in_chans: int, **more: Any) -> nn.Module:
         assert not pretrained
+        if name == "vit":
+            return self._sized(name, in_chans, num_classes, more.get("img_size", 224))
+        if more:
+            raise TypeError(f"__init__() got an unexpected keyword argument '{next(iter(more))}'")
         return self._make(name, in_chans, num_classes)
 
-    def get_model(self, name: str, *, weights: None, num_classes: int) -> nn.Module:
+    def get_model(self, name: str, *, weights: None, num_classes: int, **more: Any) -> nn.Module:
+        if name == "vit":
+            return self._sized(name, 3, num_classes, more.get("image_size", 224))
+        if more:
+            raise TypeError(f"__init__() got an unexpected keyword argument '{next(iter(more))}'")
         return self._make(name, 3, num_classes)
 
 
@@ -247,6 +261,18 @@ def test_networks_of_torchvision_take_colour(digits: dd.RealData, monkeypatch: p
     with pytest.raises(RequestError, match="to have 3 channels"):
         create_model("torchvision:resnet18", digits)
     assert create_model("torchvision:resnet18", dd.load("mnist-rgb"))(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_the_size_of_images_is_handed_on(digits: dd.RealData, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = FakeLibrary()
+    for name, module in {"timm": library, "torchvision": types.ModuleType("x"), "torchvision.models": library}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    assert create_model("timm:vit", digits)(digits.test.images[:2]).shape == (2, 10)
+    assert create_model("torchvision:vit", dd.load("mnist-rgb"))(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert library.asked == [8, 32]
+    odd = dd.from_arrays(torch.rand(40, 1, 10, 10), torch.arange(40) % 2, say=lambda text: None)
+    with pytest.raises(RequestError, match="timm makes no network vit: AssertionError: Input shape indivisible"):
+        create_model("timm:vit", odd)
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])

@@ -162,7 +162,7 @@ class _Decoding:
 
     def _fill(self, index: int, white: int | float | None) -> bool:
         """Decode one image; whether it is grey."""
-        image = _open(self.sources[index])
+        image = open_picture(self.sources[index])
         values = deep_values(image)
         if values is not None and white is None:
             self.depths[index] = numbers_of(values, self.names[index])
@@ -282,8 +282,13 @@ def _plain(image: Image.Image) -> Image.Image:
     return image
 
 
-def _open(source: Path | bytes) -> Image.Image:
-    """A picture whose header has been read, with a size that may be decoded."""
+def open_picture(source: Path | bytes) -> Image.Image:
+    """A picture whose header has been read, with a size that may be decoded.
+
+    Raises:
+        ValueError: it is no file, or too large.
+        Exception: whatever Pillow raises on damaged bytes.
+    """
     if isinstance(source, Path):
         if not source.is_file():
             raise ValueError("it is no file, or a link that leads nowhere")
@@ -303,7 +308,7 @@ def _sizes(pool: ThreadPoolExecutor, sources: Sequence[Path | bytes], failed: di
 
     def one(source: Path | bytes) -> tuple[int, int] | str:
         try:
-            return _open(source).size
+            return open_picture(source).size
         except Exception as error:  # as above
             return _reason(error)
 
