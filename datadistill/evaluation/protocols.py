@@ -67,6 +67,11 @@ def evaluate(
         RequestError: the data does not fit the dataset, the network or the pool, or there is nothing to draw by a
             scheme.
     """
+    if not isinstance(distilled, DistilledData):
+        raise RequestError(
+            f"distilled is a {type(distilled).__name__}, but must be DistilledData, as dd.distill and "
+            "dd.load_distilled give it"
+        )
     config = replace(config or EvalConfig(), **options)
     info = _protocol_for(config.protocol, distilled, config.changes)
     real = as_real(real)

@@ -82,7 +82,8 @@ def _items(dataset: Dataset[Any], what: str, size: int | None, bar: Bar) -> tupl
         for number in range(total):
             item = _item(dataset, number, what)
             images.append(_image(item[0], size, f"image {number} of {what}"))
-            labels.append(item[1].tolist() if isinstance(item[1], Tensor | np.ndarray | np.generic) else item[1])
+            label, is_array = item[1], isinstance(item[1], Tensor | np.ndarray | np.generic)
+            labels.append(as_array(label, f"label {number} of {what}").tolist() if is_array else label)
             count()
     return images, labels
 
