@@ -1,12 +1,13 @@
 """Formats of other programs: distilled data goes out to them and comes in from them."""
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 from datadistill.data.real import RealData
 from datadistill.data.transforms import Normalization
 from datadistill.distilled import DistilledData, load_distilled
-from datadistill.formats.base import HELD, FormatInfo, Usage, assemble
+from datadistill.formats.base import HELD, FormatInfo, Usage, assemble, normalized
 from datadistill.formats.dc import read_dc, write_dc
 from datadistill.formats.dd2018 import read_2018, write_2018
 from datadistill.formats.folders import read_dd_ranking, read_mtt, write_dd_ranking, write_mtt
@@ -139,8 +140,18 @@ def export_to(distilled: DistilledData, name: str, path: str | Path) -> list[str
     check_free(path)
     if distilled.provenance.normalization.zca is not None and "whitening" not in info.holds:
         raise RequestError(f"the images are whitened (ZCA), and format {info.name} cannot say how: export them to npz")
-    info.write(distilled, path)
+    info.write(_as_theirs(distilled, info), path)
     return info.lost(distilled)
+
+
+def _as_theirs(distilled: DistilledData, info: FormatInfo) -> DistilledData:
+    """The same pixels, normalised as a format's own program does it."""
+    about = distilled.provenance
+    theirs = info.normalizations.get(about.dataset.lower())
+    if theirs is None or len(theirs.mean) != len(about.normalization.mean):
+        return distilled
+    images = normalized(distilled.pixels(), theirs)
+    return replace(distilled, images=images, provenance=replace(about, normalization=theirs))
 
 
 def guess_format(path: Path) -> FormatInfo:
@@ -183,7 +194,7 @@ def import_from(
     """
     path = Path(path)
     info = guess_format(path) if name is None else FORMATS.get(name)
-    if not path.exists() or path.is_dir() != (info.suffix == ""):
+    if not (path.is_file() if info.suffix else path.is_dir()):
         raise RequestError(f"format {info.name} is a {'file' if info.suffix else 'folder'}, which {path} is not")
     try:
         sets = info.read(path)

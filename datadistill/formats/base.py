@@ -274,7 +274,7 @@ def _normalized(info: FormatInfo, foreign: Foreign, real: RealData, usage: Usage
             "deviations were given"
         )
     if usage.renormalize:
-        return _again(theirs.invert(foreign.images), real.normalization)
+        return normalized(theirs.invert(foreign.images), real.normalization)
     try:
         check_normalization(theirs, real)
     except RequestError as error:
@@ -282,8 +282,9 @@ def _normalized(info: FormatInfo, foreign: Foreign, real: RealData, usage: Usage
     return foreign.images
 
 
-def _again(pixels: Float[Tensor, "n c h w"], normalization: Normalization) -> Float[Tensor, "n c h w"]:
-    mean, std = (torch.tensor(values)[:, None, None] for values in (normalization.mean, normalization.std))
+def normalized(pixels: Float[Tensor, "n c h w"], normalization: Normalization) -> Float[Tensor, "n c h w"]:
+    """Images of pixels, which for learned ones may lie outside of [0, 1]."""
+    mean, std = (torch.tensor(values).to(pixels)[:, None, None] for values in (normalization.mean, normalization.std))
     return (pixels - mean) / std
 
 

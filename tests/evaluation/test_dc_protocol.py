@@ -95,7 +95,8 @@ def test_a_network_does_not_depend_on_the_others(digits: dd.RealData, data: dd.D
     theirs, _ = by_torch(digits, data, 20, 256)
     network = make_network(theirs)
     weights = {name: weight.detach() for name, weight in theirs.named_parameters()}
-    assert sums[1] - sums[0] == pytest.approx(accuracy_of(network, weights, digits.test).correct, abs=2e-3)
+    # Within 0.05 points of the plain loop.
+    assert sums[1] - sums[0] == pytest.approx(accuracy_of(network, weights, digits.test).correct, abs=5e-4)
     torch.set_num_threads(2)
     for nets, expected in ((3, sums[0] / 3), (4, sums[1] / 4)):
         assert dd.evaluate(data, digits, nets=nets).accuracy.mean == expected

@@ -323,6 +323,45 @@ def test_what_a_code_is_known_to_normalise_by_is_refused_too(digits: dd.RealData
     assert data.pixels()[0, :, 0, 0].tolist() == pytest.approx([0.4914 + 0.2023, 0.4822 + 0.1994, 0.4465 + 0.2010])
 
 
+DATASETS = {
+    "digits": Normalization((0.3051,), (0.3756,)),
+    "mnist": Normalization((0.1307,), (0.3081,)),
+    "usps": Normalization((0.1630,), (0.3048,)),
+    "cifar-10": Normalization((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar-100": Normalization((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS.names())
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_there_and_back_is_equal_for_every_dataset(
+    name: str, dataset: str, digits: dd.RealData, tmp_path: Path
+) -> None:
+    """What the other program reads is normalised as it normalises; what comes back is as it was."""
+    library(name)
+    ours, info, path = DATASETS[dataset], FORMATS.get(name), place(tmp_path, name)
+    images = digits.train.images.expand(-1, len(ours.mean), -1, -1)
+    real = replace(digits, name=dataset, normalization=ours, train=replace(digits.train, images=images))
+    first = sample(digits, rates=(0.25,) * 4)
+    first = replace(
+        first,
+        images=ours.apply((torch.rand(20, 8, 8, len(ours.mean), generator=stream(0)) * 255).byte()),
+        provenance=replace(first.provenance, dataset=dataset, normalization=ours),
+    )
+    export_to(first, name, path)
+    theirs = info.normalizations.get(dataset)
+    back = import_from(path, real=real, usage=Usage("mlp", renormalize=theirs is not None))
+    if name == "2018":
+        for mine, other in zip(first.inner_steps(), back.inner_steps(), strict=True):
+            assert torch.allclose(mine.images, other.images, atol=1e-5)
+    else:
+        assert torch.allclose(first.images, back.images, atol=1e-5)
+        assert torch.equal(first.labels, back.labels)
+    if name == "dc" and theirs is not None:
+        written = torch.load(path, weights_only=True)["data"][0][0]
+        assert torch.allclose(theirs.invert(written), first.pixels(), atol=1e-6)
+
+
 def test_pictures_of_other_classes_are_refused(digits: dd.RealData, tmp_path: Path) -> None:
     png(tmp_path / "x")
     (tmp_path / "x" / "9").rename(tmp_path / "x" / "nine")
