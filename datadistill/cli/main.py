@@ -26,7 +26,7 @@ from datadistill.cli import (
 )
 from datadistill.cli.parsing import Parser, command_line
 from datadistill.methods.external import register_code
-from datadistill.utils.errors import DatadistillError, Interrupted, explain_os_error, plain, unknown_name
+from datadistill.utils.errors import DatadistillError, Interrupted, explain_os_error, sentence, unknown_name
 from datadistill.utils.interrupts import number_of
 from datadistill.utils.runtime import is_out_of_memory, keep_freed_memory, print_anything
 
@@ -149,5 +149,5 @@ def _with_methods(given: list[str]) -> list[str]:
 
 def _fail(text: str, code: int) -> int:
     with suppress(OSError, ValueError, AttributeError):
-        print(f"datadistill: {plain(text)}", file=sys.stderr)
+        print(f"datadistill: {sentence(text)}", file=sys.stderr)
     return code

@@ -35,7 +35,7 @@ from datadistill.engine import Engine, kernels
 from datadistill.methods import record_of
 from datadistill.methods.base import Context, Method, Problem, State, Step, Synthesis, plan
 from datadistill.training.accuracy import Accuracy
-from datadistill.utils.errors import DatadistillError, Interrupted, RequestError
+from datadistill.utils.errors import DamagedFileError, DatadistillError, Interrupted, RequestError
 from datadistill.utils.fields import with_options
 from datadistill.utils.interrupts import Stopped, StopRequest, number_of
 from datadistill.utils.progress import Reporter, Silent, Status
@@ -231,7 +231,10 @@ def _open(
     checkpoint, complaints = folder.latest()
     for complaint in complaints:
         loop.reporter.say(complaint)
-    state = loop.first() if checkpoint is None else unpack(checkpoint, loop.problem.device)
+    try:
+        state = loop.first() if checkpoint is None else unpack(checkpoint, loop.first())
+    except DamagedFileError as error:
+        raise DamagedFileError(f"the checkpoint in {folder.path} is not of this run: {error}") from error
     if is_longer(before, settings):
         state = loop.made_longer(state, before, config)
     folder.rewind(state.step)
@@ -285,7 +288,7 @@ class _Loop:
         if state.finished and state.step % self.outer.eval_every:
             folder.forget(state.step)
             checkpoint, _ = folder.latest()
-            state = self.first() if checkpoint is None else unpack(checkpoint, self.problem.device)
+            state = self.first() if checkpoint is None else unpack(checkpoint, self.first())
         elif state.finished:
             state = replace(state, finished=False)
             folder.save(state.step, pack(state))

@@ -23,6 +23,7 @@ from datadistill.utils.files import (
     write_json,
     write_tensors,
 )
+from datadistill.utils.schema import parse_json
 
 KEPT_CHECKPOINTS = 2
 
@@ -150,7 +151,7 @@ class RunFolder:
         for path in reversed(self._saved()):
             try:
                 tensors, metadata = read_tensors(path)
-                checkpoint = Checkpoint(tensors, json.loads(metadata.get("checkpoint", "null")))
+                checkpoint = Checkpoint(tensors, parse_json(metadata.get("checkpoint", "null")))
                 if checkpoint.digest() != metadata.get("sha256"):
                     raise DamagedFileError("its checksum differs")
                 return checkpoint, complaints
@@ -172,8 +173,8 @@ class RunFolder:
         entries = []
         for line in self._metrics.read_text(errors="replace").splitlines():
             with suppress(ValueError):
-                entry = json.loads(line)
-                if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+                entry = parse_json(line)
+                if isinstance(entry, dict) and type(entry.get("step")) is int and _is_plain(entry):
                     entries.append(entry)
         return entries
 
@@ -191,7 +192,9 @@ class RunFolder:
         # One write call for the whole line: a kill comes before it or after it. A full disk may take a part of it,
         # which is taken back.
         try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            # Without waiting, because a pipe that somebody put there has no reader.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)
+            handle = os.open(path, flags, 0o666)
             try:
                 size, line = os.fstat(handle).st_size, text.encode()
                 if os.write(handle, line) != len(line):
@@ -201,6 +204,13 @@ class RunFolder:
                 os.close(handle)
         except OSError as error:
             raise explain_os_error(error, f"write {path}") from error
+
+
+def _is_plain(entry: dict[str, Any]) -> bool:
+    """Whether a line of metrics has numbers, and a list of them for learning rates if there are any."""
+    rates = entry.get("learning_rates") or []
+    numbers = [value for name, value in entry.items() if name != "learning_rates"]
+    return isinstance(rates, list) and all(type(value) in (int, float) for value in [*numbers, *rates])
 
 
 def _is_leftover(name: str) -> bool:

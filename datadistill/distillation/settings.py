@@ -79,7 +79,9 @@ class Settings:
         how = {} if self.source is None else {name: getattr(self.source.options, name) for name in WITH_SOURCE}
         try:
             return RunConfig().changed({"run": run | how, **groups})
-        except TypeError as error:
+        except RequestError:
+            raise
+        except (TypeError, LookupError, ValueError, AttributeError, OverflowError) as error:
             raise DamagedFileError(f"the run's config.json is damaged: {error}") from error
 
     def as_json(self) -> dict[str, Any]:
@@ -186,7 +188,9 @@ def _parse_groups(asked: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict
         if not isinstance(groups[name], dict):
             raise DamagedFileError(f"'{name}' is missing or of the wrong type")
         if name != "method":
-            groups[name] = defaults[name] | by_name(type(getattr(RunConfig(), name)), groups[name])
+            given = by_name(type(getattr(RunConfig(), name)), groups[name])
+            check_types(type(getattr(RunConfig(), name)), given)
+            groups[name] = defaults[name] | given
     groups["engine"].pop("window", None)  # it was a choice of storage before it was an option of a method
     method = groups["method"]
     if not isinstance(method.get("name"), str):
@@ -194,8 +198,10 @@ def _parse_groups(asked: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict
     known = {info.name: info for info in METHODS}.get(method["name"])
     if known is None:
         return groups
+    given = by_name(known.make, method)
+    check_types(known.make, given)
     old = {option.name: option.default for option in options_in(known.make)}
-    return groups | {"method": old | by_name(known.make, method)}
+    return groups | {"method": old | given}
 
 
 def _parse_source(document: Any) -> Source:

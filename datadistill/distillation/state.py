@@ -11,7 +11,8 @@ from datadistill.distillation.optimizer import Variables
 from datadistill.distillation.run_folder import Checkpoint
 from datadistill.engine.functional import Weights
 from datadistill.methods.base import State
-from datadistill.utils.errors import DamagedFileError
+from datadistill.utils.errors import require
+from datadistill.utils.schema import from_json
 
 _VARIABLES, _STATE, _BEST, _GOOD = "variables", "state", "best", "good"
 
@@ -77,17 +78,33 @@ class RunState:
         return self.loss_sum / max(1, self.loss_count)
 
 
-_FACTS = (
-    "step",
-    "seconds",
-    "rollbacks",
-    "loss_sum",
-    "loss_count",
-    "first_loss",
-    "accuracy",
-    "finished",
-    "remarks",
-)
+@dataclass(frozen=True)
+class _Facts:
+    """The JSON of a checkpoint: attributes of `RunState`, its variables and its best data."""
+
+    step: int
+    seconds: float
+    rollbacks: int
+    loss_sum: float
+    loss_count: int
+    first_loss: float | None
+    accuracy: float | None
+    finished: bool
+    remarks: tuple[str, ...]
+    norm: float
+    steps: int
+    fallbacks: int = 0
+    is_paced: bool = True  # nobody watched, in files from before that was recorded
+    best: tuple[float, float, int] | None = None
+    good: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("step", "seconds", "rollbacks", "loss_count", "norm", "steps", "fallbacks"):
+            require(getattr(self, name) >= 0, f"'{name}' is negative")
+        require(self.best is not None or not self.finished, "it is finished, but has no best data")
+
+
+_FACTS = ("step", "seconds", "rollbacks", "loss_sum", "loss_count", "first_loss", "accuracy", "finished", "remarks")
 
 
 def flat(state: State) -> dict[str, Tensor]:
@@ -144,40 +161,58 @@ def pack(run: RunState) -> Checkpoint:
     return Checkpoint(tensors, facts)
 
 
-def unpack(checkpoint: Checkpoint, device: torch.device) -> RunState:
+def unpack(checkpoint: Checkpoint, first: RunState) -> RunState:
     """The run state of a checkpoint.
 
+    Args:
+        checkpoint: what was saved.
+        first: the state that the run began with, whose tensors have the same names, shapes and types.
+
     Raises:
-        DamagedFileError: it is not a checkpoint of this version.
+        DamagedFileError: it is not a checkpoint of this version, or of another run.
     """
-    facts = checkpoint.facts
+    facts = from_json(_Facts, checkpoint.facts)
+    begun = first.variables
+    device = next(iter(begun.values.values())).device
 
     def group(prefix: str) -> dict[str, Tensor]:
         start = f"{prefix}:"
         named = {n.removeprefix(start): t for n, t in checkpoint.tensors.items() if n.startswith(start)}
         return {name: tensor.to(device) for name, tensor in named.items()}
 
-    try:
-        variables = Variables(
-            values=group(f"{_VARIABLES}.values"),
-            moments=group(f"{_VARIABLES}.moments"),
-            average=group(f"{_VARIABLES}.average"),
-            norm=facts["norm"],
-            steps=facts["steps"],
-        )
-        plain = {name: facts[name] for name in _FACTS} | {"remarks": tuple(facts["remarks"])}
-        state = group(_STATE)
-        # Files from before the loop looked after memory have this among the method's tensors.
-        fallbacks = int(state.pop("engine.cheaper", torch.tensor(facts.get("fallbacks", 0))))
-        plain["is_paced"] = facts.get("is_paced", True)  # nobody watched, in files from before that was recorded
-        run = RunState(variables, method_state=nested(state), fallbacks=fallbacks, **plain)
-        if "best" in facts:
-            correct, loss, step = facts["best"]
-            run = replace(run, best=Best(correct, loss, step, group(_BEST)))
-        if "good" in facts:
-            start = f"{_GOOD}:"
-            tensors = {n.removeprefix(start): t for n, t in checkpoint.tensors.items() if n.startswith(start)}
-            run = replace(run, good=unpack(Checkpoint(tensors, facts["good"]), device))
-    except (KeyError, TypeError) as error:
-        raise DamagedFileError(f"the checkpoint lacks {error}") from error
+    variables = Variables(
+        values=group(f"{_VARIABLES}.values"),
+        moments=group(f"{_VARIABLES}.moments"),
+        average=group(f"{_VARIABLES}.average"),
+        norm=facts.norm,
+        steps=facts.steps,
+    )
+    for name in ("values", "moments", "average"):
+        _check_like(getattr(variables, name), getattr(begun, name))
+    state, known = group(_STATE), flat(first.method_state)
+    # Files from before the loop looked after memory have this among the method's tensors.
+    fallbacks = int(state.pop("engine.cheaper", torch.tensor(facts.fallbacks)))
+    both = state.keys() & known.keys()  # a method may remember more later
+    _check_like({name: state[name] for name in both}, {name: known[name] for name in both}, is_finite=False)
+    plain = {name: getattr(facts, name) for name in _FACTS}
+    run = RunState(variables, method_state=nested(state), fallbacks=fallbacks, is_paced=facts.is_paced, **plain)
+    if facts.best is not None:
+        run = replace(run, best=Best(*facts.best, group(_BEST)))
+        _check_like(group(_BEST), begun.values)
+    if facts.good is not None:
+        start = f"{_GOOD}:"
+        tensors = {n.removeprefix(start): t for n, t in checkpoint.tensors.items() if n.startswith(start)}
+        run = replace(run, good=unpack(Checkpoint(tensors, facts.good), first))
     return run
+
+
+def _check_like(given: State, first: State, is_finite: bool = True) -> None:
+    """Refuse tensors that are not like those that a run began with."""
+    require(given.keys() == first.keys(), f"it holds {', '.join(given)} instead of {', '.join(first)}")
+    for name, tensor in given.items():
+        expected = first[name]
+        require(
+            (tensor.shape, tensor.dtype) == (expected.shape, expected.dtype),
+            f"'{name}' is {tensor.dtype} {list(tensor.shape)}, not {expected.dtype} {list(expected.shape)}",
+        )
+        require(not is_finite or bool(tensor.isfinite().all()), f"'{name}' is not finite")

@@ -30,7 +30,7 @@ from datadistill.methods import Problem
 from datadistill.pretraining.pool import Pool
 from datadistill.report.card import conclude
 from datadistill.training.carried import shared_recipe
-from datadistill.utils.errors import DamagedFileError
+from datadistill.utils.errors import DamagedFileError, require
 from datadistill.utils.files import read_json, write_json
 from datadistill.utils.progress import Screen
 from datadistill.utils.runtime import stream
@@ -112,10 +112,13 @@ class Experiment:
         path = self.folder / RESULTS
         results = read_json(path) if path.exists() else {}
         try:
+            require(isinstance(results, dict), "it is not a JSON object")
             if name in results:
                 return parse_line(results[name])
-        except (KeyError, TypeError) as error:
-            raise DamagedFileError(f"{path} is damaged: remove it, and add --resume to judge again") from error
+        except DamagedFileError as error:
+            raise DamagedFileError(
+                f"{path} is damaged ({error}): remove it, and add --resume to judge again"
+            ) from error
         line = replace(judge(), name=name)
         self.check()
         write_json(path, results | {name: asdict(line)})

@@ -1,6 +1,6 @@
 """Verdicts: what a recipe gave, beside what it is expected to give."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +11,7 @@ from datadistill.experiments.recipes import Recipe
 from datadistill.experiments.recipes.measured import Measured
 from datadistill.utils.errors import RequestError
 from datadistill.utils.runtime import versions
+from datadistill.utils.schema import from_json
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,13 @@ class Line:
     fall_std: float | None = None
 
 
-def parse_line(document: Mapping[str, Any]) -> Line:
-    """A line from its JSON."""
-    summaries = {
-        name: None if document[name] is None else Summary(**document[name] | {"ci95": tuple(document[name]["ci95"])})
-        for name in ("accuracy", "before")
-    }
-    return Line(**{**document, **summaries})
+def parse_line(document: Any) -> Line:
+    """A line from its JSON.
+
+    Raises:
+        DamagedFileError: it is none.
+    """
+    return from_json(Line, document)
 
 
 @dataclass(frozen=True)

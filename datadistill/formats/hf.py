@@ -4,14 +4,13 @@ It needs the library `datasets`, which comes with the extra `hf`.
 """
 
 import importlib
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from datadistill.data.readers.huggingface import check_inside, column_of
+from datadistill.data.readers.huggingface import check_entries, check_inside, column_of
 from datadistill.distilled import DistilledData
 from datadistill.formats.base import Foreign, take_images, take_labels, whole_folder
 from datadistill.formats.png import picture_in
@@ -41,6 +40,7 @@ def write_hf(distilled: DistilledData, path: Path) -> None:
 def read_hf(path: Path) -> list[Foreign | DistilledData]:
     """The folder's one set: ours, or any with float or 8-bit images in `image` and classes in `label`."""
     library = _library()
+    check_entries(path)
     try:
         check_inside(path)
         table = library.load_from_disk(str(path))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from datadistill.distilled import DistilledData, parse_distilled
 from datadistill.utils.errors import DamagedFileError, require
-from datadistill.utils.files import read_json, write_json
+from datadistill.utils.files import check_file, read_json, write_json
 
 NAME = "datadistill.json"
 _MOST_BYTES = 1 << 28
@@ -33,8 +33,9 @@ def read_sidecar(folder: Path) -> dict[str, Any] | None:
         DamagedFileError: it is no JSON object.
     """
     path = folder / NAME
-    if not path.is_file():
+    if not path.exists():
         return None
+    check_file(path)
     require(path.stat().st_size <= _MOST_BYTES, f"{NAME} is too long")
     document = read_json(path)
     require(isinstance(document, dict), f"{NAME} is not a JSON object")
@@ -53,6 +54,7 @@ def restore(document: dict[str, Any], images: Float[Tensor, "n c h w"], labels: 
         for name, kind in kinds.items():
             if name in document:
                 tensors[name] = torch.tensor(document[name], dtype=kind)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        header = json.dumps(document.get("provenance"))
+    except (TypeError, ValueError, RuntimeError, OverflowError, RecursionError) as error:
         raise DamagedFileError(f"{NAME} is malformed: {' '.join(str(error).split())[:200]}") from error
-    return parse_distilled(tensors, {"datadistill": json.dumps(document.get("provenance"))})
+    return parse_distilled(tensors, {"datadistill": header})

@@ -4,6 +4,7 @@ Every network has generators of its own, and on a CPU a single core, so that its
 cores nor on which networks are trained beside it or were kept from before.
 """
 
+import math
 import shutil
 import threading
 import time
@@ -34,7 +35,7 @@ from datadistill.pretraining.trajectories import (
 from datadistill.training.accuracy import accuracy_of
 from datadistill.training.fit import fit
 from datadistill.training.recipe import TrainRecipe
-from datadistill.utils.errors import DamagedFileError, DatadistillError, Interrupted, RequestError, told
+from datadistill.utils.errors import DamagedFileError, DatadistillError, Interrupted, RequestError, require, told
 from datadistill.utils.fields import check_names, options_in, with_options
 from datadistill.utils.files import (
     digest_of,
@@ -173,7 +174,7 @@ def make_pool(
     maker = _Maker(real, network, facts, "network", out, parts, out, say, count, starts, epochs_kept=1)
     with maker.opened(resume, lambda: load_pool(out).facts) as check:
         if check is not None:
-            maker.train_missing(check, _read_part, _write_part)
+            maker.train_missing(check, lambda path: _read_part(path, network), _write_part)
             _joined(maker, facts, config.test).save(out)
             shutil.rmtree(parts, ignore_errors=True)
     return load_pool(out)
@@ -482,7 +483,7 @@ def _write_part(path: Path, epochs: Sequence[Weights], began: float) -> None:
     write_tensors(path, epochs[-1], {"seconds": seconds, "sha256": digest_of(epochs[-1], seconds)})
 
 
-def _read_part(path: Path) -> tuple[Weights, float]:
+def _read_part(path: Path, network: Network) -> tuple[Weights, float]:
     """A finished network of a pool, and the seconds it took.
 
     Raises:
@@ -491,12 +492,23 @@ def _read_part(path: Path) -> tuple[Weights, float]:
     weights, metadata = read_tensors(path)
     if metadata.get("sha256") != digest_of(weights, metadata.get("seconds", "")):
         raise DamagedFileError(f"{path} is damaged: its checksum differs")
-    return weights, float(metadata["seconds"])
+    shapes = {name: (weight.shape, weight.dtype) for name, weight in network.module.named_parameters()}
+    require(
+        {name: (weight.shape, weight.dtype) for name, weight in weights.items()} == shapes
+        and all(bool(weight.isfinite().all()) for weight in weights.values()),
+        f"{path} is damaged: its weights are not those of this network",
+    )
+    try:
+        seconds = float(metadata["seconds"])
+    except (KeyError, ValueError):
+        seconds = math.nan
+    require(0 <= seconds < math.inf, f"{path} is damaged: it does not say how long it took")
+    return weights, seconds
 
 
 def _joined(maker: _Maker, facts: PoolFacts, test: bool) -> Pool:
     """A pool of networks that are finished: their weights are rounded, and what they are worth is measured."""
-    parts, device = [_read_part(path) for path in maker.files], maker.device
+    parts, device = [_read_part(path, maker.network) for path in maker.files], maker.device
     exact = [{name: weight.to(device) for name, weight in weights.items()} for weights, _ in parts]
     stacked = stacked_in_half([weights for weights, _ in parts])
     rounded = Networks(stacked).to(device)

@@ -23,7 +23,7 @@ def save_curve(metrics: list[dict[str, Any]], path: Path) -> None:
     left.plot(steps, [100 * entry.get("held_out_accuracy", float("nan")) for entry in metrics], color="#1b6ca8")
     left.set(xlabel="outer step", ylabel="held-out accuracy (%)")
     rates: list[list[float]] = [entry.get("learning_rates") or [] for entry in metrics]
-    if all(rates):
+    if all(rates) and len(set(map(len, rates))) == 1:
         for index, series in enumerate(zip(*rates, strict=True)):
             right.plot(steps, series, label=f"step {index + 1}" if len(rates[0]) <= 6 else None)
         right.set_yscale("log")

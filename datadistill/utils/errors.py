@@ -7,6 +7,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+_MOST = 1500
+"""Characters of a sentence: names and values in files are anybody's."""
+
 
 class DatadistillError(Exception):
     """It ran and failed (exit code 1)."""
@@ -55,6 +58,12 @@ def plain(text: str) -> str:
 def told(value: object) -> object:
     """A value in a sentence about two settings that differ."""
     return "not given" if value is None else value
+
+
+def sentence(text: str) -> str:
+    """A text as `plain` gives it, without its middle if that is endless."""
+    text = plain(text)
+    return text if len(text) <= _MOST else f"{text[: _MOST // 2]} ... {text[-_MOST // 2 :]}"
 
 
 def how_to_install(*packages: str) -> str:

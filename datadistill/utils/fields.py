@@ -174,7 +174,7 @@ def _json_classes(hint: Any) -> tuple[type, ...]:
             classes |= {type(value) for value in get_args(kind)}
         elif origin in _SCALARS:
             classes.add(origin)
-        elif isinstance(origin, type) and issubclass(origin, Sequence | Mapping):
+        elif isinstance(origin, type) and (issubclass(origin, Sequence | Mapping) or is_dataclass(origin)):
             classes.add(list if issubclass(origin, Sequence) else dict)
     return (*classes, int) if float in classes else tuple(classes)
 

@@ -17,7 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from datadistill.utils.errors import DamagedFileError, DatadistillError, RequestError, explain_os_error
+from datadistill.utils.errors import DamagedFileError, DatadistillError, RequestError, explain_os_error, require
+from datadistill.utils.schema import parse_json
 
 if sys.platform != "win32":
     import fcntl
@@ -143,6 +144,15 @@ def _lock(handle: int) -> bool:
     return True
 
 
+def check_file(path: Path) -> None:
+    """Refuse what is there but no file: a pipe would be waited for without end, and a device has no end.
+
+    Raises:
+        DamagedFileError: it is something else.
+    """
+    require(path.is_file() or not path.exists(), f"{path} is no file")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a crash at any moment, finds the old content or the new one.
 
@@ -179,10 +189,11 @@ def read_json(path: Path) -> Any:
         DatadistillError: it cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        check_file(path)
+        return parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise explain_os_error(error, "read a file") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DamagedFileError(f"{path} is damaged: it is not JSON") from error
 
 
@@ -204,11 +215,14 @@ def look_into(path: Path, look: Callable[[Any], Found]) -> Found:
         DatadistillError: it cannot be read at all.
     """
     try:
+        check_file(path)
         # Claimed sizes are checked against the file's before memory is taken.
         with _plainly_named(path) as name, safe_open(name, framework="pt") as file:
             return look(file)
     except OSError as error:
         raise explain_os_error(error, f"read {path}") from error
+    except DatadistillError:
+        raise
     except (SafetensorError, ValueError, RuntimeError, LookupError, AttributeError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedFileError(f"{path} is damaged or no safetensors file: {reason}") from error

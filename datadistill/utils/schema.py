@@ -1,6 +1,7 @@
 """Dataclasses from JSON, checked against their type hints."""
 
 import json
+import math
 import reprlib
 import sys
 from collections.abc import Collection
@@ -58,6 +59,30 @@ def from_json(
         raise error(plain(str(refusal))[:_MOST_CHARACTERS]) from refusal
 
 
+def parse_json(text: str) -> Any:
+    """What JSON says; strictly, because Python's reader takes more than there is.
+
+    Raises:
+        ValueError: it is no JSON, has a number that is none or beyond all floats, or is nested too deeply.
+    """
+    try:
+        return json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return value
+
+
+def _whole(text: str) -> int:
+    if abs(value := int(text)) > sys.float_info.max:
+        raise ValueError("a number is beyond all floats")
+    return value
+
+
 def to_json(document: Any) -> Any:
     """What JSON makes of a document, to compare with one that was read: tuples are lists, keys are texts."""
     return json.loads(json.dumps(document, allow_nan=False))
@@ -83,8 +108,8 @@ def read_header(metadata: dict[str, str], key: str, *numbers: int) -> dict[str, 
     """
     require(key in metadata, f"the metadata key '{key}' is missing")
     try:
-        document = json.loads(metadata[key])
-    except (ValueError, RecursionError) as error:
+        document = parse_json(metadata[key])
+    except ValueError as error:
         raise DamagedFileError("its metadata is not JSON") from error
     return of_format(document, *numbers)
 

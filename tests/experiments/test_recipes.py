@@ -3,6 +3,7 @@
 import json
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,29 @@ def test_measured_values_are_kept(tmp_path: Path) -> None:
     assert found["small"] == replace(entry(recipe), value=0.8)
     assert not found["small"].is_stale(recipe)
     assert found["small"].is_stale(replace(recipe, method={"name": "dd"}))
+
+
+@pytest.mark.parametrize("field", ["value", "std", "versions", "details", "digest"])
+def test_measured_values_of_other_types_are_refused(field: str, tmp_path: Path) -> None:
+    path = tmp_path / "measured.json"
+    record_measured("small", entry(parse_recipe("small", small())), path)
+    document = json.loads(path.read_text())
+    document["small"][field] = [1]
+    path.write_text(json.dumps(document))
+    with pytest.raises(DamagedFileError, match=f"damaged.*'{field}' is|damaged.*must be"):
+        load_measured(path)
+
+
+@pytest.mark.parametrize("value", [None, 3, "text", [], {}, [1], {"a": 1}, float("nan"), 10**400, [["a"]]])
+@pytest.mark.parametrize(
+    "place", ["expect", "run", "method", "outer", "baselines", "paper", "pool", "sweep", "experts", "expect.accuracy",
+              "run.iterations", "run.ipc", "method.steps", "outer.betas", "full", "line", "at_most"],
+)  # fmt: skip
+def test_a_recipe_of_other_types_is_ours_to_refuse(place: str, value: Any) -> None:
+    data = small()
+    put(place, value)(data)
+    with suppress(RequestError):
+        str(parse_recipe("small", data).digest)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"small": {"value": 1}}', '{"small": 1}'])

@@ -241,6 +241,19 @@ def test_one_process_at_a_time_and_in_a_folder_that_stays(
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("change", [{"accuracy": 3}, {"accuracy": {"mean": "x"}}, {"images": None}, {"more": 1}, 3])
+def test_kept_accuracies_of_other_types_are_refused(change: Any) -> None:
+    path = Path("out/results.json")
+    reproduce(PLAIN, "out", baselines=False)
+    found = json.loads(path.read_text())
+    own = found["these images"]
+    found["these images"] = own | change if isinstance(change, dict) else change
+    for document in (found, []):
+        path.write_text(json.dumps(document))
+        with pytest.raises(dd.DamagedFileError, match=r"results\.json is damaged"):
+            reproduce(PLAIN, "out", baselines=False, resume=True)
+
+
 def test_a_run_stopped_while_distilling_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     class Impatient(dd.Progress):
         def update(self, status: object) -> None:

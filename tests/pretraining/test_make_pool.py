@@ -18,6 +18,7 @@ from datadistill.engine import Network, make_network
 from datadistill.evaluation import accuracy_of
 from datadistill.models import create_model
 from datadistill.utils.errors import Interrupted, RequestError
+from datadistill.utils.files import digest_of, read_tensors, write_tensors
 
 TRAINING = dd.TrainRecipe(epochs=2, batch=64)
 
@@ -142,6 +143,18 @@ def test_resumed_is_uninterrupted(digits: dd.RealData, tmp_path: Path, threads: 
     assert any("networks are there already" in text for text in said)
     assert len(counted) == 5 * TRAINING.epochs
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "cut"}
+
+
+@pytest.mark.parametrize("change", [lambda weight: weight[:-1], lambda weight: weight.half(), lambda w: w * torch.nan])
+def test_a_part_of_another_network_is_trained_again(change: Any, digits: dd.RealData, tmp_path: Path) -> None:
+    whole = make(digits, tmp_path / "whole")
+    with pytest.raises(Killed):
+        make(digits, tmp_path / "cut", count=dies_at(5))
+    part = sorted((tmp_path / "cut.parts").glob("network-*"))[0]
+    tensors, metadata = read_tensors(part)
+    tensors = {name: change(weight) for name, weight in tensors.items()}
+    write_tensors(part, tensors, metadata | {"sha256": digest_of(tensors, metadata["seconds"])})
+    assert make(digits, tmp_path / "cut", resume=True).digest == whole.digest
 
 
 def test_a_damaged_part_is_trained_again(digits: dd.RealData, tmp_path: Path) -> None:

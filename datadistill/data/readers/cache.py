@@ -11,7 +11,7 @@ import torch
 from datadistill.data.download import cache_folder
 from datadistill.data.options import Options
 from datadistill.data.readers.image_files import Decoded, Pictures, decode
-from datadistill.utils.errors import DamagedFileError, DatadistillError
+from datadistill.utils.errors import DamagedFileError, DatadistillError, require
 from datadistill.utils.files import digest_of, read_tensors, who_else, write_tensors
 from datadistill.utils.progress import Bar
 
@@ -71,12 +71,14 @@ def _read(path: Path, state: str, count: int) -> Decoded | None:
         raise DamagedFileError(f"{path} is damaged: its checksum differs")
     if facts["state"] != state:
         return None
-    kept = tuple(json.loads(facts["kept"]))
-    pixels = tensors["pixels"]
-    if pixels.dtype != torch.uint8 or len(pixels) != len(kept) or (kept and kept[-1] >= count):
-        raise DamagedFileError(f"{path} is damaged: it holds something else")
-    white, remarks = json.loads(facts["more"])
-    return Decoded(pixels, kept, white, tuple(remarks))
+    try:
+        kept, (white, remarks) = tuple(json.loads(facts["kept"])), json.loads(facts["more"])
+        pixels = tensors["pixels"]
+        require(pixels.dtype == torch.uint8 and pixels.dim() == 4 and len(pixels) == len(kept), "it has other pixels")
+        require(all(0 <= index < count for index in kept), "it has other images")
+        return Decoded(pixels, kept, white, tuple(remarks))
+    except (DamagedFileError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is damaged: it holds something else") from error
 
 
 def _path(place: str, options: Options) -> Path:

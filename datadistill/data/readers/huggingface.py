@@ -44,6 +44,7 @@ def read_saved(path: Path, options: Options, say: Callable[[str], None], bar: Ba
         DamagedFileError: it cannot be read.
     """
     datasets = _library(str(path))
+    check_entries(path)
     try:
         if path.is_file() or not is_saved_to_disk(path):
             tables = _from_parquet(path)
@@ -58,6 +59,17 @@ def read_saved(path: Path, options: Options, say: Callable[[str], None], bar: Ba
     files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
     state = "\n".join(f"{one} {state_of(one)}" for one in files)
     return _read(tables, str(path), state, options, say, bar, path if path.is_dir() else path.parent)
+
+
+def check_entries(folder: Path) -> None:
+    """Refuse a folder that holds what is neither file nor folder: the library would wait for a pipe without end.
+
+    Raises:
+        DamagedFileError: it does; that is named.
+    """
+    for entry in folder.rglob("*"):
+        if not (entry.is_file() or entry.is_dir()):
+            raise DamagedFileError(f"{shown(str(entry))} is no file, or a link that leads nowhere")
 
 
 def read_hub(name: str, options: Options, say: Callable[[str], None], bar: Bar) -> Splits:

@@ -1,13 +1,14 @@
 """What recipes gave when they were last run in full: `measured.json` beside them."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from datadistill.experiments.recipes.record import Recipe
-from datadistill.utils.errors import DamagedFileError
+from datadistill.utils.errors import DamagedFileError, require
 from datadistill.utils.files import read_json, write_json
+from datadistill.utils.schema import from_json
 
 FILE = Path(__file__).with_name("measured.json")
 
@@ -58,13 +59,12 @@ def load_measured(path: Path | None = None) -> dict[str, Measured]:
     path = path or FILE
     if not path.exists():
         return {}
-    document, known = read_json(path), {entry.name for entry in fields(Measured)}
+    document = read_json(path)
     try:
-        if any(entry.keys() != known for entry in document.values()):
-            raise TypeError
-        return {name: Measured(**entry) for name, entry in document.items()}
-    except (AttributeError, TypeError) as error:
-        raise DamagedFileError(f"{path} is damaged: it does not hold measured values") from error
+        require(isinstance(document, dict), "it is not a JSON object")
+        return {name: from_json(Measured, entry, optional=()) for name, entry in document.items()}
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{path} is damaged: it does not hold measured values ({error})") from error
 
 
 def record_measured(name: str, entry: Measured, path: Path | None = None) -> None:

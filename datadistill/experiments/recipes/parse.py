@@ -45,7 +45,9 @@ def parse_recipe(name: str, data: Mapping[str, Any]) -> Recipe:
             points = tuple(_point(point) for point in parts["sweep"]["points"])
             parts["sweep"] = Sweep(parts["sweep"]["axis"], points)
         return Recipe(name=name, **parts)
-    except (TypeError, KeyError) as error:
+    except RequestError:
+        raise
+    except (TypeError, LookupError, ValueError, AttributeError, ArithmeticError) as error:
         raise RequestError(f"recipe {name} is wrong: {error}") from error
 
 
