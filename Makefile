@@ -8,8 +8,10 @@ PIP := $(PYTHON) -m pip --python $(PY) --disable-pip-version-check install --qui
 # Two workers, each on one core. Tests that share what one of them made stay in one worker.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadgroup --durations=10
 TESTS ?=
+INPUTS ?= 1000
+SEED ?= 0
 
-.PHONY: demo test lint types fast slow shapes format clean
+.PHONY: demo test lint types fast slow fuzz shapes format clean
 
 demo: $(VENV)/.package
 	$(VENV)/bin/datadistill distill
@@ -29,6 +31,10 @@ fast: $(VENV)/.developer
 # Long by nature, or long forms of tests that `fast` has short; damaged files by the hundred.
 slow: $(VENV)/.developer
 	DATADISTILL_FUZZ=1 $(PYTEST) -m "slow or fuzz" $(TESTS)
+
+# As many damaged files as asked: `make fuzz INPUTS=10000 SEED=1` prints what they did that they must not, as JSON.
+fuzz: $(VENV)/.developer
+	PYTHONPATH=tests $(PY) -m fuzzing --inputs $(INPUTS) --seed $(SEED)
 
 # Every call of the package is checked against the types and array shapes of its signature.
 shapes: $(VENV)/.developer

@@ -27,7 +27,7 @@ def whole(digits: dd.RealData, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def run(digits: dd.RealData, folder: Path, resume: bool = False) -> None:
-    outer = dd.Outer(look_every=2)
+    outer = dd.Outer(eval_every=2)
     dd.distill(digits, dd.methods.DD(batch=32), model="mlp", iterations=6, outer=outer, out=folder, resume=resume)
 
 
@@ -82,12 +82,12 @@ def test_a_checkpoint_of_another_run_is_refused(kind: str, whole: Path, digits: 
 @pytest.mark.parametrize(
     ("group", "name", "value"),
     [
-        ("outer", "rate", "fast"),
+        ("outer", "lr", "fast"),
         ("outer", "betas", 3),
         ("engine", "storage", 5),
         ("method", "steps", "one"),
         ("method", "learning_rate", []),
-        ("outer", "look_every", None),
+        ("outer", "eval_every", None),
         ("", "iterations", [3]),
     ],
 )
