@@ -51,7 +51,8 @@ class KRR:
     """Hyper-parameters of kernel ridge regression.
 
     Attributes:
-        loss: of the ridge regression's answers to a real batch: `mse`, or `cross-entropy` at the best temperature.
+        loss: of the ridge regression's answers to a real batch: `mse`, or `cross-entropy` at the best temperature
+            (with hard labels).
         ridge: the penalty, in multiples of the mean diagonal entry of the kernel matrix.
         bodies: networks that are kept, of which one at random is used at a time.
         max_age: most gradient steps that a network is trained for before it is drawn anew; how many is drawn uniformly
@@ -95,6 +96,11 @@ class KRR:
         for name in ("ridge", "learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise RequestError(f"{name} is {getattr(self, name)}, but must be positive and finite")
+        if self.labels == "soft" and self.loss == "cross-entropy":
+            raise RequestError(
+                "labels are soft and the loss is cross-entropy, which at the best temperature does not say how large "
+                "labels should be: choose loss mse, or labels hard"
+            )
         parse_augmentation(self.augment)
 
     @property
@@ -203,8 +209,8 @@ def ridge_answers(
     inputs, targets, others = (one.to("cpu" if one.is_mps else one.device).double() for one in (known, labels, asked))
     kernel = inputs @ inputs.T
     penalty = ridge * kernel.diagonal().mean() * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
-    answers: Tensor = others @ (inputs.T @ torch.linalg.solve(kernel + penalty, targets))
-    return answers.to(asked)
+    dual: Tensor = torch.linalg.solve(kernel + penalty, targets)
+    return (others @ (inputs.T @ dual)).to(asked)
 
 
 def _by_class(distilled: DistilledData) -> Float[Tensor, "n k"]:

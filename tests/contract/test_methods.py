@@ -59,7 +59,7 @@ WINDOW = {
     "inner_batch": 6,
     "augment": "none",
 }
-RIDGE = {"bodies": 3, "max_age": 20, "batch": 128, "labels": "soft"}
+RIDGE = {"bodies": 3, "max_age": 20, "batch": 128}
 MOVED = {"augment": "crop_scale_rotate", "trained_with": "none"}
 
 
@@ -124,8 +124,8 @@ ROWS = [
     ),
     Row("rat_bptt", METHODS.get("rat_bptt").build(WINDOW), "random-init", 1, 120),
     Row("rat_bptt", METHODS.get("rat_bptt").build(WINDOW | {"labels": "soft"}), "random-init", 1, 120, "-soft"),
-    Row("krr", METHODS.get("krr").build(RIDGE | {"labels": "hard"}), "random-init", 1, 120),
-    Row("krr", METHODS.get("krr").build(RIDGE | {"loss": "cross-entropy"}), "random-init", 2, 120, "-soft", SMALL_NET),
+    Row("krr", METHODS.get("krr").build(RIDGE | {"loss": "cross-entropy"}), "random-init", 1, 120),
+    Row("krr", METHODS.get("krr").build(RIDGE | {"labels": "soft"}), "random-init", 1, 120, "-soft"),
     Row("random_teacher", METHODS.get("random_teacher").build({}), "random-init", 2, 1, "", "mlp"),
 ]
 

@@ -115,15 +115,21 @@ def test_the_result_says_how_networks_are_trained(digits: dd.RealData) -> None:
     assert dd.evaluate(data, digits, nets=1, protocol="dc", epochs=2).protocol == "dc"
 
 
-@pytest.mark.parametrize("loss", ["cross-entropy", "mse"])
-def test_gradient_on_another_network_with_augmentation(digits: dd.RealData, loss: str) -> None:
-    options = {"matched_on": "ConvNetD1W4", "augment": "crop_rotate", "loss": loss, "batch": 64, "labels": "soft"}
+@pytest.mark.parametrize(("loss", "labels"), [("cross-entropy", "hard"), ("mse", "soft")])
+def test_gradient_on_another_network_with_augmentation(digits: dd.RealData, loss: str, labels: str) -> None:
+    options = {"matched_on": "ConvNetD1W4", "augment": "crop_rotate", "loss": loss, "batch": 64, "labels": labels}
     done = check_hypergradient(METHODS.get("krr").build(options), problem(digits))
     assert done.passed, done.rows
-    assert {row.name for row in done.rows} == {"images of batch 1", "soft labels of batch 1"}
+    learned = {"images of batch 1"} | ({"soft labels of batch 1"} if labels == "soft" else set())
+    assert {row.name for row in done.rows} == learned
 
 
 @pytest.mark.parametrize("wrong", [{"reuse": 0}, {"max_age": -1}, {"ridge": 0.0}, {"learning_rate": float("nan")}])
 def test_what_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match=f"{next(iter(wrong))} is .*, but must be"):
         METHODS.get("krr").build(wrong)
+
+
+def test_soft_labels_need_a_loss_that_says_how_large_they_are() -> None:
+    with pytest.raises(RequestError, match="choose loss mse, or labels hard"):
+        METHODS.get("krr").build({"labels": "soft", "loss": "cross-entropy"})
