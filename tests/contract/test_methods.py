@@ -125,7 +125,7 @@ ROWS = [
     Row("rat_bptt", METHODS.get("rat_bptt").build(WINDOW), "random-init", 1, 120),
     Row("rat_bptt", METHODS.get("rat_bptt").build(WINDOW | {"labels": "soft"}), "random-init", 1, 120, "-soft"),
     Row("krr", METHODS.get("krr").build(RIDGE | {"loss": "cross-entropy"}), "random-init", 1, 120),
-    Row("krr", METHODS.get("krr").build(RIDGE | {"labels": "soft"}), "random-init", 1, 120, "-soft"),
+    Row("krr", METHODS.get("krr").build(RIDGE | {"labels": "soft"}), "random-init", 1, 120, "-soft", falls_to=0.9),
     Row("random_teacher", METHODS.get("random_teacher").build({}), "random-init", 2, 1, "", "mlp"),
 ]
 
