@@ -19,7 +19,7 @@ from datadistill.engine.functional import Weights
 from datadistill.engine.losses import Labels
 from datadistill.engine.unroll import InnerStep
 from datadistill.utils.errors import DamagedFileError, RequestError, require
-from datadistill.utils.files import read_tensors, write_tensors
+from datadistill.utils.files import is_file, read_tensors, write_tensors
 from datadistill.utils.schema import from_json, read_header
 
 FORMATS = (1, 2)
@@ -211,7 +211,7 @@ def load_distilled(path: str | Path) -> DistilledData:
     """
     path = Path(path)
     file = path / FILE_NAME if path.is_dir() else path
-    if not file.is_file():
+    if not is_file(file):
         raise RequestError(f"no distilled data at {path}: give a .safetensors file, or a folder with {FILE_NAME}")
     tensors, metadata = read_tensors(file)
     try:

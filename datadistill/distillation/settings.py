@@ -99,7 +99,7 @@ class Settings:
         there, here = (json.loads(json.dumps(settings.as_json())) for settings in (self, other))
         if same_model(self.asked["model"], other.asked["model"]):
             here["model"] = there["model"]
-        for name in there:
+        for name in sorted(there, key=lambda name: here[name] is None):  # what was given first
             if name not in _ONLY_CHANGES_BITS and there[name] != here[name]:
                 mine, theirs = (told(_brief(*pair)) for pair in ((there[name], here[name]), (here[name], there[name])))
                 return f"{name} is {mine} there and {theirs} here"

@@ -358,6 +358,8 @@ class _Maker:
         Raises:
             RequestError: something else is in the way, or another process is at work.
         """
+        if not self.out.name or self.out.name == "..":
+            raise RequestError(f"there is something at {self.out} already: give another place with --out")
         refuse_links(self.folder, itself=self.folder != self.out)
         if resume and not self.folder.exists() and not self.out.exists():
             self.say(f"there is nothing of {self.out} yet: starting from the beginning.")

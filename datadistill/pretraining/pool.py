@@ -25,7 +25,7 @@ from datadistill.engine.functional import Network, Weights
 from datadistill.models import same_model
 from datadistill.pretraining.facts import NetworkFacts, check_weights, parse_facts
 from datadistill.utils.errors import DamagedFileError, RequestError, require
-from datadistill.utils.files import digest_of, read_tensors, write_tensors
+from datadistill.utils.files import digest_of, is_file, read_tensors, write_tensors
 from datadistill.utils.schema import read_header
 
 FORMAT = 1
@@ -188,7 +188,7 @@ def load_pool(path: str | Path) -> Pool:
         DamagedFileError: the file is damaged or breaks the format; the sentence says where.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         command = shlex.join(["datadistill", "pretrain", "--out", str(path)])
         raise RequestError(f"no pool of networks at {path}: make one with `{command}`")
     tensors, metadata = read_tensors(path)

@@ -20,7 +20,7 @@ from datadistill.models import same_model
 from datadistill.pretraining.facts import NetworkFacts, check_weights, parse_facts
 from datadistill.pretraining.pool import stacked_in_half
 from datadistill.utils.errors import DamagedFileError, RequestError, require
-from datadistill.utils.files import digest_of, look_into, read_json, write_json, write_tensors
+from datadistill.utils.files import digest_of, is_file, look_into, read_json, write_json, write_tensors
 from datadistill.utils.schema import from_json, of_format, read_header
 
 FORMAT = 1
@@ -193,7 +193,7 @@ def load_trajectories(folder: str | Path) -> Trajectories:
         DamagedFileError: a file is damaged, or not the one that belongs there; the sentence says which.
     """
     folder = Path(folder)
-    if not (folder / FACTS_NAME).is_file():
+    if not is_file(folder / FACTS_NAME):
         command = shlex.join(["datadistill", "pretrain", "--trajectories", "--out", str(folder)])
         raise RequestError(f"no expert trajectories in {folder}: make them with `{command}`")
     document = read_json(folder / FACTS_NAME)

@@ -38,6 +38,18 @@ def check_free(path: Path) -> None:
         raise RequestError(f"there is something at {path} already: give another place with --out")
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file at a path.
+
+    Raises:
+        DatadistillError: that cannot be found out, such as of a name that is too long.
+    """
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise explain_os_error(error, f"read {path}") from error
+
+
 def refuse_links(folder: Path, itself: bool = False) -> None:
     """Refuse a folder that holds a link: what is written or deleted through one is somebody else's.
 

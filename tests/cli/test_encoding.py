@@ -10,6 +10,7 @@ import pytest
 from datadistill.cli.main import main
 
 CLASSES = ("猫", "犬")
+DATASET = "signs.npz"
 
 
 @pytest.fixture
@@ -20,9 +21,9 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     pixels = np.random.default_rng(0).integers(0, 150, (80, 8, 8)).astype(np.uint8)
     labels = np.arange(80) % 2
     pixels[labels == 1, :, :3] = 250
-    np.savez("signs.npz", x=pixels, y=labels, classes=np.array(CLASSES))
+    np.savez(DATASET, x=pixels, y=labels, classes=np.array(CLASSES))
     steps = ["--weights", "random-init", "--steps", "1", "--epochs", "2", "--iterations", "20"]
-    assert main(["distill", "--dataset", "signs.npz", "--model", "mlp", *steps, "--nets", "1", "--out", "run"]) == 0
+    assert main(["distill", "--dataset", DATASET, "--model", "mlp", *steps, "--nets", "1", "--out", "run"]) == 0
     return "run"
 
 
@@ -33,9 +34,9 @@ def test_tables_are_printed_in_any_encoding(
     printed = {}
     for command in (
         ["list", "recipes"],
-        ["evaluate", run_folder, "--nets", "2"],
-        ["audit", run_folder, "--nets", "2", "--train-epochs", "1"],
-        ["compare", run_folder, "--nets", "2", "--baselines", "random"],
+        ["evaluate", run_folder, "--nets", "2", "--dataset", DATASET],
+        ["audit", run_folder, "--nets", "2", "--train-epochs", "1", "--dataset", DATASET],
+        ["compare", run_folder, "--nets", "2", "--baselines", "random", "--dataset", DATASET],
     ):
         out = io.BytesIO()
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding))

@@ -113,7 +113,7 @@ def test_distill_evaluate_and_resume(file: str, capsys: pytest.CaptureFixture[st
     assert main(["evaluate", "run", "--pool", file, "--nets", "4", "--json"]) == 0
     (result,) = json.loads(capsys.readouterr().out)["results"]
     assert result["accuracy"] == first.provenance.scores[-1]["accuracy"]
-    assert main(["distill", "--resume", "--out", "run"]) == 0
+    assert main(["distill", "--resume", "--out", "run", "--pool", file]) == 0
     assert torch.equal(first.images, dd.load_distilled("run").images)
 
 

@@ -75,7 +75,9 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr("datadistill.cli.main.keep_freed_memory", lambda: True)
     words = ["distill", "--dataset", "digits", "--model", "mlp", "--batch", "64", "--nets", "1"]
     resumed = ["distill", "--resume", "--out", "run", "--nets", "1"]
-    assert main([*words, "--iterations", "3", "--outer-schedule", "constant", "--out", "run"]) == 0
+    assert (
+        main([*words, "--iterations", "3", "--outer-schedule", "constant", "--outer-warmup", "0", "--out", "run"]) == 0
+    )
     capsys.readouterr()
     assert main(resumed) == 0
     assert "the run in run is finished after 3 outer steps: a larger --iterations makes it" in capsys.readouterr().err
@@ -83,9 +85,9 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "budget is not given there and 5.0 here; leave that out" in capsys.readouterr().err
     assert main([*resumed, "--iterations", "5"]) == 0
     assert "--iterations 5" in dd.load_distilled("run").provenance.recipe
-    assert main([*words, "--iterations", "3", "--out", "halving"]) == 0
-    assert main(["distill", "--resume", "--out", "halving", "--iterations", "5"]) == 2
-    assert "schedule halving" in capsys.readouterr().err.splitlines()[-1]
+    assert main([*words, "--iterations", "3", "--out", "falling"]) == 0
+    assert main(["distill", "--resume", "--out", "falling", "--iterations", "5"]) == 2
+    assert "schedule cosine" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_data_that_is_not_here(

@@ -1,5 +1,6 @@
 """Recipes: what is shipped is well formed, and what is not is refused."""
 
+import datetime
 import json
 import tomllib
 from collections.abc import Callable
@@ -114,6 +115,7 @@ WRONG = {
     "key of \\[file\\] 'nets'": put("nets", 3),
     "key of \\[run\\] 'itertions'.* did you mean iterations": put("run.itertions", 3),
     "'stesp'": put("method.stesp", 3),
+    "type date is not": put("paper.after", datetime.date(2026, 1, 1)),
     "unknown method": put("method.name", "ddd"),
     "'ratee'": put("outer.ratee", 3),
     "chunk is -1": put("engine.chunk", -1),

@@ -49,6 +49,17 @@ def sample() -> dd.DistilledData:
     )
 
 
+def ends_well(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A command ends with 0, or with one sentence and 1 or 2; a traceback would leave `main`."""
+    code = main(command)
+    error = capsys.readouterr().err
+    assert code in (0, 1, 2)
+    if code:
+        lines = [line for line in error.splitlines() if line.startswith("datadistill: ")]
+        assert len(lines) == 1, error
+        assert lines[0].isprintable()
+
+
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -192,7 +192,7 @@ def go_on(folder: Path, rng: Random) -> int | None:
     run = RunFolder(folder / "run")
     if rng.random() < 0.1:
         return command("distill", "--resume", "--out", str(run.path), "--nets", "1")
-    config = run.settings().config
+    config = run.settings().config(run.path)
     if config.dataset != "digits" or (config.iterations or 0) > 20 or config.model not in ("mlp", "ConvNetD1W16"):
         return None  # as long a run as the file asks for
     dd.distill(digits(), config=replace(config, device="cpu"), out=run.path, resume=True)

@@ -1,5 +1,6 @@
 """A recipe's TOML file becomes a recipe; whatever it holds that a recipe does not is refused."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -33,6 +34,7 @@ def parse_recipe(name: str, data: Mapping[str, Any]) -> Recipe:
     try:
         check_keys("file", data, [entry.name for entry in fields(Recipe) if entry.name != "name"])
         _check_names(name, data)
+        json.dumps(data)  # refuses the dates that TOML has
         parts = dict(data)
         parts["expect"] = Expect(**parse_expect(parts.get("expect", {})))
         parts["baselines"] = tuple(parts.get("baselines", ()))
