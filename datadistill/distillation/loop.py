@@ -21,6 +21,7 @@ import torch
 from datadistill.data import Datasets, RealData, as_real
 from datadistill.distillation.budget import Length, parse_duration
 from datadistill.distillation.config import KEYWORDS, RunConfig, config_of
+from datadistill.distillation.history import remember, rewind_history
 from datadistill.distillation.longer import before_longer, check_can_be_longer, is_longer, lengthened, what_to_do
 from datadistill.distillation.memory import Fallback
 from datadistill.distillation.optimizer import Outer, Variables, improve
@@ -222,6 +223,7 @@ def _open(
         folder.begin(settings)
         if resume:
             loop.reporter.say(f"{folder.path} holds no run yet: starting from the beginning.")
+        remember(folder.path, 0, loop.template)
         return loop.first()
     if (before.threads, before.versions.get("torch")) != (settings.threads, settings.versions.get("torch")):
         loop.reporter.say(
@@ -238,6 +240,7 @@ def _open(
     if is_longer(before, settings):
         state = loop.made_longer(state, before, config)
     folder.rewind(state.step)
+    rewind_history(folder.path, state.step)
     if state.finished:
         loop.reporter.say(what_to_do(config, folder.path, state))
     else:
@@ -434,6 +437,7 @@ class _Loop:
         )
         if self.folder is not None:
             self.folder.record(self._metrics(state, seen, distilled))
+            remember(self.folder.path, state.step, distilled)
             if better:
                 self._result(validated, best).save(self.folder.place(FILE_NAME))
             self.folder.save(state.step, pack(validated))

@@ -45,7 +45,8 @@ class RunFolder:
     """A folder with one run in it.
 
     `config.json`, `metrics.jsonl` (a line per validation), `checkpoint/` (the last two), `distilled.safetensors` (best
-    on held-out data) and `log.txt`; the command line adds `sheet.png`, `curve.png` and `README.md`.
+    on held-out data), `history.safetensors` (some moments of the images) and `log.txt`; the command line adds
+    `report.html`, `sheet.png`, `curve.png` and `README.md`.
 
     Attributes:
         path: of the folder.
