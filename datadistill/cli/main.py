@@ -21,6 +21,7 @@ from datadistill.cli import (
     plan,
     pretrain,
     rank,
+    report,
     reproduce,
     show,
 )
@@ -42,6 +43,7 @@ COMMANDS = {
     "plan": plan,
     "pretrain": pretrain,
     "rank": rank,
+    "report": report,
     "reproduce": reproduce,
     "show": show,
     "list": listing,

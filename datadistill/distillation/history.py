@@ -35,13 +35,13 @@ class EightBit:
     @classmethod
     def of(cls, pixels: Float[Tensor, "n c h w"]) -> "EightBit":
         """Rounded pixels; what lies both outside [0, 1] and beyond three deviations from an image's mean is cut off."""
-        flat = pixels.detach().float().cpu().flatten(1)
+        flat = pixels.detach().float().cpu().nan_to_num().double().flatten(1)
         mean, reach = flat.mean(1), _DEVIATIONS * flat.std(1, correction=0)
         low = torch.maximum(flat.amin(1), (mean - reach).clamp_max(0))
         high = torch.maximum(torch.minimum(flat.amax(1), (mean + reach).clamp_min(1)), low)
-        span = (high - low).clamp_min(torch.finfo(torch.float32).tiny)
+        span = (high - low).clamp_min(torch.finfo(torch.float64).tiny)
         levels = ((flat - low[:, None]) / span[:, None]).clamp(0, 1).mul(255).round().to(torch.uint8)
-        return cls(levels.view(pixels.shape), low, high)
+        return cls(levels.view(pixels.shape), low.float(), high.float())
 
 
 @dataclass(frozen=True, eq=False)

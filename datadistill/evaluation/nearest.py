@@ -51,10 +51,15 @@ def nearest_labels(
     known: Float[Tensor, "n c h w"], labels: Int64[Tensor, "n"], images: Float[Tensor, "m c h w"]
 ) -> Int64[Tensor, "m"]:
     """The label of the known image that is nearest to each image; the first of equally near ones."""
+    return labels[nearest_of(known, images)]
+
+
+def nearest_of(known: Float[Tensor, "n c h w"], images: Float[Tensor, "m c h w"]) -> Int64[Tensor, "m"]:
+    """Which known image is nearest to each image; the first of equally near ones."""
     points = known.flatten(1)
     # Through matrix products distances of near points lose most of their digits.
     parts = [
-        labels[torch.cdist(part.flatten(1), points, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)]
+        torch.cdist(part.flatten(1), points, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
         for part in torch.split(images, _BATCH)
     ]
     return torch.cat(parts)

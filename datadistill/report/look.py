@@ -1,0 +1,64 @@
+"""What the real dataset says of distilled data: the nearest real images, and which classes are confused."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from datadistill.data.real import RealData
+from datadistill.distilled import DistilledData
+from datadistill.engine import network_for
+from datadistill.evaluation.nearest import nearest_of
+from datadistill.models import is_code
+from datadistill.training.accuracy import confusion_of
+from datadistill.training.carried import recipe_of
+from datadistill.training.fit import fit
+from datadistill.utils.runtime import stream
+
+_MOST_CLASSES = 100
+"""Of which a table of confusions can be read."""
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """A look at the real dataset.
+
+    Attributes:
+        nearest: the pixels of the training image that is nearest to each distilled one, as networks are fed them.
+        labels: their classes, by name.
+        confusion: share of each class's test images (rows) taken for each class (columns), by the one network that the
+            images were made for, by steps of their own; None where there is none such, or too many classes.
+    """
+
+    nearest: Float[Tensor, "n c h w"]
+    labels: list[str]
+    confusion: list[list[float]] | None
+
+
+def look_at(distilled: DistilledData, real: RealData) -> Look:
+    """The nearest training images, by Euclidean distance, and the confusions of the network whose weights a file holds.
+
+    Raises:
+        RequestError: the data does not fit the dataset.
+    """
+    distilled.check_matches(real)
+    found = nearest_of(real.train.images, distilled.images)
+    pixels = distilled.provenance.normalization.invert(real.train.images[found])
+    names = distilled.provenance.classes
+    return Look(
+        pixels.cpu(), [names[label] for label in real.train.labels[found].tolist()], _confusion(distilled, real)
+    )
+
+
+def _confusion(distilled: DistilledData, real: RealData) -> list[list[float]] | None:
+    mine, recipe = distilled.provenance, recipe_of(distilled)
+    # Code that a file names is not run for a picture.
+    if distilled.initial_weights is None or is_code(mine.model) or not recipe.takes_own_steps:
+        return None
+    if len(mine.classes) > _MOST_CLASSES:
+        return None
+    policy = str(mine.inner.get("batch_norm", "auto"))
+    network = network_for(mine.model, real, distilled.images.device, policy).holding(distilled.initial_weights)
+    weights = fit(network, distilled.initial_weights, distilled, recipe, stream(0, "report"))
+    found: list[list[float]] = confusion_of(network, weights, real.test).tolist()
+    return found
