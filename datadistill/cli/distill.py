@@ -18,6 +18,8 @@ from datadistill.experiments.recipes import Recipe
 from datadistill.methods import METHODS
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.report.card import conclude, judging
+from datadistill.report.live import Refreshing
+from datadistill.report.page import PAGE_NAME
 from datadistill.report.sheet import SHEET_NAME
 from datadistill.utils.errors import Interrupted, RequestError
 from datadistill.utils.interrupts import number_of
@@ -73,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
                 out=folder,
                 resume=arguments.resume,
                 command=_repeat(arguments),
-                reporter=progress,
+                reporter=Refreshing(progress, folder),
             )
         _, score = conclude(done, real.to(resolve_device(config.device)), arguments.nets, pool, config.model)
     except KeyboardInterrupt as error:

@@ -179,6 +179,10 @@ class RunFolder:
                     entries.append(entry)
         return entries
 
+    def metrics_size(self) -> int:
+        """Bytes of `metrics.jsonl`, which each validation changes."""
+        return self._metrics.stat().st_size if self._metrics.is_file() else 0
+
     def rewind(self, step: int) -> None:
         """Forget metrics after a step, which a resumed run is about to make again."""
         lines = [json.dumps(entry) + "\n" for entry in self.metrics() if entry["step"] <= step]

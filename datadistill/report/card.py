@@ -19,6 +19,7 @@ from datadistill.models import ModelFactory
 from datadistill.models.gate import Named
 from datadistill.pretraining.pool import Pool
 from datadistill.report.curve import save_curve
+from datadistill.report.live import save_page
 from datadistill.report.sheet import SHEET_NAME, save_sheet
 from datadistill.utils.errors import DatadistillError, plain, printable
 from datadistill.utils.files import gone, write_atomically
@@ -35,7 +36,7 @@ def conclude(
     model: str | ModelFactory | None = None,
     seed: int = 0,
 ) -> tuple[DistilledData, Score]:
-    """End a run: judge the result on the test split, and complete its folder with score, sheet, curve and card.
+    """End a run: judge the result on the test split, and complete its folder with score, sheet, curve, card and page.
 
     Args:
         run: a finished run.
@@ -62,6 +63,7 @@ def conclude(
         save_curve(RunFolder(run.folder).metrics(), run.folder / CURVE_NAME)
         card = make_card(distilled, score, str(run.folder), pool)
         write_atomically(run.folder / CARD_NAME, card.encode(errors="surrogateescape"))
+        save_page(run.folder)
     return distilled, score
 
 
