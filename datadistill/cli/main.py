@@ -24,6 +24,7 @@ from datadistill.cli import (
     report,
     reproduce,
     show,
+    watch,
 )
 from datadistill.cli.parsing import Parser, command_line
 from datadistill.methods.external import register_code
@@ -46,6 +47,7 @@ COMMANDS = {
     "report": report,
     "reproduce": reproduce,
     "show": show,
+    "watch": watch,
     "list": listing,
 }
 
