@@ -178,4 +178,5 @@ def _print(done: Run, score: Score, recipe: Recipe | None, pool: Pool | None) ->
         tell(remark)
     tell(f"run folder  {done.folder}")
     tell(f"picture     {done.folder / SHEET_NAME}")
+    tell(f"report      {done.folder / PAGE_NAME}")
     tell(f"evaluate    {command_line(*judging(done.distilled, str(done.folder), pool))}")
