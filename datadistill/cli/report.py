@@ -11,6 +11,7 @@ from datadistill.report.look import look_at
 from datadistill.report.page import PAGE_NAME, Line, Subject, make_page, read_comparison, read_subject
 from datadistill.utils.errors import RequestError
 from datadistill.utils.files import check_free, write_atomically
+from datadistill.utils.progress import tell
 
 USAGE = "PATH..."
 DESCRIPTION = """\
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not (page.is_file() and (is_run or page.read_bytes() == content)):  # a run's page is made anew
         check_free(page)
     write_atomically(page, content)
-    print(page)
+    tell(str(page))
 
 
 def _subject(path: Path, arguments: argparse.Namespace) -> Subject:
