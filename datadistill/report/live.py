@@ -7,7 +7,6 @@ from datadistill.distillation.run_folder import RunFolder
 from datadistill.distilled import FILE_NAME, load_distilled
 from datadistill.report.page import PAGE_NAME, make_page, read_subject
 from datadistill.report.sheet import SHEET_NAME, save_sheet
-from datadistill.utils.errors import DatadistillError
 from datadistill.utils.files import write_atomically
 from datadistill.utils.progress import Reporter, Status
 
@@ -43,7 +42,7 @@ class Refreshing:
             if (self._folder / FILE_NAME).is_file():
                 save_sheet(load_distilled(self._folder), self._folder / SHEET_NAME)
                 save_page(self._folder)
-        except DatadistillError as error:  # a run does not end because nobody can look at it
+        except Exception as error:  # hours of distilling do not end because a picture of them could not be made
             self._works = False
             self.say(f"the run's pictures are no longer made anew: {error}")
         now = monotonic()

@@ -23,7 +23,7 @@ from datadistill.distillation.history import (
 from datadistill.utils.files import read_tensors, write_tensors
 from datadistill.utils.runtime import stream
 
-QUICK = dd.Outer(rate=0.03, betas=(0.5, 0.99), look_every=10)
+QUICK = dd.Outer(lr=0.03, betas=(0.5, 0.99), eval_every=10)
 
 
 @pytest.fixture(scope="module")

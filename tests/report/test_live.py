@@ -11,7 +11,7 @@ from datadistill.report.page import PAGE_NAME
 from datadistill.utils.errors import DatadistillError
 from datadistill.utils.progress import Silent
 
-QUICK = dd.Outer(rate=0.03, betas=(0.5, 0.99), look_every=5)
+QUICK = dd.Outer(lr=0.03, betas=(0.5, 0.99), eval_every=5)
 
 
 class Heard(Silent):
