@@ -36,7 +36,8 @@ def large(data: dd.DistilledData) -> dd.DistilledData:
     """A thousand images of 32x32 in colour that compress badly."""
     provenance = replace(data.provenance, normalization=dd.data.Normalization((0.5,) * 3, (0.25,) * 3))
     images, labels = torch.randn(1000, 3, 32, 32, generator=stream(0)), torch.arange(1000) % 10
-    return replace(data, images=images, labels=labels, batches=torch.arange(1000).view(10, 100), provenance=provenance)
+    batches = torch.arange(1000).view(1, 1000)
+    return replace(data, images=images, labels=labels, soft_labels=None, batches=batches, provenance=provenance)
 
 
 def write_run(
