@@ -4,9 +4,10 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from datadistill.cli.common import add_data_flags, chosen_dataset, load_data
+from datadistill.cli.common import add_data_flags, load_data
 from datadistill.cli.parsing import Parser
 from datadistill.distillation.run_folder import RunFolder
+from datadistill.models.gate import passed
 from datadistill.report.look import look_at
 from datadistill.report.page import PAGE_NAME, Line, Subject, make_page, read_comparison, read_subject
 from datadistill.utils.errors import RequestError
@@ -65,5 +66,5 @@ def _subject(path: Path, arguments: argparse.Namespace) -> Subject:
     subject = read_subject(path)
     if not arguments.real:
         return subject
-    name = chosen_dataset(arguments.dataset, subject.distilled.provenance.dataset)
+    name = passed("dataset", arguments.dataset, subject.distilled.provenance.dataset, data_root=arguments.data_root)
     return replace(subject, look=look_at(subject.distilled, load_data(name, arguments, like=subject.distilled)))
