@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
@@ -52,40 +52,73 @@ class Rates:
         return [replace(self, first=float(f"{self.first * factor:.5g}")) for factor in _FINE]
 
 
-def assemble(
-    problem: Problem, steps: int, epochs: int, images: Float[Tensor, "n c h w"], method: dict[str, Any]
-) -> DistilledData:
-    """Distilled data from chosen images, with rates that are still to be tuned.
+@dataclass(frozen=True)
+class Baseline:
+    """A `Synthesis` whose pieces are whole sets, each with the learning rates that suit it best.
 
-    Args:
-        problem: dataset, network, initial weights, images per class, seed.
-        steps: batches the images are cut into.
+    What is random about a set goes by the problem's seed, the baseline and the number of the set alone.
+
+    Attributes:
+        steps: batches the images are cut into, in the order in which they are chosen.
         epochs: how often they are walked.
-        images: of the classes `problem.labels`.
-        method: name and options, for the provenance.
-
-    Raises:
-        RequestError: the images cannot be cut into so many steps.
+        sets: how many are made, or drawn to choose from.
+        recipe: of protocol `dc`, instead of rates that are tuned; then steps and epochs are 1.
+        bar: shows progress.
     """
-    data, _ = DD(steps=steps, epochs=epochs).init(problem, stream(problem.seed, "baseline"))
-    return replace(data, images=images.to(problem.device), provenance=replace(data.provenance, method=method))
 
+    name: ClassVar[str]
+    line: ClassVar[str]
+    steps: int = 1
+    epochs: int = 1
+    sets: int = 1
+    recipe: TrainRecipe | None = None
+    bar: Bar = field(default=quiet, compare=False, repr=False)
 
-def finished(
-    data: DistilledData, problem: Problem, bar: Bar = quiet, recipe: TrainRecipe | None = None
-) -> DistilledData:
-    """Chosen images with tuned rates; or without any, to be trained on by a recipe."""
-    if recipe is None:
-        return tune(data, problem, bar)
-    mine = data.provenance
-    inner = inner_of(recipe) | {name: value for name, value in mine.inner.items() if name == BATCH_NORM}
-    batches = torch.arange(len(data.labels), device=data.labels.device).view(1, -1)
-    judged = replace(data, batches=batches, learning_rates=None, provenance=replace(mine, inner=inner))
-    return replace(judged, initial_weights=None) if judged.is_condensed else judged
+    def run(self, problem: Problem) -> list[DistilledData]:
+        """All sets, the first or the best first.
+
+        Raises:
+            RequestError: the problem does not fit, or cannot be cut into so many steps.
+        """
+        mine = self.resolve(problem)
+        return [mine.piece(set_, problem, stream(problem.seed, "piece", set_)) for set_ in range(mine.pieces(problem))]
+
+    def resolve(self, problem: Problem) -> Self:
+        """The same: nothing goes by the problem."""
+        return self
+
+    def pieces(self, problem: Problem) -> int:
+        """As many as sets."""
+        return self.sets
+
+    def piece(self, number: int, problem: Problem, generator: torch.Generator) -> DistilledData:
+        """A set with tuned rates; or without any, to be trained on by the recipe."""
+        data = self.chosen(number, problem)
+        if self.recipe is None:
+            return tune(data, problem, self.bar)
+        mine = data.provenance
+        inner = inner_of(self.recipe) | {name: value for name, value in mine.inner.items() if name == BATCH_NORM}
+        batches = torch.arange(len(data.labels), device=data.labels.device).view(1, -1)
+        judged = replace(data, batches=batches, learning_rates=None, provenance=replace(mine, inner=inner))
+        return replace(judged, initial_weights=None) if judged.is_condensed else judged
+
+    def chosen(self, number: int, problem: Problem) -> DistilledData:
+        """The set of this number, with rates that are still to be tuned."""
+        raise NotImplementedError
+
+    def assembled(self, problem: Problem, images: Float[Tensor, "n c h w"], **facts: Any) -> DistilledData:
+        """Distilled data from images of the classes `problem.labels`, with rates that are still to be tuned.
+
+        Raises:
+            RequestError: the images cannot be cut into so many steps.
+        """
+        data, _ = DD(steps=self.steps, epochs=self.epochs).init(problem, stream(problem.seed, "baseline"))
+        provenance = replace(data.provenance, method={"name": self.name, **facts})
+        return replace(data, images=images.to(problem.device), provenance=provenance)
 
 
 def by_class(problem: Problem, pick: Callable[[int], Float[Tensor, "ipc c h w"]]) -> Float[Tensor, "n c h w"]:
-    """Images picked for each class, in the order that `assemble` takes."""
+    """Images picked for each class, in the order of `problem.labels`."""
     picked = torch.cat([pick(label) for label in range(problem.real.num_classes)])
     order = torch.argsort(problem.labels, stable=True)
     images = torch.empty_like(picked)

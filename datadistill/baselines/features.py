@@ -1,15 +1,13 @@
 """Choosing real images by features: what reaches the last linear layer of a network trained on the training split."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from datadistill.baselines.base import assemble, by_class, finished
+from datadistill.baselines.base import Baseline, by_class
 from datadistill.data.real import Split
 from datadistill.distilled import DistilledData
 from datadistill.engine.features import headless
@@ -21,9 +19,6 @@ from datadistill.training.fit import fit, walk_of
 from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.progress import Bar
 from datadistill.utils.runtime import stream
-
-Select: TypeAlias = Callable[[Float[Tensor, "n d"], int], Int64[Tensor, "m"]]
-"""From the features of a class, indices of so many of its images."""
 
 _LEAST_STEPS, _BATCH = 1000, 500
 
@@ -41,31 +36,26 @@ class Features:
     accuracy: float
 
 
-def chosen_by_features(
-    name: str,
-    select: Select,
-    problem: Problem,
-    steps: int,
-    epochs: int,
-    sets: int,
-    bar: Bar,
-    recipe: TrainRecipe | None = None,
-) -> list[DistilledData]:
+@dataclass(frozen=True)
+class ByFeatures(Baseline):
     """Sets of real images, each chosen by the features of another network."""
-    ipc = problem.real.check_ipc(problem.ipc)
-    split, made = problem.real.train, []
-    for number in range(sets):
-        features = make_features(problem, number, bar)
 
-        def pick(label: int, values: Tensor = features.values) -> Float[Tensor, "ipc c h w"]:
+    @staticmethod
+    def select(features: Float[Tensor, "n d"], count: int) -> Int64[Tensor, "{count}"]:
+        """Indices of `count` rows, without repetition, in the order in which they are chosen."""
+        raise NotImplementedError
+
+    def chosen(self, number: int, problem: Problem) -> DistilledData:
+        ipc, split = problem.real.check_ipc(problem.ipc), problem.real.train
+        features = make_features(problem, number, self.bar)
+
+        def pick(label: int) -> Float[Tensor, "ipc c h w"]:
             members = split.of_class(label)
-            mine = values[members.to(values.device)]
-            return split.take(members[select(mine, ipc[label])]).images
+            mine = features.values[members.to(features.values.device)]
+            return split.take(members[self.select(mine, ipc[label])]).images
 
-        options = {"name": name, "set": number, "feature_network_held_out": features.accuracy}
-        data = assemble(problem, steps, epochs, by_class(problem, pick), options)
-        made.append(finished(data, problem, bar, recipe))
-    return made
+        images = by_class(problem, pick)
+        return self.assembled(problem, images, set=number, feature_network_held_out=features.accuracy)
 
 
 def make_features(problem: Problem, number: int, bar: Bar) -> Features:

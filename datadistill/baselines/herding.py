@@ -5,45 +5,29 @@ brings the mean feature of those chosen nearest to the mean of the class. With f
 Welling's rule, which goes by inner products.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from datadistill.baselines.features import chosen_by_features
-from datadistill.distilled import DistilledData
-from datadistill.methods import Problem
-from datadistill.training.recipe import TrainRecipe
-from datadistill.utils.progress import Bar, quiet
+from datadistill.baselines.features import ByFeatures
 
 
-def herding(
-    problem: Problem,
-    steps: int,
-    epochs: int,
-    sets: int = 1,
-    bar: Bar = quiet,
-    recipe: TrainRecipe | None = None,
-) -> list[DistilledData]:
-    """Sets of herded images, each by the features of another network.
+@dataclass(frozen=True)
+class Herding(ByFeatures):
+    """Sets of herded images."""
 
-    Args:
-        problem: dataset, network, initial weights, images per class, seed.
-        steps: batches the images are cut into, in the order in which they are chosen.
-        epochs: how often they are walked.
-        sets: how many.
-        bar: shows progress.
-        recipe: of protocol `dc`, instead of rates that are tuned; then steps and epochs are 1.
-    """
-    return chosen_by_features("herding", herd, problem, steps, epochs, sets, bar, recipe)
+    name = "herding"
+    line = "real images whose mean feature follows their class's"
 
-
-def herd(features: Float[Tensor, "n d"], count: int) -> Int64[Tensor, "{count}"]:
-    """Indices of `count` rows, without repetition, in the order in which they are chosen."""
-    mean, total = features.mean(0), torch.zeros_like(features[0])
-    chosen, taken = list[int](), torch.zeros(len(features), dtype=torch.bool, device=features.device)
-    for size in range(1, count + 1):
-        distances = ((total + features) / size - mean).norm(dim=1)
-        chosen.append(int(distances.masked_fill(taken, torch.inf).argmin()))
-        taken[chosen[-1]] = True
-        total = total + features[chosen[-1]]
-    return torch.tensor(chosen)
+    @staticmethod
+    def select(features: Float[Tensor, "n d"], count: int) -> Int64[Tensor, "{count}"]:
+        mean, total = features.mean(0), torch.zeros_like(features[0])
+        chosen, taken = list[int](), torch.zeros(len(features), dtype=torch.bool, device=features.device)
+        for size in range(1, count + 1):
+            distances = ((total + features) / size - mean).norm(dim=1)
+            chosen.append(int(distances.masked_fill(taken, torch.inf).argmin()))
+            taken[chosen[-1]] = True
+            total = total + features[chosen[-1]]
+        return torch.tensor(chosen)

@@ -6,8 +6,7 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from datadistill.baselines import BASELINES
-from datadistill.baselines.optimized import SETS
+from datadistill.baselines import BASELINES, Optimized
 from datadistill.cli.common import (
     add_data_flags,
     add_nets_flag,
@@ -98,7 +97,8 @@ def add_flags(parser: Parser) -> None:
         "--sets",
         type=positive_int,
         metavar="N",
-        help=f"sets that are made, or drawn to choose from; --nets are shared out (default: 1, optimized {SETS})",
+        help="sets that are made, or drawn to choose from; --nets are shared out "
+        f"(default: 1, optimized {Optimized.sets})",
     )
     add_run_flag(parser, "seed")
     add_run_flag(parser, "device")
@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace) -> None:
         say(remark)
     info = BASELINES.get(arguments.how)
     drawn = arguments.sets or info.sets
-    sets = info.choose(problem, steps, epochs, drawn, counting, settings)
+    sets = info(steps, epochs, drawn, settings, counting).run(problem)
     nets = nets_per_set(arguments.nets or NETS, len(sets))
     with counting("evaluating", sum(work_of(data, nets) for data in sets)) as count:
         scores, score = evaluate_sets(

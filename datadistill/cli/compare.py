@@ -195,7 +195,7 @@ def _problem(
 
 def _baseline(name: str, problem: Problem, size: _Size, arguments: argparse.Namespace, says_length: bool) -> _Line:
     info = BASELINES.get(name)
-    sets = info.choose(problem, size.steps, size.epochs, info.sets, counting, size.recipe)
+    sets = info(size.steps, size.epochs, recipe=size.recipe, bar=counting).run(problem)
     protocol = "own" if arguments.protocol == "dc" else arguments.protocol  # the sets have the recipe
     nets = nets_per_set(arguments.nets or NETS, len(sets))
     with counting(f"evaluating {name}", sum(work_of(data, nets, protocol) for data in sets)) as count:

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from datadistill.baselines import full_dataset, random_real
+from datadistill.baselines import RandomReal, full_dataset
 from datadistill.cli.common import add_data_flags, add_run_flag, load_data, print_table
 from datadistill.cli.parsing import Parser, positive_int
 from datadistill.data import RealData
@@ -203,7 +203,7 @@ class _Ranking:
         """Random real sets of the same size; without settings for as many steps, with tuned rates."""
         sets = min(self.arguments.sets, self.arguments.nets)
         if settings is not None:
-            return random_real(self._problem(), 1, 1, sets, counting, settings)
+            return RandomReal(sets=sets, recipe=settings, bar=counting).run(self._problem())
         problem, weights, rates = self._problem(), self.data.initial_weights, self.data.learning_rates
         kind, steps = str(self.data.provenance.weights.get("kind")), len(self.data.batches)
         if kind == "random-pretrained":
@@ -213,7 +213,7 @@ class _Ranking:
             network = problem.network.holding(own)
             problem = replace(problem, network=network, kind=kind, starts=Fixed(own, network.frozen))
         assert rates is not None, "data without rates is trained on by protocol dc"
-        return random_real(problem, steps, len(rates) // steps, sets, counting)
+        return RandomReal(steps, len(rates) // steps, sets, bar=counting).run(problem)
 
     def _problem(self) -> Problem:
         mine = self.data.provenance

@@ -197,7 +197,7 @@ class Experiment:
         recipe, rates, steps, epochs = shared_recipe(mine), mine.learning_rates, 1, 1
         if rates is not None and recipe is None:
             steps, epochs = len(mine.batches), len(rates) // len(mine.batches)
-        sets = info.choose(problem, steps, epochs, info.sets, self.screen.bar, recipe)
+        sets = info(steps, epochs, recipe=recipe, bar=self.screen.bar).run(problem)
         nets, pool = nets_per_set(self.nets or NETS, len(sets)), None if mine.is_condensed else self.pool
         with self.screen.bar(f"evaluating {name}", sum(work_of(data, nets) for data in sets)) as count:
             _, score = evaluate_sets(sets, problem.real, nets=self.nets, pool=pool, count=count)

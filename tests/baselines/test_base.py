@@ -8,7 +8,7 @@ import torch
 from conftest import start_of
 
 import datadistill as dd
-from datadistill.baselines import base, random_real
+from datadistill.baselines import RandomReal, base
 from datadistill.baselines.base import COARSE, SCHEDULES, Rates, held_out_accuracy, tune, tuning_networks
 from datadistill.distillation.problem import make_problem
 from datadistill.methods import DD, Problem
@@ -39,7 +39,7 @@ def test_the_best_of_all_that_was_tried_is_kept(digits: dd.RealData, monkeypatch
         return found
 
     monkeypatch.setattr(base, "held_out_accuracy", listening)
-    (data,) = random_real(problem(digits), 2, 2)
+    (data,) = RandomReal(2, 2).run(problem(digits))
     assert data.learning_rates is not None
     mine = seen[tuple(data.learning_rates.tolist())]
     assert mine == max(seen.values()) == data.provenance.scores[0]["accuracy"]

@@ -10,20 +10,20 @@ import torch
 import datadistill as dd
 from datadistill.baselines import (
     BASELINES,
-    BaselineInfo,
-    average,
+    Average,
+    Baseline,
+    Herding,
+    KCenter,
+    KMeans,
+    Optimized,
+    RandomReal,
     base,
     features,
-    herding,
-    kcenter,
-    kmeans,
-    optimized,
-    random_real,
 )
 from datadistill.baselines.base import held_out_score
 from datadistill.distillation.problem import make_problem
 from datadistill.evaluation import evaluate_sets
-from datadistill.methods import Problem
+from datadistill.methods import Problem, Synthesis
 
 STEPS, EPOCHS, IPC = 2, 2, 4
 
@@ -51,7 +51,7 @@ class Made:
     bars: list[list[int]]
 
 
-def choose(info: BaselineInfo, asked: Problem) -> Made:
+def choose(info: type[Baseline], asked: Problem) -> Made:
     bars: list[list[int]] = []
 
     @contextmanager
@@ -60,7 +60,7 @@ def choose(info: BaselineInfo, asked: Problem) -> Made:
         mine = bars[-1]
         yield lambda: mine.__setitem__(0, mine[0] + 1)
 
-    return Made(info.choose(asked, STEPS, EPOCHS, 5 if info.sets > 1 else 1, bar), bars)
+    return Made(info(STEPS, EPOCHS, 5 if info.sets > 1 else 1, bar=bar).run(asked), bars)
 
 
 # What is made once for a baseline is made in one worker.
@@ -68,12 +68,12 @@ def choose(info: BaselineInfo, asked: Problem) -> Made:
     scope="module",
     params=[pytest.param(info, id=info.name, marks=pytest.mark.xdist_group(info.name)) for info in BASELINES],
 )
-def info(request: pytest.FixtureRequest) -> BaselineInfo:
+def info(request: pytest.FixtureRequest) -> type[Baseline]:
     return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
-def made(info: BaselineInfo, digits: dd.RealData) -> Made:
+def made(info: type[Baseline], digits: dd.RealData) -> Made:
     return choose(info, problem(digits))
 
 
@@ -83,7 +83,7 @@ def same(one: dd.DistilledData, other: dd.DistilledData) -> bool:
     return torch.equal(one.images, other.images) and torch.equal(one.learning_rates, other.learning_rates)
 
 
-def test_it_is_distilled_data_that_can_be_kept(info: BaselineInfo, made: Made, tmp_path: object) -> None:
+def test_it_is_distilled_data_that_can_be_kept(info: type[Baseline], made: Made, tmp_path: object) -> None:
     data = made.sets[0]
     ipc = 1 if info.name == "average" else IPC
     assert data.images.shape == (10 * ipc, 1, 8, 8)
@@ -97,6 +97,15 @@ def test_it_is_distilled_data_that_can_be_kept(info: BaselineInfo, made: Made, t
     assert same(dd.load_distilled(f"{tmp_path}/set.safetensors"), data)
 
 
+def test_it_is_a_synthesis_whose_pieces_are_sets(info: type[Baseline], made: Made, digits: dd.RealData) -> None:
+    baseline = info(STEPS, EPOCHS, len(made.sets))
+    assert isinstance(baseline, Synthesis)
+    if info is not Optimized:  # of which a fifth is kept
+        assert baseline.pieces(problem(digits)) == len(made.sets)
+        last = len(made.sets) - 1
+        assert same(baseline.piece(last, problem(digits), torch.Generator()), made.sets[last])
+
+
 def test_images_are_of_the_class_that_their_label_says(made: Made, digits: dd.RealData) -> None:
     data = made.sets[0]
     train = digits.train
@@ -105,7 +114,7 @@ def test_images_are_of_the_class_that_their_label_says(made: Made, digits: dd.Re
         assert train.labels[nearest] == label
 
 
-def test_same_seed_same_bits(info: BaselineInfo, made: Made, digits: dd.RealData) -> None:
+def test_same_seed_same_bits(info: type[Baseline], made: Made, digits: dd.RealData) -> None:
     torch.manual_seed(1)
     again = choose(info, problem(digits)).sets
     assert len(made.sets) == len(again)
@@ -114,12 +123,12 @@ def test_same_seed_same_bits(info: BaselineInfo, made: Made, digits: dd.RealData
         assert not torch.equal(made.sets[0].images, choose(info, problem(digits, seed=1)).sets[0].images)
 
 
-def test_never_looks_at_the_test_split(info: BaselineInfo, made: Made, digits: dd.RealData) -> None:
+def test_never_looks_at_the_test_split(info: type[Baseline], made: Made, digits: dd.RealData) -> None:
     blind = replace(digits, test=replace(digits.test, images=torch.full_like(digits.test.images, torch.nan)))
     assert same(made.sets[0], choose(info, problem(blind)).sets[0])
 
 
-def test_what_is_chosen_comes_from_the_training_images(info: BaselineInfo, made: Made, digits: dd.RealData) -> None:
+def test_what_is_chosen_comes_from_the_training_images(info: type[Baseline], made: Made, digits: dd.RealData) -> None:
     if info.name not in ("kmeans", "average"):  # which have tests of their own
         rows = {tuple(image.flatten().tolist()) for image in digits.train.images}
         for data in made.sets:
@@ -132,7 +141,7 @@ def test_it_beats_chance(made: Made, digits: dd.RealData) -> None:
     assert evaluate_sets(made.sets, digits, nets=5)[1].accuracy.ci95[0] > 0.3
 
 
-def test_a_fixed_start_belongs_to_the_result(info: BaselineInfo, digits: dd.RealData) -> None:
+def test_a_fixed_start_belongs_to_the_result(info: type[Baseline], digits: dd.RealData) -> None:
     data = choose(info, problem(digits, weights="fixed-init")).sets[0]
     assert data.initial_weights is not None
     assert data.provenance.method["tuning_networks"] == 1
@@ -147,21 +156,21 @@ def test_progress_adds_up(made: Made) -> None:
 
 
 def test_random_sets_differ(digits: dd.RealData) -> None:
-    one, other = random_real(problem(digits), STEPS, EPOCHS, 2)
+    one, other = RandomReal(STEPS, EPOCHS, 2).run(problem(digits))
     assert not torch.equal(one.images, other.images)
 
 
 def test_average_images_are_class_means(digits: dd.RealData) -> None:
-    (data,) = average(problem(digits), STEPS, EPOCHS)
+    (data,) = Average(STEPS, EPOCHS).run(problem(digits))
     for label in range(10):
         expected = digits.train.images[digits.train.labels == label].double().mean(0)
         assert torch.allclose(data.images[data.labels == label][0].double(), expected, atol=1e-5)
     with pytest.raises(dd.RequestError, match="always the same"):
-        average(problem(digits), STEPS, EPOCHS, 2)
+        Average(STEPS, EPOCHS, 2).run(problem(digits))
 
 
 def test_kmeans_images_are_means_of_the_images_nearest_to_them(digits: dd.RealData) -> None:
-    (data,) = kmeans(problem(digits), STEPS, EPOCHS)
+    (data,) = KMeans(STEPS, EPOCHS).run(problem(digits))
     for label in range(10):
         points = digits.train.images[digits.train.labels == label].flatten(1)
         centres = data.images[data.labels == label].flatten(1)
@@ -172,8 +181,8 @@ def test_kmeans_images_are_means_of_the_images_nearest_to_them(digits: dd.RealDa
 
 def test_optimized_keeps_the_best_of_the_random_sets(digits: dd.RealData) -> None:
     asked, drawn = problem(digits), 10
-    random_sets = random_real(asked, STEPS, EPOCHS, drawn)
-    kept = optimized(asked, STEPS, EPOCHS, drawn)
+    random_sets = RandomReal(STEPS, EPOCHS, drawn).run(asked)
+    kept = Optimized(STEPS, EPOCHS, drawn).run(asked)
     assert len(kept) == 2
     of = [next(s for s in random_sets if torch.equal(s.images, data.images)) for data in kept]
     held_out = [held_out_score(data) for data in kept]
@@ -183,10 +192,10 @@ def test_optimized_keeps_the_best_of_the_random_sets(digits: dd.RealData) -> Non
     assert sum(map(held_out_score, of)) / 2 > mean
 
 
-@pytest.mark.parametrize("choose", [herding, kcenter])
-def test_features_need_a_linear_layer(choose: Callable[..., object], digits: dd.RealData) -> None:
+@pytest.mark.parametrize("baseline", [Herding, KCenter])
+def test_features_need_a_linear_layer(baseline: type[Baseline], digits: dd.RealData) -> None:
     def factory(num_classes: int) -> torch.nn.Module:
         return torch.nn.Sequential(torch.nn.Conv2d(1, num_classes, 8), torch.nn.Flatten())
 
     with pytest.raises(dd.RequestError, match="no linear layer"):
-        choose(problem(digits, model=factory), STEPS, EPOCHS)
+        baseline(STEPS, EPOCHS).run(problem(digits, model=factory))

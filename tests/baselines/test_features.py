@@ -8,8 +8,8 @@ from torch import nn
 
 import datadistill as dd
 from datadistill.baselines.features import features_of, make_features
-from datadistill.baselines.herding import herd
-from datadistill.baselines.kcenter import spread
+from datadistill.baselines.herding import Herding
+from datadistill.baselines.kcenter import KCenter
 from datadistill.distillation.problem import make_problem
 from datadistill.engine import make_network
 from datadistill.models import create_model, draw_weights
@@ -27,7 +27,7 @@ def test_herding_follows_the_mean_faster_than_random(points: torch.Tensor) -> No
         sizes = torch.arange(1, len(chosen) + 1)[:, None]
         return (points[chosen].cumsum(0) / sizes - points.mean(0)).norm(dim=1).tolist()
 
-    herded = distance(herd(points, 40))
+    herded = distance(Herding.select(points, 40))
     drawn = [distance(torch.randperm(300, generator=stream(1, k))[:40]) for k in range(20)]
     assert all(mine < min(others) for mine, *others in list(zip(herded, *drawn, strict=True))[1:])
     assert herded[-1] < 0.1 * herded[0]
@@ -39,11 +39,11 @@ def test_herding_is_greedy(points: torch.Tensor) -> None:
     for _ in range(5):
         rest = [k for k in range(300) if k not in chosen]
         chosen.append(min(rest, key=lambda k: float((points[[*chosen, k]].mean(0) - mean).norm())))
-    assert herd(points, 5).tolist() == chosen
+    assert Herding.select(points, 5).tolist() == chosen
 
 
 def test_the_radius_of_kcenter_shrinks(points: torch.Tensor) -> None:
-    chosen = spread(points, 40)
+    chosen = KCenter.select(points, 40)
     distances = pairwise_distances(points.numpy(), points[chosen].numpy())
     radii = [distances[:, :size].min(1).max() for size in range(1, 41)]
     assert np.all(np.diff(radii) <= 0)
@@ -53,7 +53,7 @@ def test_the_radius_of_kcenter_shrinks(points: torch.Tensor) -> None:
         assert distances[chosen[size], :size].min() == pytest.approx(radii[size - 1]), "always the farthest"
 
 
-@pytest.mark.parametrize("select", [herd, spread])
+@pytest.mark.parametrize("select", [Herding.select, KCenter.select])
 def test_nothing_is_chosen_twice(select: object) -> None:
     same = torch.ones(6, 3)
     assert sorted(select(same, 6).tolist()) == list(range(6))  # type: ignore[operator]

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 import datadistill as dd
-from datadistill.baselines import random_real
+from datadistill.baselines import RandomReal
 from datadistill.cli.main import main
 from datadistill.distillation.problem import make_problem
 from datadistill.training.carried import TAKES_LEARNED, inner_of
 from datadistill.training.recipe import DC
-from datadistill.utils.progress import quiet
 
 QUICK = ["--nets", "2", "--sets", "2", "--epochs", "4", "--augment", "crop", "--full-epochs", "2"]
 
@@ -26,7 +25,7 @@ def data(digits: dd.RealData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("datadistill.baselines.base._NETWORKS", 2)
     cpu = torch.device("cpu")
     problem = make_problem(digits, model="mlp", weights="random-init", scheme="default", ipc=5, seed=3, device=cpu)
-    found = random_real(problem, 1, 1, 1, quiet, replace(DC, epochs=4))[0]
+    found = RandomReal(recipe=replace(DC, epochs=4)).run(problem)[0]
     found.save("set.safetensors")
     return found
 

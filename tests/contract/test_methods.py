@@ -16,7 +16,7 @@ import trained
 from conftest import start_of, step_of
 
 import datadistill as dd
-from datadistill.baselines import random_real
+from datadistill.baselines import RandomReal
 from datadistill.distillation.problem import make_problem
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.engine import Network
@@ -305,7 +305,7 @@ def test_beats_random_real_images_with_tuned_rates(
     whole = made(row, "whole").distilled
     if not whole.is_condensed and whole.learning_rates is not None:
         steps = len(whole.batches)
-        chosen = random_real(problem(row, digits), steps, len(whole.learning_rates) // steps)[0]
+        chosen = RandomReal(steps, len(whole.learning_rates) // steps).run(problem(row, digits))[0]
     else:  # a recipe sets the rates: what a method starts from are random real images, with their classes
         chosen = start_of(with_images(row.method, "real"), problem(row, digits), stream(0, "baseline"))
         chosen = replace(chosen, soft_labels=None)

@@ -70,17 +70,11 @@ def test_baselines(name: str, real: dd.RealData) -> None:
         seed=0,
         device=torch.device("cpu"),
     )
-    (data,) = BASELINES.get(name).choose(problem, 2, 1, 1, lambda title, total: quiet_bar())
+    (data,) = BASELINES.get(name)(steps=2).run(problem)
     assert torch.bincount(data.labels).tolist() == [2, 4, 6]
     means = torch.stack([real.train.images[real.train.of_class(label)].mean(0) for label in range(3)]).flatten(1)
     nearest = torch.cdist(data.images.flatten(1), means).argmin(1)
     assert (nearest == data.labels).sum() >= 9
-
-
-def quiet_bar() -> object:
-    from datadistill.utils.progress import quiet
-
-    return quiet("", 0)
 
 
 def test_more_than_a_class_has_is_refused(real: dd.RealData) -> None:

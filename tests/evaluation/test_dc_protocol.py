@@ -12,8 +12,7 @@ import pytest
 import torch
 
 import datadistill as dd
-from datadistill.baselines import BASELINES, full_dataset
-from datadistill.baselines.random_real import draw
+from datadistill.baselines import BASELINES, RandomReal, full_dataset
 from datadistill.cli.main import main
 from datadistill.distillation.problem import make_problem
 from datadistill.distillation.validation import held_out
@@ -24,7 +23,6 @@ from datadistill.models import create_model, draw_weights
 from datadistill.training.carried import dc_recipe, inner_of
 from datadistill.training.fit import fit, walks_of
 from datadistill.training.recipe import DC, TrainRecipe
-from datadistill.utils.progress import quiet
 from datadistill.utils.runtime import stream
 
 SHORT = replace(DC, epochs=20)
@@ -38,7 +36,7 @@ def problem(digits: dd.RealData) -> Problem:
 
 def made_for(problem: Problem, recipe: TrainRecipe, rates: torch.Tensor | None = None) -> dd.DistilledData:
     """Random real images as a method makes them that leaves the rates to the protocol."""
-    data = draw(problem, 1, 1, "random", 0)
+    data = RandomReal().chosen(0, problem)
     provenance = replace(data.provenance, inner=inner_of(recipe), scores=[{"split": "held_out", "accuracy": 0.5}])
     return replace(data, learning_rates=rates, provenance=provenance)
 
@@ -120,7 +118,7 @@ def test_own_is_the_protocol_of_the_data(digits: dd.RealData, data: dd.Distilled
 
 
 def test_any_data_can_be_judged_by_it(digits: dd.RealData, problem: Problem) -> None:
-    plain = draw(problem, 1, 1, "random", 0)
+    plain = RandomReal().chosen(0, problem)
     soft = replace(plain, soft_labels=torch.eye(10)[plain.labels], labels=plain.labels.roll(1))
     saved = {name: weight.detach() * torch.nan for name, weight in problem.network.module.named_parameters()}
     fixed = replace(soft, initial_weights=saved)
@@ -130,7 +128,7 @@ def test_any_data_can_be_judged_by_it(digits: dd.RealData, problem: Problem) -> 
 
 
 def test_settings_of_the_data_and_of_the_caller(problem: Problem) -> None:
-    plain = draw(problem, 1, 1, "random", 0)
+    plain = RandomReal().chosen(0, problem)
     assert dc_recipe(plain) == DC
     assert dc_recipe(plain, augment="Crop_flip").epochs == 1000
     assert dc_recipe(plain, augment="crop", epochs=7) == replace(DC, epochs=7, augment="crop")
@@ -177,7 +175,7 @@ def test_it_has_no_steps(digits: dd.RealData, problem: Problem, pool: dd.Pool) -
     for rates in (None, torch.tensor([0.01])):
         with pytest.raises(dd.RequestError, match="protocol dc"):
             made_for(problem, SHORT, rates).inner_steps()
-    bare = replace(draw(problem, 1, 1, "random", 0), learning_rates=None)
+    bare = replace(RandomReal().chosen(0, problem), learning_rates=None)
     with pytest.raises(dd.RequestError, match="protocol dc"):
         dd.evaluate(bare, digits)
     with pytest.raises(dd.RequestError, match="take no pool"):
@@ -265,7 +263,7 @@ def test_the_audit_refuses_it(place: str, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize("how", [name for name in BASELINES.names() if name != "optimized"])
 def test_baselines_for_it_tune_nothing(how: str, problem: Problem) -> None:
     recipe = replace(DC, epochs=3, augment="crop")
-    first = BASELINES.get(how).choose(replace(problem, ipc=3), 1, 1, 1, quiet, recipe)[0]
+    first = BASELINES.get(how)(recipe=recipe).run(replace(problem, ipc=3))[0]
     assert dc_recipe(first) == recipe
     assert first.learning_rates is None
     assert first.batches.tolist() == [list(range(len(first.labels)))]

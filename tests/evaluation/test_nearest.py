@@ -7,7 +7,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 import datadistill as dd
-from datadistill.baselines.random_real import draw
+from datadistill.baselines import RandomReal
 from datadistill.distillation.problem import make_problem
 from datadistill.evaluation.nearest import nearest_labels
 from datadistill.evaluation.scores import wilson
@@ -17,7 +17,7 @@ from datadistill.evaluation.scores import wilson
 def data(digits: dd.RealData) -> dd.DistilledData:
     cpu = torch.device("cpu")
     problem = make_problem(digits, model="mlp", weights="random-init", scheme="xavier", ipc=4, seed=0, device=cpu)
-    return draw(problem, 2, 2, "random", 0)
+    return RandomReal(2, 2).chosen(0, problem)
 
 
 def test_it_is_scikit_learns(digits: dd.RealData, data: dd.DistilledData) -> None:

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 import datadistill as dd
-from datadistill.baselines.random_real import draw
+from datadistill.baselines import RandomReal
 from datadistill.distillation.problem import make_problem
 from datadistill.evaluation import evaluate_sets, nets_per_set
 
@@ -16,7 +16,7 @@ from datadistill.evaluation import evaluate_sets, nets_per_set
 def sets(digits: dd.RealData) -> list[dd.DistilledData]:
     cpu = torch.device("cpu")
     problem = make_problem(digits, model="mlp", weights="random-init", scheme="xavier", ipc=2, seed=0, device=cpu)
-    return [draw(problem, 2, 2, "random", number) for number in range(3)]
+    return [RandomReal(2, 2).chosen(number, problem) for number in range(3)]
 
 
 def test_mean_and_deviation_are_those_of_all_networks(digits: dd.RealData, sets: list[dd.DistilledData]) -> None:

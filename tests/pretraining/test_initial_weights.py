@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import datadistill as dd
-from datadistill.baselines import random_real
+from datadistill.baselines import RandomReal
 from datadistill.distillation.problem import make_problem
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.engine import Weights, make_network
@@ -198,7 +198,7 @@ def test_adaptation_from_another_dataset(digits: dd.RealData, pool: dd.Pool) -> 
 
 
 def test_baselines_start_from_the_pool_too(digits: dd.RealData, pool: dd.Pool) -> None:
-    data = random_real(problem(digits, "random-pretrained", pool), 1, 1)[0]
+    data = RandomReal().run(problem(digits, "random-pretrained", pool))[0]
     assert data.provenance.weights["pool"] == pool.digest
     assert dd.evaluate(data, digits, pool=pool).nets == 10
 

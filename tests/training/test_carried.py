@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 import datadistill as dd
-from datadistill.baselines.random_real import draw
+from datadistill.baselines import RandomReal
 from datadistill.cli.main import main
 from datadistill.distillation.problem import make_problem
 from datadistill.distillation.validation import held_out
@@ -33,7 +33,7 @@ def problem(digits: dd.RealData) -> Problem:
 
 def trained_by(problem: Problem, recipe: TrainRecipe, **changes: Any) -> dd.DistilledData:
     """Random real images in two batches, to be trained on by a recipe."""
-    data = draw(problem, 2, 2, "random", 0)
+    data = RandomReal(2, 2).chosen(0, problem)
     scores = [{"split": "held_out", "accuracy": 0.5}]
     cost = {"outer_steps": 0, "seconds": 0.0, "device": "cpu", "threads": 1, "peak_bytes": 0}
     made = {"versions": versions(), "cost": cost, "scores": scores}
@@ -128,7 +128,7 @@ def test_format_1_refuses_what_it_cannot_say(problem: Problem, recipe: TrainReci
 def test_baselines_are_trained_on_alike(problem: Problem) -> None:
     assert shared_recipe(trained_by(problem, ADAM)) == ADAM
     assert shared_recipe(trained_by(problem, replace(OWN_STEPS, epochs=2))) is None
-    assert shared_recipe(draw(problem, 2, 2, "random", 0)) is None
+    assert shared_recipe(RandomReal(2, 2).chosen(0, problem)) is None
     for recipe in (replace(ADAM, lr="learned"), replace(ADAM, batch="stored")):
         with pytest.raises(dd.RequestError, match="baselines bring no rates"):
             shared_recipe(trained_by(problem, recipe))
