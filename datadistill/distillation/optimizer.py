@@ -168,16 +168,17 @@ def improve(
         non_negative: variables that are cut off below zero.
 
     Raises:
-        RequestError: a gradient of something that is no variable.
+        RequestError: a gradient of something that is not learned.
     """
-    if unknown := gradients.keys() - _KEYS:
+    learned = [name for name, key in _KEYS.items() if key in variables.values]
+    if unknown := gradients.keys() - set(learned):
         raise RequestError(
-            f"the method gives a gradient of '{min(unknown)}', but what is learned is {', '.join(_KEYS)}"
+            f"the method gives a gradient of '{min(unknown)}', but what its record learns of its data is "
+            f"{', '.join(learned) or 'nothing'}: add it to `learns`, or leave the gradient out"
         )
-    slopes = {_KEYS[name]: gradient for name, gradient in gradients.items() if _KEYS[name] in variables.values}
+    slopes = {_KEYS[name]: gradient for name, gradient in gradients.items()}
     for name in _POSITIVE & gradients.keys():  # d/d log(r) = r * d/dr
-        if (key := _KEYS[name]) in slopes:
-            slopes[key] = slopes[key] * variables.values[key].exp()
+        slopes[_KEYS[name]] = slopes[_KEYS[name]] * variables.values[_KEYS[name]].exp()
     norm = float(gradients["images"].norm()) if "images" in gradients else 0.0
     usual = variables.norm or norm
     if outer.clip and norm > outer.clip * usual:

@@ -14,7 +14,8 @@ from datadistill.methods import METHODS, Problem
 from datadistill.models import same_model
 from datadistill.models.gate import Named, names_in, refuse
 from datadistill.utils.errors import DamagedFileError, RequestError, told
-from datadistill.utils.fields import by_name, check_types, options_in
+from datadistill.utils.fields import by_name, options_in
+from datadistill.utils.schema import as_hinted, from_json
 
 FORMAT = 1
 
@@ -170,14 +171,8 @@ def parse_settings(document: Any) -> Settings:
     if asked.keys() - defaults.keys():
         raise DamagedFileError(f"'{min(asked.keys() - defaults.keys())}' is unknown")
     for cls in (RunConfig, Options):
-        check_types(cls, {name: value for name, value in asked.items() if name not in GROUPS})
-    check_types(Settings, {name: value for name, value in facts.items() if name != "source"})
-    if isinstance(asked["ipc"], list) and not all(type(one) is int for one in asked["ipc"]):
-        raise DamagedFileError("'ipc' is not made of whole numbers")
-    if not all(isinstance(name, str) for name in facts.get("kernels") or ()):
-        raise DamagedFileError("'kernels' is not made of names")
-    facts["source"] = None if facts.get("source") is None else _parse_source(facts["source"])
-    return Settings(defaults | asked | _parse_groups(asked, defaults), **facts)
+        as_hinted(cls, {name: value for name, value in asked.items() if name not in GROUPS})
+    return from_json(Settings, {"asked": defaults | asked | _parse_groups(asked, defaults), **facts})
 
 
 def _parse_groups(asked: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -189,7 +184,7 @@ def _parse_groups(asked: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict
             raise DamagedFileError(f"'{name}' is missing or of the wrong type")
         if name != "method":
             given = by_name(type(getattr(RunConfig(), name)), groups[name])
-            check_types(type(getattr(RunConfig(), name)), given)
+            as_hinted(type(getattr(RunConfig(), name)), given)
             groups[name] = defaults[name] | given
     groups["engine"].pop("window", None)  # it was a choice of storage before it was an option of a method
     method = groups["method"]
@@ -199,19 +194,9 @@ def _parse_groups(asked: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict
     if known is None:
         return groups
     given = by_name(known.make, method)
-    check_types(known.make, given)
+    as_hinted(known.make, given)
     old = {option.name: option.default for option in options_in(known.make)}
     return groups | {"method": old | given}
-
-
-def _parse_source(document: Any) -> Source:
-    try:
-        source = Source(**{**document, "options": Options(**document["options"])})
-    except (TypeError, KeyError, RequestError) as error:
-        raise DamagedFileError("'source' is of the wrong type") from error
-    if not all(isinstance(text, str) for text in (source.given, source.place, source.digest)):
-        raise DamagedFileError("'source' is of the wrong type")
-    return source
 
 
 def _brief(value: Any, other: Any) -> Any:

@@ -32,6 +32,7 @@ __all__ = [
     "State",
     "Step",
     "Synthesis",
+    "anonymous",
     "options_of",
     "plan",
     "record_of",
@@ -246,10 +247,24 @@ METHODS = Registry(
 
 
 def record_of(method: Method | Synthesis) -> MethodInfo:
-    """The record of a method; of one that nobody registered, a record that forbids nothing."""
+    """The record of a method."""
     for record in METHODS:
         if record.name == method.name and isinstance(method, record.make):
             return record
-    kind: Any = "synthesised" if isinstance(method, Synthesis) else "optimised"
-    learns = ("images", "learning_rates", "soft_labels")
-    return MethodInfo(method.name, "", "", 0, type(method), learns, Needs(experts=True), kind)
+    return anonymous(method)
+
+
+def anonymous(method: Method | Synthesis) -> MethodInfo:
+    """A record for a method without one, which forbids nothing."""
+    is_synthesis = isinstance(method, Synthesis)
+    return MethodInfo(
+        name=method.name,
+        line=(type(method).__doc__ or "").partition("\n")[0],
+        paper="",
+        year=0,
+        make=type(method),
+        learns=() if is_synthesis else ("images", "learning_rates", "soft_labels"),
+        needs=Needs(experts=True),
+        kind="synthesised" if is_synthesis else "optimised",
+        run={"weights": "random-init"},
+    )

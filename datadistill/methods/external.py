@@ -8,7 +8,7 @@ from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datadistill.methods import METHODS, Method, MethodInfo, Needs, Synthesis
+from datadistill.methods import METHODS, Method, MethodInfo, Synthesis, anonymous
 from datadistill.models.external import load_factory
 from datadistill.utils.errors import RequestError
 
@@ -45,8 +45,4 @@ def _record(given: Any, name: str) -> MethodInfo:
     if not isinstance(method, Method | Synthesis):
         wanted = [part for part in ("name", "resolve", "init", "workload", "step") if not hasattr(method, part)]
         raise RequestError(f"{name} is no method: it has no {wanted[0]}; a Synthesis has pieces and piece instead")
-    variables = ("images", "learning_rates", "soft_labels")
-    line = (given.__doc__ or "").partition("\n")[0]
-    learns: tuple[str, ...] = () if isinstance(method, Synthesis) else variables
-    kind: Any = "synthesised" if isinstance(method, Synthesis) else "optimised"
-    return MethodInfo(method.name, line, "", 0, given, learns, Needs(), kind, run={"weights": "random-init"})
+    return anonymous(method)

@@ -3,17 +3,16 @@
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from datadistill.utils.errors import DamagedFileError, suggestion
+from datadistill.utils.errors import suggestion
 from datadistill.utils.registry import Registry
 
 Made = TypeVar("Made", bound=Callable[..., Any])
 
 _HOW, _WORD = "how", "flag"
-_SCALARS = (str, int, float, bool, type(None))
 
 
 @dataclass(frozen=True)
@@ -152,31 +151,6 @@ def as_values(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: tuple(value) if isinstance(value, list) and is_tuple(name) else value for name, value in given.items()
     }
-
-
-def check_types(cls: type[Any], document: Mapping[str, Any]) -> None:
-    """Refuse JSON values that a dataclass's fields cannot have.
-
-    Raises:
-        DamagedFileError: one is of the wrong type.
-    """
-    for name, hint in get_type_hints(cls).items():
-        if name in document and not isinstance(document[name], _json_classes(hint)):
-            raise DamagedFileError(f"'{name}' is missing or of the wrong type")
-
-
-def _json_classes(hint: Any) -> tuple[type, ...]:
-    """The classes that a JSON value of this type may have."""
-    classes: set[type] = set()
-    for kind in _alternatives(hint):
-        origin = get_origin(kind) or kind
-        if origin is Literal:
-            classes |= {type(value) for value in get_args(kind)}
-        elif origin in _SCALARS:
-            classes.add(origin)
-        elif isinstance(origin, type) and (issubclass(origin, Sequence | Mapping) or is_dataclass(origin)):
-            classes.add(list if issubclass(origin, Sequence) else dict)
-    return (*classes, int) if float in classes else tuple(classes)
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ import json
 import math
 import reprlib
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
@@ -38,25 +38,37 @@ def from_json(
     """
     if not isinstance(document, dict):
         raise error("it is not a JSON object")
-    hints, entries = get_type_hints(kind), [entry for entry in fields(kind) if entry.init]  # type: ignore[arg-type]
+    entries = [entry for entry in fields(kind) if entry.init]  # type: ignore[arg-type]
     unknown = document.keys() - {entry.name for entry in entries}
     if unknown:
         raise error(f"{reprlib.repr(min(unknown))} is unknown")
-    values: dict[str, Any] = {}
+    values = as_hinted(kind, document, error)
     for entry in entries:
-        name, is_required = entry.name, entry.default is entry.default_factory is MISSING
-        if name in document:
-            try:
-                values[name] = _value(hints[name], document[name], error)
-            except _MisfitError:
-                given = reprlib.repr(document[name])
-                raise error(f"'{name}' is {given}, but must be {_words(hints[name])}") from None
-        elif is_required if optional is None else name not in optional:
-            raise error(f"'{name}' is missing")
+        is_required = entry.default is entry.default_factory is MISSING
+        if entry.name not in document and (is_required if optional is None else entry.name not in optional):
+            raise error(f"'{entry.name}' is missing")
     try:
         return kind(**values)
     except (TypeError, ValueError) as refusal:
         raise error(plain(str(refusal))[:_MOST_CHARACTERS]) from refusal
+
+
+def as_hinted(
+    kind: type[Any], document: Mapping[str, Any], error: type[Exception] = DamagedFileError
+) -> dict[str, Any]:
+    """Values for those fields of a dataclass that a JSON object has, as their hints want them.
+
+    Raises:
+        error: one is of the wrong type.
+    """
+    values: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        if name in document:
+            try:
+                values[name] = _value(hint, document[name], error)
+            except _MisfitError:
+                raise error(f"'{name}' is {reprlib.repr(document[name])}, but must be {_words(hint)}") from None
+    return values
 
 
 def parse_json(text: str) -> Any:
@@ -129,11 +141,12 @@ def _value(hint: Any, value: Any, error: type[Exception]) -> Any:
                 return _value(option, value, error)
     if origin is Literal and any(type(value) is type(option) and value == option for option in options):
         return value
-    if origin in (list, tuple) and isinstance(value, list | tuple):
+    if origin in (list, tuple, Sequence) and isinstance(value, list | tuple):
         kinds = options if origin is tuple and options[-1] is not Ellipsis else options[:1] * len(value)
         if len(kinds) == len(value):
-            return origin(_value(one, item, error) for one, item in zip(kinds, value, strict=True))
-    if origin is dict and isinstance(value, dict):
+            values = [_value(one, item, error) for one, item in zip(kinds, value, strict=True)]
+            return tuple(values) if origin is tuple else values
+    if origin in (dict, Mapping) and isinstance(value, dict):
         return {key: _value(options[1], item, error) for key, item in value.items()}
     if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
         return from_json(hint, value, error)
@@ -151,10 +164,10 @@ def _words(hint: Any) -> str:
     """What a value must be, as an error message says it."""
     origin, options = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        return " or ".join(map(_words, options))
+        return " or ".join(dict.fromkeys(map(_words, options)))
     if origin is Literal:
         return " or ".join(map(str, options))
-    if origin in (list, tuple):
+    if origin in (list, tuple, Sequence):
         length = f" of {len(options)}" if origin is tuple and options[-1] is not Ellipsis else ""
         return f"a list{length}, each {_words(options[0])}"
     return _NOUNS.get(hint, "an object")

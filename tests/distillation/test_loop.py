@@ -402,6 +402,15 @@ def test_what_is_left_out_of_the_gradients_is_not_learned(digits: dd.RealData) -
     assert variables.put(data).learning_rates is data.learning_rates
 
 
+def test_a_gradient_of_what_is_not_learned_is_refused(digits: dd.RealData) -> None:
+    problem = make_problem(digits, model="mlp", weights="random-init", scheme="xavier", ipc=1, seed=0, device=CPU)
+    data = start_of(DD(steps=1, epochs=1), problem, stream(0))
+    for name, value in (("learning_rates", data.learning_rates), ("soft_labels", data.images), ("pixels", data.images)):
+        assert value is not None
+        with pytest.raises(dd.RequestError, match=f"gradient of '{name}', but what .* is images: add"):
+            improve(Variables.of(data, ("images", "soft_labels"), QUICK), {name: torch.ones_like(value)}, QUICK, 0.1)
+
+
 def test_what_must_not_be_negative_is_cut_off(digits: dd.RealData) -> None:
     problem = make_problem(digits, model="mlp", weights="random-init", scheme="xavier", ipc=1, seed=0, device=CPU)
     data = start_of(DD(steps=1, epochs=1, labels="soft"), problem, stream(0))

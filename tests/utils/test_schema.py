@@ -1,13 +1,15 @@
 """JSON as dataclasses: what fits is read as it was written, what does not is one sentence."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
 from datadistill.utils.errors import DamagedFileError, RequestError
-from datadistill.utils.schema import from_json, of_format, read_header, to_json
+from datadistill.utils.schema import as_hinted, from_json, of_format, read_header, to_json
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,17 @@ def test_what_does_not_fit_is_one_sentence(change: dict[str, Any], sentence: str
         from_json(Whole, LEAST | change)
     with pytest.raises(RequestError, match=f"^{sentence}$"):
         from_json(Whole, LEAST | change, RequestError)
+
+
+def test_some_fields_alone() -> None:
+    @dataclass
+    class Asked:
+        ipc: float | Sequence[int] | Path | None
+        seed: int
+
+    assert as_hinted(Asked, {"ipc": [1, 2], "more": 1}) == {"ipc": [1, 2]}
+    with pytest.raises(DamagedFileError, match=r"^'ipc' is .'x'., but must be a number or a list, each a whole number"):
+        as_hinted(Asked, {"ipc": ["x"]})
 
 
 def test_what_may_be_missing() -> None:
