@@ -142,7 +142,7 @@ def distill(
 
 
 def _check_asked(method: Method | Synthesis, problem: Problem) -> None:
-    """Refuse a pool that has fewer networks than an outer step takes, and experts that nobody would look at."""
+    """Refuse a pool that has fewer networks than an outer step takes, and experts that nobody would use."""
     info = record_of(method)
     if problem.trajectories is not None and not info.needs.experts:
         raise RequestError(f"method {method.name} learns from no experts: leave the trajectories out")

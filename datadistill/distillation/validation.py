@@ -1,4 +1,4 @@
-"""What the outer loop looks at: is it sound, and how good is it on held-out data?"""
+"""Validation during a run: are the data sound, and how accurate are networks trained on them on held-out images?"""
 
 import math
 from dataclasses import replace
@@ -14,10 +14,10 @@ from datadistill.training.fit import fit
 from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.runtime import stream
 
-LOOK_NETWORKS = 4
+NETWORKS = 4
 CONDENSED_NETWORKS, CONDENSED_EPOCHS = 2, 100
-"""At a look at data for protocol `dc` or another long recipe, at most: the whole would take longer than the steps
-between looks. Here too the rate falls at half."""
+"""For data of protocol `dc` or another long recipe, at most: the whole would take longer than the steps between two
+validations. Here too the rate falls at half."""
 
 SLOWER = (1.0, 0.93, 0.86, 0.8)
 """Factors that all learning rates are tried with at the end of a run."""
@@ -35,10 +35,8 @@ def is_finite(step: Step) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in (step.loss, *step.gradients.values()))
 
 
-def held_out(
-    problem: Problem, distilled: DistilledData, networks: int = LOOK_NETWORKS, purpose: str = "look"
-) -> Accuracy:
-    """Mean accuracy and loss of a few networks, the same ones at every look of the same purpose."""
+def held_out(problem: Problem, distilled: DistilledData, networks: int = NETWORKS, purpose: str = "look") -> Accuracy:
+    """Mean accuracy and loss of a few networks, the same ones at every validation of the same purpose."""
     recipe = recipe_of(distilled)
     if recipe.takes_own_steps:
         found = _stepped(problem, distilled, recipe, networks, purpose)

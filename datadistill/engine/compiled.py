@@ -24,15 +24,15 @@ Flat = Callable[[list[Tensor]], list[Tensor]]
 
 _built: WeakKeyDictionary[Network, dict[Any, Flat | None]] = WeakKeyDictionary()
 _MOST_DIFFERENCE = {torch.float32: 5e-2, torch.float64: 1e-9}
-"""Relative. In float32 other rounding decides a few ReLUs and maxima otherwise, which has been seen to change a product
-by 1e-2; a wrong graph is wrong by its own size. In float64 there is no such excuse."""
+"""Relative error of a Hessian-vector product. In float32 other rounding decides a few ReLUs and maxima otherwise, which
+has been seen to change one by 1e-2; a wrong graph is wrong by its own size. In float64 there is no such excuse."""
 
 _MOST_GRAPHS = 4
 """Of one network: each holds the memory of a whole outer step."""
 
 
 def hvp_function(engine: Engine) -> HVPFunction:
-    """The product that an engine asks for, run as it asks."""
+    """The Hessian-vector product that an engine asks for, run as it asks."""
     eagerly = HVP_FUNCTIONS[engine.hvp]
     if engine.execution != "compiled":
         return eagerly

@@ -1,4 +1,4 @@
-"""The second derivative of a step: how its gradient changes tangent a direction.
+"""Hessian-vector products of an inner step, in three modes: how its gradient changes along a direction.
 
 For the gradient g(w, x, y) of the inner loss and a direction u, every function here gives d<g, u>/dw, d<g, u>/dx, for
 soft labels d<g, u>/dy, and g itself, which each of them meets on the way.
@@ -6,8 +6,8 @@ soft labels d<g, u>/dy, and g itself, which each of them meets on the way.
     reverse     builds the graph of g and differentiates <g, u> through it, backwards a second time.
     forward     pushes u through the computation of g (Pearlmutter 1994): d<g, u>/dw = d/dr g(w + r u, x), and by the
                 symmetry of second derivatives d<g, u>/dx = d/dr dL/dx (w + r u, x). It needs no second-order graph.
-    difference  takes that derivative tangent r as a central difference. Approximate: see `_step_size`. Not for ReLU or
-                max pooling: a step across one of their kinks counts its jump, divided by the length of the step.
+    difference  takes that derivative along r as a central difference. Approximate: see `_step_size`. Not for ReLU or
+                max pooling: a step across a jump of the gradient counts the jump, divided by the length of the step.
 """
 
 import importlib
@@ -29,7 +29,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 class HVP(NamedTuple):
-    """What a step's second derivative says of a direction u.
+    """Hessian-vector product of an inner step with a direction u.
 
     Attributes:
         gradient: g, the gradient of the inner loss.
@@ -56,7 +56,7 @@ def reverse(
     tangent: Weights,
     surrogate_width: float,
 ) -> HVP:
-    """Backwards over backwards."""
+    """Reverse over reverse."""
     leaves, data = as_leaves(weights), data_leaves(images, labels)
     with widened(surrogate_width), torch.enable_grad():
         _, gradient = network.gradient(leaves, *data, create_graph=True, noise=noise)
@@ -69,7 +69,7 @@ def data_leaves(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def differentiate_again(leaves: Weights, data: tuple[Tensor, Tensor], gradient: Weights, tangent: Weights) -> HVP:
-    """The product from a gradient that still has its graph.
+    """Hessian-vector product from a gradient that still has its graph.
 
     Every leaf takes part in every step, so a leaf that autograd finds unused is an error and is raised, never a silent
     zero.
@@ -89,7 +89,7 @@ def forward(
     tangent: Weights,
     surrogate_width: float,
 ) -> HVP:
-    """Forwards over backwards."""
+    """Forward over reverse."""
     plain, wanted = network.plain, (0, 1, 2) if labels.is_floating_point() else (0, 1)
 
     def gradient(at: Weights) -> tuple[Any, ...]:

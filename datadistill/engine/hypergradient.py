@@ -198,7 +198,7 @@ class _All:
         return self.optimizer.vjp(v.weights, v.state, position.weights, gradient, position.state, rate, index, tangent)
 
     def _hvp(self, position: Position, step: InnerStep, tangent: Weights) -> HVP:
-        """The product for the whole batch, in chunks: every part of it is a mean over images."""
+        """Hessian-vector product of the whole batch, in chunks: every part of it is a mean over images."""
         function = hvp_function(self.engine)
         count = len(step.labels)
 

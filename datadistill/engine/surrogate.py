@@ -83,7 +83,7 @@ _WITH_KINKS = {"relu", "leaky_relu", "rrelu", "relu6", "hardtanh", "threshold", 
 
 
 def kinks_of(network: Network, image: Float[Tensor, "1 c h w"]) -> list[str]:
-    """The names of the functions with kinks, such as ReLU and max pooling, that a network calls."""
+    """Names of the functions that are not smooth, such as ReLU and max pooling, that a network calls."""
     seen: set[str] = set()
 
     class Listening(TorchFunctionMode):
