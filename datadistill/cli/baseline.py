@@ -23,7 +23,7 @@ from datadistill.cli.parsing import Parser, command_line, number, one_of, positi
 from datadistill.distillation.problem import make_problem
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.distilled import FILE_NAME, DistilledData
-from datadistill.evaluation import NETS, Score, evaluate_sets, nets_per_set, percent, work_of
+from datadistill.evaluation import Score, evaluate_sets, percent
 from datadistill.pretraining.initial_weights import KINDS
 from datadistill.pretraining.pool import Pool
 from datadistill.report.card import judging
@@ -132,11 +132,9 @@ def run(arguments: argparse.Namespace) -> None:
     info = BASELINES.get(arguments.how)
     drawn = arguments.sets or info.sets
     sets = info(steps, epochs, drawn, settings, counting).run(problem)
-    nets = nets_per_set(arguments.nets or NETS, len(sets))
-    with counting("evaluating", sum(work_of(data, nets) for data in sets)) as count:
-        scores, score = evaluate_sets(
-            sets, problem.real, model=arguments.model, nets=arguments.nets, pool=problem.pool, count=count
-        )
+    scores, score = evaluate_sets(
+        sets, problem.real, model=arguments.model, nets=arguments.nets, pool=problem.pool, bar=counting
+    )
     ipc = ",".join(map(str, problem.ipc)) if isinstance(problem.ipc, tuple) else problem.ipc
     recipe = f"datadistill baseline --how {info.name} --dataset {shlex.quote(real.origin)} "
     recipe += f"--model {shlex.quote(problem.model)} "

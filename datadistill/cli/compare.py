@@ -22,7 +22,7 @@ from datadistill.cli.parsing import Parser, one_of
 from datadistill.data import RealData
 from datadistill.distillation.problem import make_problem
 from datadistill.distilled import DistilledData, load_distilled
-from datadistill.evaluation import NETS, Score, evaluate, evaluate_sets, nets_per_set, percent, work_of
+from datadistill.evaluation import Score, evaluate, evaluate_sets, percent, work_of
 from datadistill.methods import Problem
 from datadistill.models import model_name, same_model
 from datadistill.models.gate import passed
@@ -49,7 +49,7 @@ examples:
 
 @dataclass(frozen=True)
 class _Size:
-    """What a baseline has in common with the set that it is compared with.
+    """Size and training of a distilled set, which its baselines share.
 
     Attributes:
         ipc: images of each class.
@@ -197,18 +197,17 @@ def _baseline(name: str, problem: Problem, size: _Size, arguments: argparse.Name
     info = BASELINES.get(name)
     sets = info(size.steps, size.epochs, recipe=size.recipe, bar=counting).run(problem)
     protocol = "own" if arguments.protocol == "dc" else arguments.protocol  # the sets have the recipe
-    nets = nets_per_set(arguments.nets or NETS, len(sets))
-    with counting(f"evaluating {name}", sum(work_of(data, nets, protocol) for data in sets)) as count:
-        _, score = evaluate_sets(
-            sets,
-            problem.real,
-            model=None if arguments.protocol == "nearest" else size.model,
-            nets=arguments.nets,
-            protocol=protocol,
-            seed=arguments.seed,
-            pool=problem.pool,
-            count=count,
-        )
+    _, score = evaluate_sets(
+        sets,
+        problem.real,
+        model=None if arguments.protocol == "nearest" else size.model,
+        nets=arguments.nets,
+        protocol=protocol,
+        seed=arguments.seed,
+        pool=problem.pool,
+        bar=counting,
+        title=f"evaluating {name}",
+    )
     like = f"{name} (like {size.path})" if size.path and len(arguments.paths) > 1 else name
     if says_length and size.recipe is None:
         like += f", {size.steps} steps, {size.epochs} epochs"

@@ -21,9 +21,7 @@ from datadistill.evaluation import (
     average_over_transfer,
     best_over_augmentations,
     evaluate_sets,
-    nets_per_set,
     percent,
-    work_of,
 )
 from datadistill.methods import Problem
 from datadistill.methods.dc import DSA_STRATEGY
@@ -57,7 +55,7 @@ NETS, SETS, FULL_EPOCHS = 5, 5, 20
 
 @dataclass(frozen=True)
 class _Measured:
-    """What was trained on, and what it gave."""
+    """One training: on what, and its score."""
 
     what: str
     score: Score
@@ -115,7 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 class _Ranking:
-    """What is trained for the scores."""
+    """Trainings that the scores are made of."""
 
     def __init__(self, data: DistilledData, real: RealData, arguments: argparse.Namespace) -> None:
         self.data, self.real, self.arguments = data, real, arguments
@@ -138,7 +136,7 @@ class _Ranking:
         self.own = None if by_own else dc_recipe(data, epochs=arguments.epochs)
 
     def measure(self) -> dict[str, _Measured]:
-        """Every part, by the name under which the scores take it."""
+        """Trainings by the names under which the scores take them."""
         hard = replace(self.data, soft_labels=None)
         random = self._random(_for_real_images(self.plain))
         found = {}
@@ -179,24 +177,22 @@ class _Ranking:
         nets: int | None = None,
         model: str | None = None,
     ) -> _Measured:
-        """Networks trained on some sets, by protocol dc with these settings or by their own recipe."""
+        """Score of networks trained on some sets, by protocol dc with these settings or by the sets' own recipe."""
         changes: dict[str, Any] = {}
         if settings is not None:
             changes = {"epochs": settings.epochs, "augment": settings.augment, "rate": settings.lr}
-        protocol, nets = ("own" if settings is None else "dc"), nets or self.arguments.nets
-        share = nets_per_set(nets, len(sets))
-        with counting(what, sum(work_of(data, share, protocol, **changes) for data in sets)) as count:
-            _, score = evaluate_sets(
-                sets,
-                self.real,
-                model=model or self.model,
-                nets=nets,
-                protocol=protocol,
-                seed=self.arguments.seed,
-                batch_norm=self.arguments.batch_norm,
-                count=count,
-                **changes,
-            )
+        _, score = evaluate_sets(
+            sets,
+            self.real,
+            model=model or self.model,
+            nets=nets or self.arguments.nets,
+            protocol="own" if settings is None else "dc",
+            seed=self.arguments.seed,
+            batch_norm=self.arguments.batch_norm,
+            bar=counting,
+            title=what,
+            **changes,
+        )
         return _Measured(what, score)
 
     def _random(self, settings: TrainRecipe | None) -> list[DistilledData]:

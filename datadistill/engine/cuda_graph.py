@@ -1,4 +1,4 @@
-"""A whole outer step of one network as one CUDA graph: all inner steps, the real batch, and the walk back.
+"""Outer step of one network as one CUDA graph: all inner steps, the real batch, and the walk back.
 
 On a GPU the operations of a small network take less time than launching them. A captured graph launches all of them at
 once, with the addresses of the tensors that it was captured with: what changes between calls has to be copied there
@@ -45,18 +45,7 @@ def outer_step(
     surrogate_width: float = 0.0,
     first: int = 0,
 ) -> Hypergradient:
-    """`hypergradient`, replayed as a captured graph where the engine says so.
-
-    Args:
-        network: as for `hypergradient`, and so all that is not named here.
-        optimizer: likewise.
-        weights: likewise.
-        steps: likewise.
-        outer: the outer loss.
-        engine: with nothing left to be chosen.
-        surrogate_width: likewise.
-        first: likewise.
-    """
+    """`hypergradient`, replayed as a captured graph where the engine says so; the arguments are those of it."""
     inside = replace(engine, execution="eager") if engine.execution == "graph" else engine
     if engine.execution == "graph" and network.draws:
         warn_once(network, "draws", "execution graph cannot repeat what dropout or augmentation draws; running eagerly")

@@ -1,7 +1,7 @@
 """Judging several sets of one kind, such as random ones, as one."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +11,9 @@ from scipy.special import stdtrit
 from datadistill.data.real import RealData
 from datadistill.distilled import DistilledData
 from datadistill.evaluation.config import NETS, EvalConfig
-from datadistill.evaluation.protocols import evaluate
+from datadistill.evaluation.protocols import evaluate, work_of
 from datadistill.evaluation.scores import Score, Summary
+from datadistill.utils.progress import Bar, quiet
 
 
 def nets_per_set(nets: int, sets: int) -> int:
@@ -25,7 +26,8 @@ def evaluate_sets(
     real: RealData,
     config: EvalConfig | None = None,
     *,
-    count: Callable[[], None] = lambda: None,
+    bar: Bar = quiet,
+    title: str = "evaluating",
     **options: Any,
 ) -> tuple[list[Score], Score]:
     """A score of every set, each on fresh networks of its own, and one of all together.
@@ -35,18 +37,21 @@ def evaluate_sets(
         real: the dataset.
         config: how they are judged. `nets` are shared out equally, rounded up; without it 20, or with a pool as many
             for each set as it has, at most 20. `model` is needed where its name alone does not say what it is.
-        count: called as many times as `work_of` says, for each set.
+        bar: shows progress, under this title.
+        title: in the present participle.
         options: fields of `EvalConfig`, in the place of those of `config`.
 
     Raises:
         RequestError: the data does not fit the dataset.
     """
     config = replace(config or EvalConfig(), **options)
-    share = None if config.nets is None and config.pool is not None else nets_per_set(config.nets or NETS, len(sets))
-    scores = [
-        evaluate(data, real, config, nets=share, seed=config.seed + number, count=count)
-        for number, data in enumerate(sets)
-    ]
+    nets = nets_per_set(config.nets or NETS, len(sets))
+    share = None if config.nets is None and config.pool is not None else nets
+    with bar(title, sum(work_of(data, nets, config.protocol, **config.changes) for data in sets)) as count:
+        scores = [
+            evaluate(data, real, config, nets=share, seed=config.seed + number, count=count)
+            for number, data in enumerate(sets)
+        ]
     return scores, pooled(scores)
 
 

@@ -1,4 +1,4 @@
-"""An experiment while it is run: its distilled sets and its baselines, each judged once and kept."""
+"""Runner of an experiment: its distilled sets and baselines, each judged once and kept."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -14,11 +14,9 @@ from datadistill.distillation.problem import make_problem
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.distilled import DistilledData, load_distilled
 from datadistill.evaluation import (
-    NETS,
     Score,
     evaluate,
     evaluate_sets,
-    nets_per_set,
     pooled_summary,
     summarize,
     work_of,
@@ -183,7 +181,7 @@ class Experiment:
         return replace(line, falls=falls, fall_std=summarize(attacked, len(self.real.test)).std)
 
     def _problem(self, config: RunConfig) -> Problem:
-        """What is distilled, for those who learn from no experts."""
+        """Problem of a configuration, for those who learn from no experts."""
         return make_problem(self.real, replace(config, trajectories=None))
 
     @cached_property
@@ -198,9 +196,8 @@ class Experiment:
         if rates is not None and recipe is None:
             steps, epochs = len(mine.batches), len(rates) // len(mine.batches)
         sets = info(steps, epochs, recipe=recipe, bar=self.screen.bar).run(problem)
-        nets, pool = nets_per_set(self.nets or NETS, len(sets)), None if mine.is_condensed else self.pool
-        with self.screen.bar(f"evaluating {name}", sum(work_of(data, nets) for data in sets)) as count:
-            _, score = evaluate_sets(sets, problem.real, nets=self.nets, pool=pool, count=count)
+        pool, title = None if mine.is_condensed else self.pool, f"evaluating {name}"
+        _, score = evaluate_sets(sets, problem.real, nets=self.nets, pool=pool, bar=self.screen.bar, title=title)
         return _line(sets[0], score, 0.0)
 
 
