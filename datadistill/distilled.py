@@ -1,4 +1,4 @@
-"""DistilledData: what distilling makes, and the one thing that everything after it takes."""
+"""DistilledData: the one currency after distilling, and its file format."""
 
 import json
 from collections.abc import Mapping
@@ -81,7 +81,7 @@ class Provenance:
 
 @dataclass(frozen=True, eq=False)
 class DistilledData:
-    """Synthetic images with what training on them needs.
+    """Synthetic images with labels, batches, learning rates and provenance.
 
     Attributes:
         images: exactly what the network is fed (after normalisation).
@@ -110,7 +110,7 @@ class DistilledData:
 
     @property
     def targets(self) -> Labels:
-        """What a loss compares class scores with: the soft labels if there are any, else the class indices."""
+        """Targets of the loss: the soft labels if there are any, else the class indices."""
         return self.labels if self.soft_labels is None else self.soft_labels
 
     @property
@@ -267,7 +267,7 @@ def _parse_provenance(header: dict[str, Any]) -> Provenance:
 
 
 def _parse_whitening(tensors: dict[str, Tensor], is_told: Any) -> Whitening | None:
-    """What whitened the images, where the metadata says that something did."""
+    """ZCA whitening of the images, where the metadata says that there is one."""
     require(isinstance(is_told, bool), "'zca' in its metadata is neither true nor false")
     for name in _ZCA:
         has = "is missing" if is_told else "is there, but its metadata does not say that its images are whitened"

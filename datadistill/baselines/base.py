@@ -1,4 +1,4 @@
-"""What all baselines share: distilled data from chosen images, and the best learning rates that held-out data finds."""
+"""The interface of baselines, and the tuning of their learning rates on held-out data."""
 
 import math
 from collections.abc import Callable
@@ -42,13 +42,13 @@ class Rates:
     first: float
 
     def put(self, data: DistilledData) -> DistilledData:
-        """The data with these rates."""
+        """Distilled data with these rates."""
         assert data.learning_rates is not None
         shape = SCHEDULES[self.schedule](len(data.learning_rates))
         return replace(data, learning_rates=(self.first * shape).to(data.learning_rates))
 
     def nearby(self) -> list["Rates"]:
-        """These and six others of the same schedule, eight to a decade."""
+        """These rates and six near them, of the same schedule, eight to a decade."""
         return [replace(self, first=float(f"{self.first * factor:.5g}")) for factor in _FINE]
 
 
@@ -88,11 +88,11 @@ class Baseline:
         return self
 
     def pieces(self, problem: Problem) -> int:
-        """As many as sets."""
+        """Number of sets."""
         return self.sets
 
     def piece(self, number: int, problem: Problem, generator: torch.Generator) -> DistilledData:
-        """A set with tuned rates; or without any, to be trained on by the recipe."""
+        """One set with tuned learning rates; or without any, to be trained on by the recipe."""
         data = self.chosen(number, problem)
         if self.recipe is None:
             return tune(data, problem, self.bar)
@@ -127,7 +127,7 @@ def by_class(problem: Problem, pick: Callable[[int], Float[Tensor, "ipc c h w"]]
 
 
 def tuning_networks(problem: Problem) -> list[Weights]:
-    """Initial weights to choose by: neither those of the evaluation nor those of a distilling run."""
+    """Initial weights for tuning: neither those of the evaluation nor those of a distilling run."""
     count = 1 if problem.starts.fixed is not None else _NETWORKS
     return problem.starts.sample(count, stream(problem.seed, "tuning"))
 
@@ -147,7 +147,7 @@ def held_out_accuracy(data: DistilledData, problem: Problem, starts: list[Weight
 
 
 def tune(data: DistilledData, problem: Problem, bar: Bar = quiet, near: Rates | None = None) -> DistilledData:
-    """The data with the rates of the best mean accuracy on the held-out slice.
+    """Distilled data with the learning rates of the best mean held-out accuracy.
 
     Each schedule is tried with the `COARSE` first rates on a few networks, then with rates near the best of them on
     more networks, the same ones for all rates.
@@ -194,5 +194,5 @@ def tune(data: DistilledData, problem: Problem, bar: Bar = quiet, near: Rates | 
 
 
 def held_out_score(data: DistilledData) -> float:
-    """What `tune` found."""
+    """Held-out accuracy that `tune` reached."""
     return float(data.provenance.scores[0]["accuracy"])

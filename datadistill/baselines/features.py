@@ -1,4 +1,4 @@
-"""Choosing real images by features: what reaches the last linear layer of a network trained on the training split."""
+"""Selection by features: the inputs of the last linear layer of a network trained on the training split."""
 
 import math
 from dataclasses import dataclass, replace
@@ -59,7 +59,7 @@ class ByFeatures(Baseline):
 
 
 def make_features(problem: Problem, number: int, bar: Bar) -> Features:
-    """Train the problem's network on the real training split and take its features; they are kept with the problem.
+    """Features of the training split by the problem's network, trained on it; they are kept with the problem.
 
     Args:
         problem: dataset, network, scheme, seed.
@@ -89,7 +89,7 @@ def make_features(problem: Problem, number: int, bar: Bar) -> Features:
 
 @torch.no_grad()
 def features_of(network: Network, weights: Weights, split: Split) -> Float[Tensor, "n d"]:
-    """What reaches the linear layer that is called last, for every image.
+    """Features of every image: the inputs of the linear layer that is called last.
 
     Raises:
         RequestError: there is no linear layer.

@@ -1,4 +1,4 @@
-"""The whole real dataset in the place of distilled data: what networks reach that are trained on everything."""
+"""The full real dataset in the place of distilled data: the upper end of every comparison."""
 
 import torch
 

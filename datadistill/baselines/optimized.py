@@ -44,7 +44,7 @@ class Optimized(RandomReal):
         return self
 
     def pieces(self, problem: Problem) -> int:
-        """As many as are kept."""
+        """Number of sets that are kept."""
         return max(1, round(KEPT * self.sets))
 
     def piece(self, number: int, problem: Problem, generator: torch.Generator) -> DistilledData:

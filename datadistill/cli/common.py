@@ -29,7 +29,7 @@ from datadistill.utils.runtime import versions
 def add_run_flag(
     parser: argparse._ActionsContainer, name: str, otherwise: str = "", default: str | None = None
 ) -> None:
-    """A flag that means what it means for `distill`.
+    """Flag of `RunConfig`, as `distill` has it.
 
     Args:
         parser: takes the flag.
@@ -98,12 +98,12 @@ def add_protocol_flags(parser: argparse._ActionsContainer, default: str = "own")
 
 
 def given_changes(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `add_protocol_flags` gave, as `evaluate` takes it."""
+    """Changes to protocol dc by the flags of `add_protocol_flags`."""
     return {name: getattr(arguments, name) for name in ("epochs", "augment", "rate")}
 
 
 def given_config(arguments: argparse.Namespace, pool: Pool | None) -> EvalConfig:
-    """What `evaluate` and `compare` were given, as `evaluation.evaluate` takes it, but for the network."""
+    """Evaluation config by the flags of `evaluate` and `compare`, but for the network."""
     names = ("weights", "nets", "protocol", "seed", "scheme", "batch_norm", "epochs", "augment", "rate")
     return EvalConfig(pool=pool, **{name: getattr(arguments, name) for name in names})
 
@@ -115,7 +115,7 @@ def protocol_title(protocol: str, scores: Sequence[Score]) -> str:
 
 
 def steps_for(usual: int, ipc: int | float | str | Sequence[int] | None) -> int:
-    """How many steps some images per class are cut into where nobody says: as many of the usual number as go."""
+    """Default number of steps for some images per class: the greatest common divisor with the usual number."""
     counts = [int(word) for word in ipc.split(",")] if isinstance(ipc, str) and ":" not in ipc else ipc
     if ipc is None:
         return usual

@@ -1,4 +1,4 @@
-"""The flags that say what a run is asked for, made from `RunConfig`, and what is taken where none is given."""
+"""Flags of a run, made from `RunConfig`, and their defaults."""
 
 import argparse
 import textwrap
@@ -54,7 +54,7 @@ def add_config_flags(
 
 
 def _cases() -> dict[str, RunConfig]:
-    """What is taken without flags: for a method with recipes, by the kind of initial weights."""
+    """Configs without flags, by case: for a method with recipes, by the kind of initial weights."""
     cases: dict[str, RunConfig] = {}
     for info in METHODS:
         cases |= {kind: recipes().get(name).config() for kind, name in info.recipes.items()}
@@ -111,7 +111,7 @@ def _given_hyper_parameters(arguments: argparse.Namespace, info: MethodInfo) -> 
 def start_of(
     info: MethodInfo, weights: str | None = None, ipc: int | float | str | None = None
 ) -> tuple[Recipe | None, RunConfig]:
-    """What flags change: a method's recipe for this kind of initial weights, or what its paper asks.
+    """Config that flags start from: a method's recipe for this kind of initial weights, or its paper's settings.
 
     Args:
         info: the method.
@@ -129,7 +129,7 @@ def start_of(
 
 
 def chosen_config(arguments: argparse.Namespace) -> tuple[Recipe | None, RunConfig]:
-    """What flags change: the recipe that is named, or the method's own.
+    """Config that flags start from: the recipe that is named, or the method's own.
 
     Raises:
         RequestError: a recipe of another method.
@@ -145,7 +145,7 @@ def chosen_config(arguments: argparse.Namespace) -> tuple[Recipe | None, RunConf
 
 
 def paper(info: MethodInfo, ipc: int | float | str | None = None) -> RunConfig:
-    """What a method's paper asks.
+    """Config of a method's paper.
 
     Args:
         info: the method.
@@ -161,7 +161,7 @@ def paper(info: MethodInfo, ipc: int | float | str | None = None) -> RunConfig:
 
 
 def load_for(config: RunConfig, root: str | None, before: Source | None = None) -> RealData:
-    """The data that a config asks for.
+    """Dataset of a config.
 
     Args:
         config: names it, and says how it is read.
@@ -175,7 +175,7 @@ def load_for(config: RunConfig, root: str | None, before: Source | None = None) 
 
 
 def problem_given(arguments: argparse.Namespace, changes: Mapping[str, Any] | None = None) -> tuple[Method, Problem]:
-    """What the flags of `add_config_flags` ask for, of a command that looks at a run before it starts.
+    """Problem by the flags of `add_config_flags`, for a command about a run that has not started.
 
     Args:
         arguments: parsed.

@@ -103,7 +103,7 @@ def _is_resumed(arguments: argparse.Namespace, folder: Path) -> bool:
 
 
 def _asked(arguments: argparse.Namespace) -> tuple[Recipe | None, RunConfig]:
-    """What a new run is asked for: flags on top of a recipe, or of what a paper asks.
+    """Config of a new run: flags on top of a recipe, or of a paper's settings.
 
     Returns:
         The recipe, if nothing but the seed, the device and the length differs from it; and the config.

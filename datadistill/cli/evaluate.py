@@ -120,7 +120,7 @@ def run(arguments: argparse.Namespace) -> None:
 def faults_of(
     models: list[str | None], distilled: DistilledData, real: RealData, arguments: argparse.Namespace
 ) -> dict[str | None, Fault]:
-    """What is wrong with networks, before any is trained; what is guessed about the others is said.
+    """Faults by network, before any is trained; what is guessed about the others is said.
 
     Raises:
         RequestError: there is one network only, and something is wrong with it.

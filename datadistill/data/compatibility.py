@@ -1,4 +1,4 @@
-"""Whether something was made for a dataset: its classes, the shape of its images, its normalisation and whitening."""
+"""Compatibility of distilled data and networks with a dataset: classes, image shape, normalisation and whitening."""
 
 from collections.abc import Sequence
 

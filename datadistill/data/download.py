@@ -1,4 +1,4 @@
-"""Where official files are found: below the data root, else in the user's cache, else at their authors'."""
+"""Location of official files: below the data root, else in the user's cache, else at their authors'."""
 
 import hashlib
 import http.client

@@ -1,4 +1,4 @@
-"""Cluster centres of one class's images."""
+"""K-means on the images of one class."""
 
 import torch
 from jaxtyping import Float
@@ -10,7 +10,7 @@ STARTS = 3
 
 
 def cluster_centres(split: Split, label: int, count: int, generator: torch.Generator) -> Float[Tensor, "{count} c h w"]:
-    """The centres that k-means finds among the images of a class, the best of a few random starts, on the CPU.
+    """Cluster centres of a class, from the best of a few random starts, on the CPU.
 
     Args:
         split: real images.

@@ -1,4 +1,4 @@
-"""What may be asked of data, and whether there is room for it."""
+"""Options of data, and checks that memory has room for it."""
 
 import math
 import numbers

@@ -1,4 +1,4 @@
-"""From pixels to what a network is fed, and back."""
+"""Transforms between pixels and network inputs: normalisation and ZCA whitening."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""How long a run is, in outer steps or by the clock."""
+"""Length of a run, in outer steps or by the clock."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from datadistill.utils.errors import RequestError
 
 @dataclass(frozen=True)
 class Length:
-    """How long a run is: outer steps, seconds by the clock, or whichever end first; schedules follow it."""
+    """Length of a run: outer steps, seconds by the clock, or whichever end first; schedules follow it."""
 
     iterations: int | None
     budget: float | None
@@ -23,7 +23,7 @@ class Length:
             raise RequestError(f"the budget is {self.budget} seconds, but must be positive")
 
     def progress(self, step: int, seconds: float) -> float:
-        """The share of the run that is done, 0 to 1."""
+        """Share of the run that is done, 0 to 1."""
         by_steps = step / self.iterations if self.iterations else 0.0
         by_clock = seconds / self.budget if self.budget else 0.0
         return min(1.0, max(by_steps, by_clock))

@@ -1,4 +1,4 @@
-"""What a run is asked for: every option of it, in one place.
+"""Run configuration: every option of a run, in one place.
 
 From the fields of `RunConfig` are made the keywords of `datadistill.distill`, the flags of the commands `distill`,
 `plan` and `check`, the keys of recipes, and `config.json`. A new option is a field here, with its default, and a line
@@ -35,7 +35,7 @@ def _parse_attack(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a run is asked for.
+    """Configuration of a run.
 
     Attributes:
         dataset: the dataset, by name (datadistill list datasets); or your own images: docs/your-data.md.
@@ -87,7 +87,7 @@ class RunConfig:
     engine: Engine = field(default_factory=Engine)
 
     def changed(self, groups: Mapping[str, Mapping[str, Any]]) -> "RunConfig":
-        """With other values, in groups as a recipe has them.
+        """The same configuration with other values, in groups as a recipe has them.
 
         Args:
             groups: `run` has the run's own options and those of its data; `method` may have the `name` of another
@@ -108,7 +108,7 @@ class RunConfig:
 
     @property
     def images_per_class(self) -> int | float | str | Sequence[int]:
-        """As asked for; where nothing is, as the method has it."""
+        """Images per class as asked for; where nothing is, the method's default."""
         return record_of(self.method).ipc(self.method) if self.ipc is None else self.ipc
 
     def as_json(self) -> dict[str, Any]:
@@ -154,7 +154,7 @@ KEYWORDS = [option for option in options_in(RunConfig) if option.name not in ("d
 
 
 def config_of(method: Method | Synthesis | None, config: RunConfig | None, options: Mapping[str, Any]) -> RunConfig:
-    """What the arguments of `distill` ask for.
+    """Run configuration from the arguments of `distill`.
 
     Args:
         method: with its hyper-parameters; that of the config without one.

@@ -200,7 +200,7 @@ def _synthesised(
 
 
 def _planned(problem: Problem, method: Method) -> Fallback:
-    """The engine of a run, chosen once, before the first step."""
+    """Engine of a run, planned once, before the first step."""
     workload = method.workload(problem)
     return Fallback(plan(method, problem), workload, problem.with_model(workload.model).network, problem.device)
 
@@ -261,7 +261,7 @@ class _Watched(Context):
 
 @dataclass(frozen=True, eq=False)
 class _Loop:
-    """What stays the same during a run."""
+    """Constants of a run, and its loop."""
 
     problem: Problem
     method: Method
@@ -274,7 +274,7 @@ class _Loop:
     folder: RunFolder | None
 
     def first(self) -> RunState:
-        """The state before the first outer step."""
+        """Initial run state."""
         variables = Variables.of(self.template, record_of(self.method).learns, self.outer)
         return RunState(variables, method_state=self.method_state)
 
@@ -337,7 +337,7 @@ class _Loop:
         return state, good
 
     def finish(self, state: RunState) -> Run:
-        """The best data of a finished run, with what it cost."""
+        """Result of a finished run: the best data, with its cost."""
         if self.length.iterations and self.length.budget and state.step < self.length.iterations:
             self._say(f"the clock ended it after {state.step:,} of {self.length.iterations:,} outer steps.")
         best = state.best
@@ -416,7 +416,7 @@ class _Loop:
         )
 
     def _validate(self, state: RunState) -> RunState | None:
-        """Measure the data on the held-out slice, remember the best, and save; None where it gives no finite loss."""
+        """Validation: the state with the best data so far, saved; None where the held-out loss is not finite."""
         distilled = state.variables.put_average(self.template)
         if not (state.variables.are_sound() and is_sound(distilled)):
             return None

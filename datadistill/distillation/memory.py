@@ -31,7 +31,7 @@ class Fallback(NamedTuple):
     device: torch.device
 
     def at(self, level: int) -> Engine:
-        """The engine that is so many choices cheaper."""
+        """Engine with so many choices given up."""
         engine = self.engine
         for _ in range(level):
             engine = cheaper(engine, self.workload) or engine

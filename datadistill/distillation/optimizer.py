@@ -1,4 +1,4 @@
-"""One step of the outer loop: from gradients of the distilled data to better distilled data."""
+"""Optimiser of the distilled data: variables, learning-rate schedule, and one outer update."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -78,11 +78,11 @@ class Outer:
             raise RequestError(f"eval_every is {self.eval_every}, but must be at least 1")
 
     def make_optimizer(self) -> Optimizer:
-        """What makes the outer steps."""
+        """Optimiser of the outer steps."""
         return Adam(self.betas) if self.optimizer == "adam" else SGD(self.momentum)
 
     def lr_at(self, progress: float) -> float:
-        """The learning rate when this share of the run, 0 to 1, is done."""
+        """Learning rate when this share of the run, 0 to 1, is done."""
         warm = min(1.0, progress / self.warmup) if self.warmup else 1.0
         fall = {
             "halving": 0.5 ** math.floor(10 * min(progress, 0.999)),
@@ -96,7 +96,7 @@ class Outer:
 
 @dataclass(frozen=True, eq=False)
 class Variables:
-    """What is learned, and what the optimiser remembers. Immutable: a step makes a new one.
+    """Learned variables with the optimiser's state. Immutable: a step makes a new one.
 
     Attributes:
         values: `images`, `soft_labels`, and `log_rates`, which keep learning rates positive; those that are learned.
@@ -158,7 +158,7 @@ def improve(
     rate: float,
     non_negative: Collection[str] = (),
 ) -> Variables:
-    """One step on what is learned, along the gradients of a method; a variable without one stays as it is.
+    """One optimiser step along the gradients of a method; a variable without a gradient stays as it is.
 
     Args:
         variables: before the step.

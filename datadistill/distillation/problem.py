@@ -1,4 +1,4 @@
-"""What a config asks to be distilled: names become a network, initial weights and numbers."""
+"""Problem from a run configuration: names become a network, initial weights and numbers."""
 
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def _trajectories(config: RunConfig) -> Trajectories | None:
 
 
 def _scheme_of(pool: Pool, network: Network, config: RunConfig, real: RealData) -> str:
-    """How a pool's weights were drawn, where it can be used."""
+    """Initialisation scheme of a pool, where it can be used."""
     kind = KINDS.get(config.weights)
     if not kind.pretrained:
         raise RequestError(f"{kind.name} draws its weights: a pool is for random-pretrained and fixed-pretrained")

@@ -121,7 +121,7 @@ _ONLY_CHANGES_BITS = ("versions", "threads", "recipe", "pool", "trajectories", "
 
 
 def settings_of(problem: Problem, config: RunConfig, **facts: Any) -> Settings:
-    """What is written down of a run.
+    """Settings of a run, from its problem and configuration.
 
     Args:
         problem: what is distilled: how names and numbers were settled.

@@ -19,7 +19,7 @@ _VARIABLES, _STATE, _BEST, _GOOD = "variables", "state", "best", "good"
 
 @dataclass(frozen=True, eq=False)
 class Best:
-    """The best data so far.
+    """Best validated data so far.
 
     Attributes:
         correct: its accuracy on held-out images.
@@ -120,7 +120,7 @@ def flat(state: State) -> dict[str, Tensor]:
 
 
 def nested(tensors: Mapping[str, Tensor]) -> State:
-    """What `flat` made flat; an empty dictionary or list is gone."""
+    """Inverse of `flat`; an empty dictionary or list is gone."""
     state: State = {}
     for path, tensor in tensors.items():
         *names, last = path.split("/")
@@ -140,7 +140,7 @@ def _listed(value: Any) -> Any:
 
 
 def pack(run: RunState) -> Checkpoint:
-    """A run state as a checkpoint."""
+    """Checkpoint of a run state."""
     variables = run.variables
     groups: dict[str, dict[str, Tensor]] = {
         f"{_VARIABLES}.values": variables.values,

@@ -48,7 +48,7 @@ def held_out(problem: Problem, distilled: DistilledData, networks: int = NETWORK
 def _stepped(
     problem: Problem, distilled: DistilledData, recipe: TrainRecipe, networks: int, purpose: str
 ) -> list[Accuracy]:
-    """By the data's own steps, with the same dropout for all networks."""
+    """Validation by the data's own steps, with the same dropout for all networks."""
     network, wanted = problem.network, problem.with_targets(problem.real.held_out)
     count = 1 if problem.starts.fixed is not None else networks
     starts = problem.starts.sample(count, stream(problem.seed, purpose))
@@ -61,7 +61,7 @@ def _stepped(
 def _trained(
     problem: Problem, distilled: DistilledData, recipe: TrainRecipe, networks: int, purpose: str
 ) -> list[Accuracy]:
-    """By any other recipe, but shorter; for protocol `dc` fresh networks."""
+    """Validation by any other recipe, but shorter; for protocol `dc` on fresh networks."""
     recipe = replace(recipe, epochs=min(recipe.epochs, CONDENSED_EPOCHS))
     network, wanted = problem.network, problem.with_targets(problem.real.held_out)
     starts = Random(network, problem.scheme) if distilled.is_condensed else problem.starts
@@ -77,7 +77,7 @@ def _trained(
 
 
 def slower(found: Best) -> list[Best]:
-    """The same data with learning rates as they are and somewhat lower, not measured yet."""
+    """Candidates with learning rates as they are and somewhat lower, not measured yet."""
     if "log_rates" not in found.values:
         return [found]
     return [

@@ -1,4 +1,4 @@
-"""Other ways to run things than operation by operation: compiled, or replayed as a captured CUDA graph.
+"""Execution other than eager: compiled, or replayed as a captured CUDA graph.
 
 Either is built at the first call for each shape, compared there with running it eagerly, and dropped with one warning
 where it fails or differs. What is compiled is a second derivative; what is captured, a whole outer step

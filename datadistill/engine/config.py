@@ -1,4 +1,4 @@
-"""How a hypergradient is computed: choices that trade time for memory, and not the result unless they say so."""
+"""Engine configuration: choices that trade time for memory, and not the result unless they say so."""
 
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
@@ -15,7 +15,7 @@ Execution: TypeAlias = Literal["auto", "eager", "compiled", "graph"]
 
 @dataclass(frozen=True)
 class Engine:
-    """How hypergradients are computed; whatever is `auto` or 0 is chosen from a prediction of time and memory.
+    """Computation of hypergradients; whatever is `auto` or 0 is chosen from a prediction of time and memory.
 
     Attributes:
         storage: what is kept between the walk forward and the walk back. `full`: every step's graph; `recompute`: every

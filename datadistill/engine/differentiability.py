@@ -1,4 +1,4 @@
-"""Whether a network can be differentiated twice, and what stands in the way.
+"""Check for second derivatives of a network, and the layers that lack them.
 
 A hypergradient needs the derivative of a gradient. Most of PyTorch's operations have one; where one is missing there
 are two ways to go wrong, and both are looked for here:
@@ -222,7 +222,7 @@ def _own_random_numbers(device: torch.device) -> AbstractContextManager[None]:
 
 
 def _whole(network: Network, weights: Weights, images: Tensor) -> Any:
-    """What the module itself answers, before anything is done with it that takes scores for granted."""
+    """Raw output of the module, before anything is done with it that takes scores for granted."""
     with torch.no_grad():
         return functional_call(network.module, weights, (images,))
 
@@ -237,7 +237,7 @@ def _unused(loss: Tensor, weights: Weights) -> list[Trouble]:
 
 
 def _failure(network: Network, weights: Weights, images: Tensor, labels: Tensor, hvp: str) -> str:
-    """What PyTorch says when a step is differentiated as a run would do it; nothing if it can be."""
+    """PyTorch's error when a step is differentiated as a run would do it; empty without one."""
     tangent = {name: torch.ones_like(weight) for name, weight in weights.items()}
     start = {name: weight.detach() for name, weight in weights.items()}
     return _attempt(lambda: HVP_FUNCTIONS[hvp](network, start, images, labels, None, tangent, 0.0))
@@ -292,7 +292,7 @@ def _is_lost(answer: Tensor | None) -> bool:
 
 
 def _nodes(tensors: Iterable[Tensor]) -> set[Any]:
-    """Every operation that these tensors come from."""
+    """All nodes of the autograd graph behind these tensors."""
     seen: set[Any] = set()
     waiting = [tensor.grad_fn for tensor in tensors]
     while waiting:
@@ -376,7 +376,7 @@ def _is_differentiable(value: Any) -> bool:
 
 
 def _parts(output: Any) -> list[Tensor]:
-    """The tensors of a layer's answer."""
+    """Floating-point tensors in a layer's output."""
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []
     if isinstance(output, dict):

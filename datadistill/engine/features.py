@@ -1,4 +1,4 @@
-"""Features: what a network's last linear layer sees."""
+"""Features: the inputs of a network's last linear layer."""
 
 import copy
 from dataclasses import replace
@@ -13,7 +13,7 @@ from datadistill.utils.errors import RequestError
 
 
 def headless(network: Network, image: Float[Tensor, "1 c h w"]) -> Network:
-    """The network whose outputs are features [n, d], the inputs of the linear layer that is called last.
+    """Feature extractor: the network up to the linear layer that is called last; its outputs are [n, d].
 
     It is called with the weights of the whole network. What follows that layer has no part in its outputs.
 

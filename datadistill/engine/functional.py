@@ -35,7 +35,7 @@ _MORE = (
 
 
 class Noise(NamedTuple):
-    """What dropout and augmentation draw from, for some images of a batch.
+    """Seed of dropout and augmentation, for some images of a batch.
 
     Attributes:
         seed: of the whole batch.
@@ -317,7 +317,7 @@ def _settle(layer: Any, batch_norm: str) -> None:
 
 
 def as_leaves(tensors: Weights) -> Weights:
-    """The same values, cut from any graph, as leaves that require gradients."""
+    """Detached leaves of the same values, which require gradients."""
     return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
 
 
@@ -372,7 +372,7 @@ def pieces_of(network: Network, count: int, chunk: int) -> list[slice]:
 
 
 def noise_of(seed: int | None, piece: slice, total: int) -> Noise | None:
-    """What a piece of a batch of so many images draws from."""
+    """Seed for a piece of a batch of so many images."""
     return None if seed is None else Noise(seed, piece.start, total)
 
 

@@ -1,4 +1,4 @@
-"""The exact derivative of an outer loss through training (Wang et al. 2018, algorithm 1).
+"""Hypergradient: the exact derivative of an outer loss through training (Wang et al. 2018, algorithm 1).
 
 Training is a chain of positions z_0, z_1, ..., z_T, where a position is the weights and whatever the optimiser
 remembers, and z_{t+1} = step(z_t, images_t, rate_t). The outer loss depends on the last weights. Walking the chain
@@ -118,7 +118,7 @@ def hypergradient(
 
 
 def spacing_of(engine: Engine, count: int) -> int:
-    """How many steps lie from one kept position of storage `checkpoint` to the next."""
+    """Steps between two kept inner states of storage `checkpoint`."""
     return engine.every or max(1, math.isqrt(count))
 
 
@@ -138,7 +138,7 @@ class _StepVJP(NamedTuple):
 
 
 class _Tape(Protocol):
-    """Remembers the walk forward for the walk back."""
+    """Tape: inner states of the forward pass, kept for the backward pass."""
 
     def __init__(
         self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, surrogate_width: float
@@ -154,7 +154,7 @@ class _Tape(Protocol):
 
 
 class _All:
-    """Every position is kept."""
+    """Storage `recompute`: every inner state is kept."""
 
     def __init__(
         self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, surrogate_width: float
@@ -232,7 +232,7 @@ class _All:
 
 
 class _InHostMemory(_All):
-    """Every position is kept in the memory of the host."""
+    """Storage `offload`: every inner state is kept in the memory of the host."""
 
     def keep(self, position: Position, index: int) -> None:
         self.kept[index] = _moved(position, torch.device("cpu"))
@@ -250,7 +250,7 @@ class _Graph(NamedTuple):
 
 
 class _Graphs:
-    """Every step's graph is kept."""
+    """Storage `full`: every step's graph is kept."""
 
     def __init__(
         self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, surrogate_width: float
@@ -278,7 +278,7 @@ class _Graphs:
 
 
 class _Some:
-    """Every k-th position is kept; a segment between two of them is walked again, with a store of its own."""
+    """Storage `checkpoint`: every k-th inner state is kept; a segment is walked again, with a tape of its own."""
 
     def __init__(
         self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, surrogate_width: float

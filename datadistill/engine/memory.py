@@ -1,4 +1,4 @@
-"""Live tensors, counted."""
+"""Counter of live tensor bytes."""
 
 import threading
 import weakref
@@ -79,7 +79,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def counted(function: Callable[[Any], Answer]) -> Callable[[Any], Answer]:
-    """The function as another thread should call it, so that whoever counts here counts there too."""
+    """Wrapper that counts live bytes in worker threads as well."""
     counter = _counting.get()
     if counter is None:
         return function

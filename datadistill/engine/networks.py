@@ -1,4 +1,4 @@
-"""A network as the engine takes it, from what a user names: the one check that every command makes of it.
+"""Networks for the engine from what a user names, with the checks that every command makes.
 
 A network of this package is known. What comes from elsewhere is asked everything that a run takes for granted, on a few
 random images: whether it can be copied and called with other weights, what its answer is, which weights take part in
@@ -38,7 +38,7 @@ def network_for(
     batch_norm: str = "auto",
     operations: str = "auto",
 ) -> Network:
-    """The network that a model is, checked, on a device.
+    """Network of a model, checked, on a device.
 
     Args:
         model: as for `create_model`.
@@ -63,7 +63,7 @@ def network_for(
 
 
 def _policy(module: nn.Module) -> tuple[str, list[str]]:
-    """What layers with running statistics do where nobody says, and the sentence on it."""
+    """Default policy for layers with running statistics, and a sentence on it."""
     layers = {name: layer for name, layer in module.named_modules() if getattr(layer, "track_running_stats", False)}
     names = [name for name, layer in layers.items() if layer.training]
     if any(_is_trained(layer) for layer in layers.values()) or not names:
@@ -112,7 +112,7 @@ def _list(names: list[str]) -> str:
 
 
 def _asked(module: nn.Module, images: Tensor) -> Any:
-    """What a copy of the module answers, or None where it fails."""
+    """Output of a copy of the module, or None where it fails."""
     return _try(lambda: copy.deepcopy(module)(images))
 
 

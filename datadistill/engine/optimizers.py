@@ -13,7 +13,7 @@ State: TypeAlias = dict[str, Tensor]
 
 
 class UpdateVJP(NamedTuple):
-    """Derivatives with respect to what an update starts from.
+    """Vector-Jacobian product of an update: derivatives with respect to its inputs.
 
     Attributes:
         weights: before the update, with the gradients held fixed.
@@ -30,7 +30,7 @@ class UpdateVJP(NamedTuple):
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """What the engine asks of an optimiser. State tensors are named `KIND/WEIGHT`."""
+    """Interface of inner optimisers. State tensors are named `KIND/WEIGHT`."""
 
     def init(self, weights: Weights) -> State:
         """The state before the first step."""

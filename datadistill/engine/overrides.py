@@ -1,4 +1,4 @@
-"""Other functions in the place of some of PyTorch's, however a module calls them."""
+"""Overrides of PyTorch functions inside a context (`TorchFunctionMode`), however a module calls them."""
 
 import math
 from collections.abc import Callable, Iterable

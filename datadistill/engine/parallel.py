@@ -1,4 +1,4 @@
-"""Several networks on several cores: each whole on one core, which beats each on all of them in turn."""
+"""Parallel work on networks: each whole on one core, which beats each on all of them in turn."""
 
 import itertools
 from collections.abc import Callable, Sequence

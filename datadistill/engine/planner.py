@@ -1,4 +1,4 @@
-"""What a hypergradient will cost, before it starts: memory, time, and the choices that follow from them.
+"""Planner: predicted memory and time of a hypergradient, and the engine's choices that follow from them.
 
 Nothing is guessed from formulas for layers: one gradient, one second derivative and one piece of the real batch are
 computed on random images, with every live tensor counted, and the whole is put together from these.
@@ -72,7 +72,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one outer step will cost with an engine.
+    """Predicted cost of one outer step with an engine.
 
     Attributes:
         engine: with every choice made.
@@ -89,14 +89,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _Cost:
-    """Of a piece of work: live bytes at its peak, seconds."""
+    """Cost of a piece of work: live bytes at its peak, seconds."""
 
     peak: int
     seconds: float
 
 
 def settle(network: Network, image: Float[Tensor, "1 c h w"], workload: Workload, engine: Engine) -> Engine:
-    """Make every choice that is still open.
+    """Engine with every open choice made.
 
     The choices follow from memory alone, so that the same machine makes the same ones each time.
 
@@ -146,7 +146,7 @@ def settle(network: Network, image: Float[Tensor, "1 c h w"], workload: Workload
 
 
 def predict(network: Network, image: Float[Tensor, "1 c h w"], workload: Workload, engine: Engine) -> Prediction:
-    """What an outer step will cost, with the choices of `settle`.
+    """Prediction for an outer step, with the choices of `settle`.
 
     Args:
         network: what is trained.
@@ -213,7 +213,7 @@ class _Probe:
         return sum(t.numel() * t.element_size() for t in self.weights.values())
 
     def _around_bytes(self) -> int:
-        """What is there all through the step: the real batch, initial weights, and derivatives of each network."""
+        """Bytes held all through the step: the real batch, initial weights, and derivatives of each network."""
         workload = self.workload
         images = workload.real + (workload.networks + 2) * workload.distilled
         return images * self.image[0].numel() * self.image.element_size() + workload.networks * self.weight_bytes
@@ -226,7 +226,7 @@ class _Probe:
         return [InnerStep(pixels, labels, torch.tensor(1e-3).to(self.image), 0)] * count
 
     def real_image_bytes(self) -> int:
-        """What a real image adds to the peak of a gradient."""
+        """Bytes that a real image adds to the peak of a gradient."""
         small, large = (self._gradient(count, 0).peak for count in (2, 10))
         return max(1, (large - small) // 8)
 

@@ -1,4 +1,4 @@
-"""The hypergradient's blind spot: networks whose gradient jumps.
+"""Surrogate gradients: the jumps of a piecewise-linear network's gradient, which an exact derivative does not see.
 
 A step of training moves the weights by the gradient, and through ReLU that gradient contains the step function
 1[z > 0]. As the distilled images change, z crosses zero and the gradient jumps, and with it the weights and the outer

@@ -13,7 +13,7 @@ from datadistill.engine.optimizers import Optimizer, State
 
 
 class InnerStep(NamedTuple):
-    """What one gradient step of the inner loop uses.
+    """Inputs of one gradient step of the inner loop.
 
     Attributes:
         images: the batch.
@@ -39,7 +39,7 @@ def with_noise(network: Network, steps: Sequence[InnerStep], generator: torch.Ge
 
 
 class Position(NamedTuple):
-    """Where training is: everything the next step depends on."""
+    """Inner state: everything the next step depends on."""
 
     weights: Weights
     state: State
@@ -65,7 +65,7 @@ def advance(
 def walk(
     network: Network, optimizer: Optimizer, weights: Weights, steps: Iterable[InnerStep], chunk: int = 0
 ) -> Iterator[Weights]:
-    """Train, and yield the weights before the first step and after every step, without any graph.
+    """Weights before the first step and after every step, without any graph.
 
     `chunk` is as for `advance`.
     """

@@ -1,4 +1,4 @@
-"""What a distilled set from elsewhere does to networks, class by class.
+"""Audit of a distilled set from elsewhere: its effect on networks, class by class.
 
 Distilled images can be made to teach a wrong answer: after one gradient step on them a good network takes one class
 for another and is otherwise as before (Wang et al. 2018, section 3.5). Such a set looks like any other, so it is tried:
@@ -34,7 +34,7 @@ APART = 3.0
 
 @dataclass(frozen=True)
 class ClassChange:
-    """What a set does to one class; shares are means over networks.
+    """Effect of a set on one class; shares are means over networks.
 
     Attributes:
         name: of the class.
@@ -61,7 +61,7 @@ class ClassChange:
 
 @dataclass(frozen=True)
 class Audit:
-    """What a set does to one kind of networks.
+    """Effect of a set on one kind of networks.
 
     Attributes:
         networks: what they were: `trained`, or `fresh` ones, which the set alone trains.

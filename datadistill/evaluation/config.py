@@ -1,4 +1,4 @@
-"""What `evaluate` is asked, and what every protocol is given."""
+"""Evaluation configuration, and the resolved arguments that every protocol is given."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ NETS = 20
 
 @dataclass(frozen=True, eq=False)
 class EvalConfig:
-    """How distilled data is judged.
+    """Configuration of an evaluation.
 
     Attributes:
         model: another network than the one it was made for.
@@ -74,7 +74,7 @@ class EvalConfig:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One evaluation.
+    """Resolved arguments of one evaluation.
 
     Attributes:
         distilled: what is judged.

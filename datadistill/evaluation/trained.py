@@ -1,4 +1,4 @@
-"""Networks that are trained by a recipe, several at a time, and tested before and after."""
+"""Accuracy of networks before and after training by a recipe, several at a time."""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a recipe starts from: the pool of trained networks and the trajectories that it asks for."""
+"""Pools and trajectories that recipes start from."""
 
 import shlex
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from datadistill.utils.progress import SILENT, Screen
 
 
 def check_nets(nets: int | None, weights: str, reserved: int | None) -> None:
-    """Refuse before a run what would be refused after it.
+    """Check of the number of networks, before a run instead of after it.
 
     Args:
         nets: to judge by.

@@ -1,4 +1,4 @@
-"""Reproduce: a recipe is run, judged, and compared with what it is expected to give."""
+"""Reproduction of a recipe: its run, its scores, and the verdict against its expected ranges."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ _RECIPES = Flag(otherwise="the recipe's").metadata
 
 @dataclass(frozen=True)
 class Changes:
-    """What is asked for instead of what a recipe says.
+    """Changes to a recipe for one reproduction.
 
     Attributes:
         nets: networks to judge by.
@@ -49,7 +49,7 @@ class Changes:
 
     @property
     def length(self) -> dict[str, Any]:
-        """How long a run is, where that is asked for."""
+        """Length of a run, where one is asked for."""
         both = {"iterations": self.iterations, "budget": self.budget}
         return both if self.iterations or self.budget else {}
 
@@ -130,7 +130,7 @@ def _check_folder(folder: Path, asked: dict[str, Any], resume: bool) -> None:
 
 
 def _shortened(recipe: Recipe, changes: Changes) -> str:
-    """In what a request is less than its recipe, in words."""
+    """Ways in which a request is less than its recipe, in words."""
     configs = [recipe.config(point) for point in recipe.points]
     parts, full = [], sorted({config.iterations or 0 for config in configs})
     length = f"instead of {' or '.join(f'{number:,}' for number in full)}"

@@ -1,4 +1,4 @@
-"""Verdicts: what a recipe gave, beside what it is expected to give."""
+"""Verdicts: a recipe's results beside its expected ranges."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -165,7 +165,7 @@ class Verdict:
 
 
 def check(recipe: Recipe, lines: Sequence[Line]) -> tuple[Check, ...]:
-    """What lines say to a recipe's expected ranges."""
+    """Verdict on lines by a recipe's expected ranges."""
     expect, own, found = recipe.expect, lines[0], []
     if expect.accuracy is not None:
         found.append(Check("accuracy", own.accuracy.mean, *expect.accuracy, "%"))

@@ -1,4 +1,4 @@
-"""What a network's name spells after its family's, as in `ConvNetD3W128BN` or `VGG11GN`."""
+"""Options spelled in a network's name after its family's, as in `ConvNetD3W128BN` or `VGG11GN`."""
 
 import re
 from collections.abc import Collection

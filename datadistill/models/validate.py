@@ -1,4 +1,4 @@
-"""Whether a network takes a dataset's images and gives one score for each class."""
+"""Check that a network takes a dataset's images and gives one score for each class."""
 
 from collections.abc import Callable
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""What is known of trained networks and how they were made: the JSON of pools and of trajectories."""
+"""Metadata of trained networks: the JSON of pools and of trajectories."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -14,7 +14,7 @@ from datadistill.utils.schema import from_json, to_json
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkFacts:
-    """What networks are and how they were made.
+    """Metadata of networks: what they are and how they were made.
 
     Attributes:
         dataset: what the networks were trained on: its training split less the held-out slice.
@@ -70,7 +70,7 @@ class NetworkFacts:
         return dict(to_json({**asked, self.COUNT: len(self.accuracies)}))
 
     def digested(self) -> str:
-        """What a digest is of, beside weights: all facts that are not measurements, as JSON."""
+        """Content of a digest beside weights: all metadata that is not measured, as JSON."""
         return json.dumps({n: value for n, value in self.known().items() if n not in self.MEASURED}, sort_keys=True)
 
 
@@ -78,7 +78,7 @@ Facts = TypeVar("Facts", bound=NetworkFacts)
 
 
 def parse_facts(kind: type[Facts], header: dict[str, Any], optional: Collection[str] = ()) -> Facts:
-    """What `known` wrote.
+    """Metadata from the JSON that `known` wrote.
 
     Args:
         kind: of what.

@@ -59,7 +59,7 @@ EXPERT_TRAINING = TrainRecipe(50, 0.01, 256, "sgd", schedule="constant", augment
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """What a pool of networks is to be.
+    """Configuration of a pool of networks.
 
     Attributes:
         model: the network, by name or as a function that returns a `torch.nn.Module`.
@@ -91,7 +91,7 @@ class PoolConfig:
 
 @dataclass(frozen=True)
 class TrajectoriesConfig:
-    """What expert trajectories are to be.
+    """Configuration of expert trajectories.
 
     Attributes:
         model: the network, by name or as a function that returns a `torch.nn.Module`.
@@ -337,7 +337,7 @@ class _Maker:
 
     @property
     def config(self) -> Path:
-        """What was asked for, as long as something is missing."""
+        """File of what was asked for, as long as something is missing."""
         return self.folder / "config.json"
 
     @property
@@ -471,7 +471,7 @@ class _Maker:
         return list(epochs)
 
     def _start(self, index: int) -> Weights:
-        """The weights with which the training of a network begins."""
+        """Initial weights of a network."""
         if self.starts is not None:
             return {name: weight.to(self.device) for name, weight in self.starts[index].items()}
         draw = stream(self.facts.seed, "expert", index, "start")

@@ -34,7 +34,7 @@ _KEY = "datadistill-pool"
 
 @dataclass(frozen=True, kw_only=True)
 class PoolFacts(NetworkFacts):
-    """What a pool holds and how it was made; the file's JSON.
+    """Metadata of a pool; the file's JSON.
 
     Attributes:
         reserved: how many networks at the end are for judging only.

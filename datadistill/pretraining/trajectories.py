@@ -30,7 +30,7 @@ _KEY = "datadistill-trajectory"
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryFacts(NetworkFacts):
-    """What a folder of trajectories holds and how it was made; its JSON.
+    """Metadata of a folder of trajectories; its JSON.
 
     Attributes:
         digests: of each expert.
@@ -45,7 +45,7 @@ class TrajectoryFacts(NetworkFacts):
 
 @dataclass(frozen=True)
 class ExpertFacts:
-    """What one expert's file says of it.
+    """Metadata of one expert's file.
 
     Attributes:
         digests: of the weights of each epoch, from before the first.

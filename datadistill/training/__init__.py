@@ -1,1 +1,1 @@
-"""How a network is trained on data, real or distilled, and how accurate it is then."""
+"""Training of networks on real or distilled data, and their accuracy."""

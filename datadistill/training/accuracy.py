@@ -15,7 +15,7 @@ _BATCH = 500
 
 
 class Accuracy(NamedTuple):
-    """How a network does on a split.
+    """Accuracy and loss of a network on a split.
 
     Attributes:
         correct: share of images whose class it names.

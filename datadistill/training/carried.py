@@ -31,7 +31,7 @@ _TYPES: dict[type, str] = {int: "a whole number", float: "a number", str: "text"
 
 
 def recipe_of(distilled: DistilledData) -> TrainRecipe:
-    """How networks are trained on some data, as it says itself.
+    """Training recipe that some data carries.
 
     Raises:
         RequestError: it says nothing, or nothing that is known or possible.
@@ -57,7 +57,7 @@ def recipe_of(distilled: DistilledData) -> TrainRecipe:
 def dc_recipe(
     distilled: DistilledData, *, epochs: int | None = None, augment: str | None = None, rate: float | None = None
 ) -> TrainRecipe:
-    """How networks are trained on some data by protocol `dc`.
+    """Training recipe of protocol `dc` for some data.
 
     Data that was made for the protocol says so itself, and may ask for the one rate that it learned; all other data
     gets the paper's settings. The other arguments are those of `recipe.changed`.
@@ -70,7 +70,7 @@ def dc_recipe(
 
 
 def shared_recipe(distilled: DistilledData) -> TrainRecipe | None:
-    """What baselines of some data are trained on by too; None for plain steps, whose rates are tuned for each set.
+    """Training recipe that baselines of some data share; None for plain steps, whose rates are tuned for each set.
 
     Raises:
         RequestError: as for `recipe_of`, or the recipe takes rates or batches of the data's own.
@@ -102,7 +102,7 @@ def own_steps(steps: int, epochs: int) -> dict[str, Any]:
 
 
 def read_inner(inner: Mapping[str, Any]) -> TrainRecipe:
-    """What `inner_of` wrote.
+    """Recipe from what `inner_of` wrote.
 
     Raises:
         RequestError: a setting is impossible or not known.

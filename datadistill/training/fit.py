@@ -1,4 +1,4 @@
-"""Training a network by a recipe: the one loop that trains without differentiating through it."""
+"""Training by a recipe: the one loop that trains without differentiating through it."""
 
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -32,7 +32,7 @@ def fit(
     keep: Callable[[Weights], None] = lambda weights: None,
     teacher: Teacher | None = None,
 ) -> Weights:
-    """Train a network.
+    """Weights of a network trained by a recipe.
 
     Args:
         network: what is trained.
@@ -106,7 +106,7 @@ def walk_of(recipe: TrainRecipe, data: Split | DistilledData) -> int:
 
 
 def walks_of(recipe: TrainRecipe, data: Split | DistilledData) -> int:
-    """How often `fit` calls `count`."""
+    """Number of calls of `count` by `fit`."""
     return -(-recipe.steps_in(walk := walk_of(recipe, data)) // walk)
 
 
@@ -147,6 +147,6 @@ def _rates(recipe: TrainRecipe, data: Split | DistilledData, steps: int) -> Call
 
 @torch.no_grad()
 def _answers(teacher: Teacher, batch: Float[Tensor, "n c h w"], recipe: TrainRecipe) -> Float[Tensor, "n k"]:
-    """What a teacher says of a batch, as the loss takes labels."""
+    """Teacher's labels of a batch, as the loss takes them."""
     scores = teacher(batch)
     return scores if recipe.loss == "mse" else (scores / recipe.temperature).softmax(1)

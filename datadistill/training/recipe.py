@@ -1,4 +1,4 @@
-"""The one description of how a network is trained on data, real or distilled."""
+"""Training recipes: the one description of training, on real or distilled data."""
 
 import math
 import re
@@ -17,7 +17,7 @@ _NO_FLAG: dict[str, Any] = {"flag": None}
 
 @dataclass(frozen=True)
 class TrainRecipe:
-    """How a network is trained; by default Adam with a learning rate that falls to zero along a cosine.
+    """Recipe of a training; by default Adam with a learning rate that falls to zero along a cosine.
 
     The code of Wang et al. 2018 trains pools for 40 to 130 epochs at 2e-4 and halves the rate twice; a cosine from a
     higher rate gets as far in fewer epochs.
@@ -110,13 +110,13 @@ class TrainRecipe:
         return min(self.epochs // 2 + 2, self.walks) * walk if self.schedule == "dc" else 0
 
     def factor(self, step: int, walk: int) -> float:
-        """What the learning rate is at a step, as a share of the first one."""
+        """Learning-rate schedule: the share of the first rate at a step."""
         if self.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * (step / self.steps_in(walk))))
         return 0.1 if self.schedule == "dc" and step >= self.restart(walk) else 1.0
 
     def make_optimizer(self) -> Optimizer:
-        """What makes the steps."""
+        """Optimiser of the steps."""
         if self.optimizer == "sgd":
             return SGD(self.momentum, self.weight_decay)
         return (Adam if self.optimizer == "adam" else AdamW)(weight_decay=self.weight_decay)

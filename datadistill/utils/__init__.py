@@ -1,1 +1,1 @@
-"""What knows nothing of the subject: errors, files, progress, randomness."""
+"""Utilities that know nothing of the subject: errors, files, progress, randomness."""

@@ -1,4 +1,4 @@
-"""What must be in the environment before PyTorch is loaded: how it waits for its threads, which instructions it uses.
+"""Environment of PyTorch, set before it is loaded: how it waits for its threads, which instructions it uses.
 
 It is set when this module is imported, the first of the package; a program that has loaded PyTorch already goes on as
 it is, with a warning if that is not what `DATADISTILL_ISA` asks for.

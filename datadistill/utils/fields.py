@@ -96,7 +96,7 @@ def options_in(cls: type[Any]) -> list[Option]:
 
 
 def documented(cls: type[Any]) -> dict[str, str]:
-    """What a dataclass's docstring says of its attributes."""
+    """Descriptions of a dataclass's attributes, from its docstring."""
     text = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2]
     entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", text, re.MULTILINE)
     return {name: " ".join(line.split()) for name, line in entries}

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never half of one."""
+"""Atomic files: the old one or the new one, never half of one."""
 
 import hashlib
 import json

@@ -25,7 +25,7 @@ _UNREAD = suppress(OSError, ValueError, AttributeError)
 
 @dataclass(frozen=True)
 class Status:
-    """Where a run is.
+    """Progress of a run.
 
     Attributes:
         step: outer steps done.
@@ -53,7 +53,7 @@ class Status:
 
 @runtime_checkable
 class Reporter(Protocol):
-    """Whoever wants to know how a run is doing."""
+    """Listener to the progress of a run."""
 
     def update(self, status: Status) -> None:
         """Called after every outer step."""

@@ -96,7 +96,7 @@ def _whole(text: str) -> int:
 
 
 def to_json(document: Any) -> Any:
-    """What JSON makes of a document, to compare with one that was read: tuples are lists, keys are texts."""
+    """Document as JSON gives it back, to compare with one that was read: tuples are lists, keys are texts."""
     return json.loads(json.dumps(document, allow_nan=False))
 
 
@@ -161,7 +161,7 @@ def _is_scalar(kind: type, value: Any) -> bool:
 
 
 def _words(hint: Any) -> str:
-    """What a value must be, as an error message says it."""
+    """Type hint in words, for error messages."""
     origin, options = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(map(_words, options)))

@@ -1,4 +1,4 @@
-"""Which of our operations are used: those that were measured, on this machine, to be right and faster."""
+"""Choice of operations: those of ours that were measured, on this machine, to be right and faster."""
 
 import copy
 import time
@@ -21,7 +21,7 @@ _ROUNDS = 7
 
 
 class Measured(NamedTuple):
-    """What was measured of an operation.
+    """Measurement of an operation.
 
     Attributes:
         ratio: its time over that of PyTorch's, value and two derivatives; the largest of all shapes.

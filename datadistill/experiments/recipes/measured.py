@@ -1,4 +1,4 @@
-"""What recipes gave when they were last run in full: `measured.json` beside them."""
+"""Measured results of recipes, from their last full runs: `measured.json` beside them."""
 
 import json
 from dataclasses import asdict, dataclass, field, replace

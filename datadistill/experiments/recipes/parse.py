@@ -1,4 +1,4 @@
-"""A recipe's TOML file becomes a recipe; whatever it holds that a recipe does not is refused."""
+"""Parser of recipes in TOML; whatever a file holds that a recipe does not is refused."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What a recipe holds, and the check that it can be run."""
+"""Recipes as records, and the check that they can be run."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ _PAPER = ("source", "before", "before_std", "after", "after_std")
 
 @dataclass(frozen=True)
 class Expect:
-    """What a recipe is expected to give; shares are fractions.
+    """Expected ranges of a recipe's results; shares are fractions.
 
     Attributes:
         nets: networks to judge by; None as `evaluate` takes them. Fixed initial weights have one.
@@ -249,7 +249,7 @@ class Recipe:
 
     @property
     def command(self) -> str:
-        """What runs it."""
+        """The command that runs it."""
         name = self.name.removesuffix(_FULL)
         return f"datadistill reproduce {name}{' --full' if name != self.name else ''}"
 
