@@ -149,14 +149,10 @@ def held_out_accuracy(data: DistilledData, problem: Problem, starts: list[Weight
 def tune(data: DistilledData, problem: Problem, bar: Bar = quiet, near: Rates | None = None) -> DistilledData:
     """Distilled data with the learning rates of the best mean held-out accuracy.
 
+    With `near`, rates near these alone are tried.
+
     Each schedule is tried with the `COARSE` first rates on a few networks, then with rates near the best of them on
     more networks, the same ones for all rates.
-
-    Args:
-        data: any distilled data with rates.
-        problem: what it is for.
-        bar: shows progress.
-        near: try rates near these alone.
 
     Raises:
         DatadistillError: every rate diverges.

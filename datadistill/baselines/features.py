@@ -61,10 +61,7 @@ class ByFeatures(Baseline):
 def make_features(problem: Problem, number: int, bar: Bar) -> Features:
     """Features of the training split by the problem's network, trained on it; they are kept with the problem.
 
-    Args:
-        problem: dataset, network, scheme, seed.
-        number: networks of other numbers start elsewhere.
-        bar: shows progress.
+    Networks of other numbers start elsewhere.
 
     Raises:
         RequestError: the network has no linear layer.

@@ -111,13 +111,7 @@ def _given_hyper_parameters(arguments: argparse.Namespace, info: MethodInfo) -> 
 def start_of(
     info: MethodInfo, weights: str | None = None, ipc: int | float | str | None = None
 ) -> tuple[Recipe | None, RunConfig]:
-    """Config that flags start from: a method's recipe for this kind of initial weights, or its paper's settings.
-
-    Args:
-        info: the method.
-        weights: as asked for.
-        ipc: images per class, as asked for.
-    """
+    """Config that flags start from: a method's recipe for this kind of initial weights, or its paper's settings."""
     name = info.recipes.get(weights or RunConfig().weights)
     if name is None:
         return None, paper(info, ipc)

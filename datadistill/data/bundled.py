@@ -37,9 +37,6 @@ def mnist_rgb(data_root: Path | None = None) -> RealData:
 
     Two background pixels on each side make up the size. The 2018 code that adapts from SVHN to MNIST keeps 28x28 pixels
     and lets LeNet pad them, there with the mean instead of the background.
-
-    Args:
-        data_root: as for `mnist`.
     """
     train, test = _mnist(data_root)
     return from_pixels("mnist-rgb", _rgb(train.pixels), train.labels, _rgb(test.pixels), test.labels, DIGITS)

@@ -10,14 +10,7 @@ STARTS = 3
 
 
 def cluster_centres(split: Split, label: int, count: int, generator: torch.Generator) -> Float[Tensor, "{count} c h w"]:
-    """Cluster centres of a class, from the best of a few random starts, on the CPU.
-
-    Args:
-        split: real images.
-        label: the class.
-        count: how many clusters, at most as many as the class has images.
-        generator: where k-means starts.
-    """
+    """Cluster centres of a class, from the best of a few random starts, on the CPU."""
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 

@@ -199,12 +199,7 @@ class Network:
     ) -> tuple[Float[Tensor, ""], Weights]:
         """The mean loss and its gradient with respect to the weights, which must require gradients.
 
-        Args:
-            weights: leaves that require gradients.
-            images: a batch.
-            labels: class indices or soft labels.
-            create_graph: keep what is needed to differentiate the gradient again.
-            noise: as for `logits`.
+        `create_graph` keeps what is needed to differentiate the gradient again.
         """
         loss = self.loss(weights, images, labels, noise)
         gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph)

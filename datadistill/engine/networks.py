@@ -308,13 +308,7 @@ def _held(value: Any) -> Iterator[Any]:
 
 
 def _check_all_is_seen(module: nn.Module, other: nn.Module, real: RealData) -> None:
-    """Refuse a function whose networks differ though their weights and buffers do not.
-
-    Args:
-        module: that it makes.
-        other: another one that it makes, with other random numbers.
-        real: the dataset.
-    """
+    """Refuse a function whose networks differ though their weights and buffers do not."""
     own, there = _tensors(module), _tensors(other)
     if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in there.items()}:
         raise RequestError(

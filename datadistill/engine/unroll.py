@@ -50,13 +50,7 @@ def advance(
 ) -> Position:
     """One step of training, without a graph.
 
-    Args:
-        network: what is trained.
-        optimizer: how.
-        position: where from.
-        step: what on.
-        index: of the step, from 0.
-        chunk: images that are differentiated at a time; 0: all of them.
+    `chunk` images are differentiated at a time; 0: all of them.
     """
     _, gradients = batch_gradient(network, position.weights, step.images, step.labels, chunk, step.noise)
     return Position(*optimizer.update(position.weights, gradients, position.state, step.rate.detach(), index))

@@ -78,13 +78,6 @@ def get_trajectories(
 ) -> Trajectories:
     """The trajectories that a recipe matches: those in a folder, or new ones there.
 
-    Args:
-        recipe: says which networks, and what its experts must be.
-        folder: where trajectories lie.
-        real: the recipe's dataset.
-        device: to train on.
-        screen: who is told how it is doing.
-
     Raises:
         RequestError: others are there.
         Interrupted: a signal; experts that are finished are kept, and the next call goes on with them.

@@ -80,10 +80,7 @@ Facts = TypeVar("Facts", bound=NetworkFacts)
 def parse_facts(kind: type[Facts], header: dict[str, Any], optional: Collection[str] = ()) -> Facts:
     """Metadata from the JSON that `known` wrote.
 
-    Args:
-        kind: of what.
-        header: the JSON object.
-        optional: what it may lack.
+    `optional` is what the header may lack.
 
     Raises:
         DamagedFileError: it breaks the format; the sentence says where.
