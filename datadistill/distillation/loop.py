@@ -24,7 +24,7 @@ from datadistill.distillation.config import KEYWORDS, RunConfig, config_of
 from datadistill.distillation.history import remember, rewind_history
 from datadistill.distillation.longer import before_longer, check_can_be_longer, is_longer, lengthened, what_to_do
 from datadistill.distillation.memory import Fallback
-from datadistill.distillation.optimizer import Outer, Variables, improve
+from datadistill.distillation.optimizer import Outer, Variables, filled, improve
 from datadistill.distillation.problem import make_problem
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.distillation.settings import Settings, settings_of
@@ -126,17 +126,8 @@ def distill(
         assert started is not None
         template, method_state = started
         template = replace(template, provenance=replace(template.provenance, recipe=command, versions=versions()))
-        loop = _Loop(
-            problem,
-            resolved,
-            config.outer,
-            length,
-            template,
-            method_state,
-            _planned(problem, resolved),
-            reporter,
-            folder,
-        )
+        fallback = _planned(problem, resolved)
+        loop = _Loop(problem, resolved, config.outer, length, template, method_state, fallback, reporter, folder)
         state = loop.first() if folder is None else _open(folder, before, settings, loop, config, resume)
         return loop.finish(loop.run(state, stop))
 
@@ -181,22 +172,28 @@ def _synthesised(
 ) -> Run:
     """A run of a method without an outer loss."""
     distilled = synthesise(method, problem, folder, reporter, stop)
-    accuracy = held_out(problem, distilled)
-    pieces = method.pieces(problem)
-    about = distilled.provenance
-    cost = {
-        **about.cost,
-        "outer_steps": 0,
-        "peak_bytes": peak_memory(problem.device),
-        "device": str(problem.device),
-        "threads": torch.get_num_threads(),
-    }
-    scores = [{"split": "held_out", "accuracy": accuracy.correct, "outer_step": pieces}]
-    about = replace(about, cost=cost, scores=scores, recipe=command, versions=versions())
+    accuracy, pieces = held_out(problem, distilled), method.pieces(problem)
+    seconds = distilled.provenance.cost["seconds"]
+    distilled = _with_cost(distilled, seconds, 0, accuracy.correct, pieces)
+    about = replace(distilled.provenance, recipe=command, versions=versions())
     distilled = replace(distilled, provenance=about)
     if folder is not None:
         distilled.save(folder.place(FILE_NAME))
-    return Run(distilled, accuracy, pieces, about.cost["seconds"], folder.path if folder else None, ())
+    return Run(distilled, accuracy, pieces, seconds, folder.path if folder else None, ())
+
+
+def _with_cost(distilled: DistilledData, seconds: float, steps: int, accuracy: float, at: int) -> DistilledData:
+    """The data with what a run cost, and its held-out accuracy at an outer step, in its provenance."""
+    device = distilled.images.device
+    cost = {
+        "seconds": seconds,
+        "outer_steps": steps,
+        "peak_bytes": peak_memory(device),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+    }
+    scores = [{"split": "held_out", "accuracy": accuracy, "outer_step": at}]
+    return replace(distilled, provenance=replace(distilled.provenance, cost=cost, scores=scores))
 
 
 def _planned(problem: Problem, method: Method) -> Fallback:
@@ -365,7 +362,7 @@ class _Loop:
         self.reporter.say(f"choosing between {len(candidates)} results with {self.outer.settle} networks each.")
         measured = []
         for candidate in candidates:
-            distilled = replace(state.variables, average=candidate.values).put_average(self.template)
+            distilled = filled(self.template, candidate.values)
             if is_sound(distilled):
                 seen = held_out(self.problem, distilled, self.outer.settle, "settle")
                 measured.append(replace(candidate, correct=seen.correct, loss=seen.loss))
@@ -376,7 +373,7 @@ class _Loop:
 
         Last, whether the method has asked for the progress.
         """
-        distilled, asked = state.variables.put(self.template), list[None]()
+        distilled, asked = filled(self.template, state.variables.values), list[None]()
 
         def step(engine: Engine) -> Step:
             generator = stream(self.problem.seed, "step", state.step, state.rollbacks)
@@ -417,7 +414,7 @@ class _Loop:
 
     def _validate(self, state: RunState) -> RunState | None:
         """Validation: the state with the best data so far, saved; None where the held-out loss is not finite."""
-        distilled = state.variables.put_average(self.template)
+        distilled = filled(self.template, state.variables.average)
         if not (state.variables.are_sound() and is_sound(distilled)):
             return None
         seen = held_out(self.problem, distilled)
@@ -428,12 +425,7 @@ class _Loop:
         if best is None or better:
             best = Best(seen.correct, seen.loss, state.step, state.variables.average)
         validated = replace(
-            state,
-            best=best,
-            accuracy=seen.correct,
-            loss_sum=0.0,
-            loss_count=0,
-            finished=self._is_over(state),
+            state, best=best, accuracy=seen.correct, loss_sum=0.0, loss_count=0, finished=self._is_over(state)
         )
         if self.folder is not None:
             self.folder.record(self._metrics(state, seen, distilled))
@@ -501,15 +493,5 @@ class _Loop:
             self.folder.log(text)
 
     def _result(self, state: RunState, best: Best) -> DistilledData:
-        values = replace(state.variables, average=best.values)
-        distilled = values.put_average(self.template)
-        cost = {
-            "seconds": round(state.seconds, 3),
-            "outer_steps": state.step,
-            "peak_bytes": peak_memory(self.problem.device),
-            "device": str(self.problem.device),
-            "threads": torch.get_num_threads(),
-        }
-        held_out = {"split": "held_out", "accuracy": best.correct, "outer_step": best.step}
-        provenance = replace(distilled.provenance, cost=cost, scores=[held_out])
-        return replace(distilled, provenance=provenance)
+        distilled = filled(self.template, best.values)
+        return _with_cost(distilled, round(state.seconds, 3), state.step, best.correct, best.step)

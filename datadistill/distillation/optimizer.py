@@ -133,16 +133,9 @@ class Variables:
         """Whether all values are finite."""
         return all(bool(value.isfinite().all()) for value in self.values.values())
 
-    def put(self, template: DistilledData) -> DistilledData:
-        """The present values as distilled data."""
-        return _filled(template, self.values)
 
-    def put_average(self, template: DistilledData) -> DistilledData:
-        """The averaged values as distilled data."""
-        return _filled(template, self.average)
-
-
-def _filled(template: DistilledData, values: Weights) -> DistilledData:
+def filled(template: DistilledData, values: Weights) -> DistilledData:
+    """Distilled data with these values of its variables."""
     changes: dict[str, Any] = {
         name: values[key].exp() if name in _POSITIVE else values[key] for name, key in _KEYS.items() if key in values
     }

@@ -13,7 +13,7 @@ from conftest import start_of
 
 import datadistill as dd
 from datadistill.distillation.budget import Length, parse_duration
-from datadistill.distillation.optimizer import Variables, improve
+from datadistill.distillation.optimizer import Variables, filled, improve
 from datadistill.distillation.problem import make_problem
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.distillation.state import Best, flat, nested
@@ -399,7 +399,7 @@ def test_what_is_left_out_of_the_gradients_is_not_learned(digits: dd.RealData) -
     problem = make_problem(digits, model="mlp", weights="random-init", scheme="xavier", ipc=1, seed=0, device=CPU)
     data = start_of(DD(steps=1, epochs=3), problem, stream(0))
     variables = Variables.of(data, ("images",), QUICK)
-    assert variables.put(data).learning_rates is data.learning_rates
+    assert filled(data, variables.values).learning_rates is data.learning_rates
 
 
 def test_a_gradient_of_what_is_not_learned_is_refused(digits: dd.RealData) -> None:
