@@ -17,7 +17,7 @@ from datadistill.cli.parsing import add_fields, add_option, given_fields, in_cas
 from datadistill.data import Options, RealData, is_named, load
 from datadistill.distillation.config import RunConfig
 from datadistill.distilled import DistilledData
-from datadistill.evaluation import NETS, PROTOCOLS, EvalConfig, Score
+from datadistill.evaluation import NETS, PROTOCOLS, EvalConfig, Score, percent
 from datadistill.methods import METHODS
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.training.recipe import DC, EPOCHS_AUGMENTED
@@ -131,6 +131,16 @@ def ipc_name(ipc: int | float | str | Sequence[int]) -> str:
     return ipc.replace(":", "-") if isinstance(ipc, str) and ":" in ipc else "unequal"
 
 
+def given_models(arguments: argparse.Namespace) -> list[str | None]:
+    """The networks of `--models`; None for the data's own."""
+    return [*listed(arguments.models)] or [None]
+
+
+def listed(text: str | None) -> list[str]:
+    """The names in `a,b`; none without any text."""
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
 def given_pool(arguments: argparse.Namespace) -> Pool | None:
     """The pool of `--pool`."""
     return None if arguments.pool is None else load_pool(arguments.pool)
@@ -217,6 +227,13 @@ class Fault:
     def as_json(self) -> dict[str, Any]:
         """JSON-ready."""
         return {"model": self.model, "error": self.error}
+
+
+def score_cells(score: Score) -> list[str]:
+    """Cells of a table: network, weights, number of networks, accuracy before and after, its interval, seconds."""
+    low, high = score.accuracy.ci95
+    facts = [score.model, score.weights, str(score.nets), percent(score.before), percent(score.accuracy)]
+    return [*facts, f"{100 * low:.2f} to {100 * high:.2f}", f"{score.seconds:.1f}"]
 
 
 def print_faults(faults: Mapping[str, str]) -> None:

@@ -12,21 +12,23 @@ from datadistill.cli.common import (
     Fault,
     given_changes,
     given_config,
+    given_models,
     given_pool,
+    listed,
     load_data,
     print_faults,
     print_table,
     protocol_title,
+    score_cells,
 )
 from datadistill.cli.parsing import Parser, one_of
 from datadistill.data import RealData
-from datadistill.distillation.problem import make_problem
+from datadistill.distillation.problem import make_problem, started_like
 from datadistill.distilled import DistilledData, load_distilled
-from datadistill.evaluation import Score, evaluate, evaluate_sets, percent, work_of
+from datadistill.evaluation import Score, evaluate, evaluate_sets, work_of
 from datadistill.methods import Problem
 from datadistill.models import model_name, same_model
 from datadistill.models.gate import passed
-from datadistill.pretraining.initial_weights import Fixed
 from datadistill.pretraining.pool import Pool
 from datadistill.training.carried import dc_recipe, shared_recipe
 from datadistill.training.recipe import TrainRecipe
@@ -98,12 +100,12 @@ def add_flags(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     parse = one_of(BASELINES.kind, BASELINES.names())
     try:
-        names = [parse(name.strip()) for name in arguments.baselines.split(",") if name.strip()]
+        names = [parse(name) for name in listed(arguments.baselines)]
     except argparse.ArgumentTypeError as error:
         raise RequestError(f"--baselines: {error}") from error
     if arguments.full_epochs < 0:
         raise RequestError(f"--full-epochs is {arguments.full_epochs}, but must not be negative")
-    models: list[str | None] = [name.strip() for name in (arguments.models or "").split(",") if name.strip()] or [None]
+    models = given_models(arguments)
     sets = {path: load_distilled(path) for path in arguments.paths}
     real, pool = _real(sets, arguments), given_pool(arguments)
     config = given_config(arguments, pool)
@@ -186,11 +188,7 @@ def _problem(
         batch_norm=arguments.batch_norm or str(data.provenance.inner.get("batch_norm", "auto")),
         pool=pool,
     )
-    own = data.to(problem.device).initial_weights
-    if not size.path or own is None:
-        return problem
-    network = problem.network.holding(own)
-    return replace(problem, network=network, kind=size.kind, starts=Fixed(own, network.frozen))
+    return started_like(problem, data, size.kind) if size.path else problem
 
 
 def _baseline(name: str, problem: Problem, size: _Size, arguments: argparse.Namespace, says_length: bool) -> _Line:
@@ -243,9 +241,7 @@ def _print(lines: list[_Line], real: RealData, arguments: argparse.Namespace) ->
     columns = ["set", "images", "network", "weights", "nets", "untrained", "test accuracy", "95 % interval", "s"]
     rows = []
     for line, score in judged:
-        low, high = score.accuracy.ci95
-        facts = [score.model, score.weights, str(score.nets), percent(score.before), percent(score.accuracy)]
         name = line.name if alike else f"{line.name}, {score.training or 'steps of its own'}"
-        rows.append([name, str(line.images), *facts, f"{100 * low:.2f} to {100 * high:.2f}", f"{score.seconds:.1f}"])
+        rows.append([name, str(line.images), *score_cells(score)])
     print_table(f"{real.name}, {protocol_title(arguments.protocol, distilled)}", columns, rows)
     print_faults({line.score.model: line.score.error for line in lines if isinstance(line.score, Fault)})

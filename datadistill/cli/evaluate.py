@@ -13,11 +13,13 @@ from datadistill.cli.common import (
     add_protocol_flags,
     add_run_flag,
     given_config,
+    given_models,
     given_pool,
     load_data,
     print_faults,
     print_table,
     protocol_title,
+    score_cells,
     score_document,
 )
 from datadistill.cli.parsing import Parser, one_of
@@ -85,7 +87,7 @@ def add_flags(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     device, config = resolve_device(arguments.device), given_config(arguments, given_pool(arguments))
-    models: list[str | None] = [name.strip() for name in (arguments.models or "").split(",") if name.strip()] or [None]
+    models = given_models(arguments)
     loaded: dict[tuple[str, torch.Size, bool], RealData] = {}
     documents, found = [], []
     for path in arguments.paths:
@@ -204,7 +206,9 @@ def _print(found: list[tuple[str, list[Score | Fault]]], protocol: str) -> None:
     title, alike = protocol_title(protocol, every), len({score.training for score in every}) == 1
     columns = ["data", "network", "weights", "nets", "before", "test accuracy", "95 % interval", "s"]
     rows = [
-        _row(path, score, "" if alike else score.training) for path, (score, *_) in found if isinstance(score, Score)
+        [f"{path}, {score.training}" if score.training and not alike else path, *score_cells(score)]
+        for path, (score, *_) in found
+        if isinstance(score, Score)
     ]
     print_table(title, columns, rows)
 
@@ -223,17 +227,3 @@ def _print_crossed(found: list[tuple[str, list[Score | Fault]]], protocol: str) 
         faults |= {score.model: score.error for score in scores if isinstance(score, Fault)}
     print_table(title, ["data", *(score.model for score in found[0][1])], rows)
     print_faults(faults)
-
-
-def _row(path: str, score: Score, training: str = "") -> list[str]:
-    low, high = score.accuracy.ci95
-    return [
-        f"{path}, {training}" if training else path,
-        score.model,
-        score.weights,
-        str(score.nets),
-        percent(score.before),
-        percent(score.accuracy),
-        f"{100 * low:.2f} to {100 * high:.2f}",
-        f"{score.seconds:.1f}",
-    ]

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from datadistill.baselines import RandomReal, full_dataset
-from datadistill.cli.common import add_data_flags, add_run_flag, load_data, print_table
+from datadistill.cli.common import add_data_flags, add_run_flag, listed, load_data, print_table
 from datadistill.cli.parsing import Parser, positive_int
 from datadistill.data import RealData
 from datadistill.data.augment import NONE
-from datadistill.distillation.problem import make_problem
+from datadistill.distillation.problem import make_problem, started_like
 from datadistill.distilled import DistilledData, is_format_2, load_distilled
 from datadistill.engine import network_for
 from datadistill.evaluation import (
@@ -27,7 +27,6 @@ from datadistill.methods import Problem
 from datadistill.methods.dc import DSA_STRATEGY
 from datadistill.models import model_name, same_model
 from datadistill.models.gate import passed
-from datadistill.pretraining.initial_weights import Fixed
 from datadistill.training.carried import dc_recipe, shared_recipe
 from datadistill.training.recipe import DC, TrainRecipe
 from datadistill.utils.errors import RequestError
@@ -118,7 +117,7 @@ class _Ranking:
     def __init__(self, data: DistilledData, real: RealData, arguments: argparse.Namespace) -> None:
         self.data, self.real, self.arguments = data, real, arguments
         self.model = passed("network", arguments.model, data.provenance.model)
-        self.others = [name.strip() for name in (arguments.transfer or "").split(",") if name.strip()]
+        self.others = listed(arguments.transfer)
         for known in (self.model, *self.others):
             policy = arguments.batch_norm or str(data.provenance.inner.get("batch_norm", "auto"))
             for remark in network_for(known, real, real.test.images.device, policy).remarks:
@@ -200,14 +199,12 @@ class _Ranking:
         sets = min(self.arguments.sets, self.arguments.nets)
         if settings is not None:
             return RandomReal(sets=sets, recipe=settings, bar=counting).run(self._problem())
-        problem, weights, rates = self._problem(), self.data.initial_weights, self.data.learning_rates
+        problem, rates = self._problem(), self.data.learning_rates
         kind, steps = str(self.data.provenance.weights.get("kind")), len(self.data.batches)
         if kind == "random-pretrained":
             raise RequestError("this set was made for trained networks, which cannot be ranked: use compare --pool")
-        if weights is not None and self.arguments.model is None:
-            own = {name: weight.to(problem.device) for name, weight in weights.items()}
-            network = problem.network.holding(own)
-            problem = replace(problem, network=network, kind=kind, starts=Fixed(own, network.frozen))
+        if self.data.initial_weights is not None and self.arguments.model is None:
+            problem = started_like(problem, self.data, kind)
         assert rates is not None, "data without rates is trained on by protocol dc"
         return RandomReal(steps, len(rates) // steps, sets, bar=counting).run(problem)
 

@@ -1,16 +1,18 @@
 """Problem from a run configuration: names become a network, initial weights and numbers."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from datadistill.data.ipc import resolve_ipc
 from datadistill.data.real import RealData
 from datadistill.distillation.config import RunConfig, config_of
+from datadistill.distilled import DistilledData
 from datadistill.engine.functional import Network
 from datadistill.engine.networks import network_for
 from datadistill.methods.base import Problem
 from datadistill.models import SCHEMES, has_own_weights, model_name
-from datadistill.pretraining.initial_weights import KINDS
+from datadistill.pretraining.initial_weights import KINDS, Fixed
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.pretraining.trajectories import Trajectories, load_trajectories
 from datadistill.utils.errors import RequestError, unknown_name
@@ -66,6 +68,14 @@ def _pool(config: RunConfig) -> Pool | None:
 def _trajectories(config: RunConfig) -> Trajectories | None:
     given = config.trajectories
     return load_trajectories(given) if isinstance(given, str | Path) else given
+
+
+def started_like(problem: Problem, distilled: DistilledData, kind: str) -> Problem:
+    """The same problem with the initial weights of distilled data, which must have some, as its one start."""
+    own = distilled.to(problem.device).initial_weights
+    assert own is not None
+    network = problem.network.holding(own)
+    return replace(problem, network=network, kind=kind, starts=Fixed(own, network.frozen))
 
 
 def _scheme_of(pool: Pool, network: Network, config: RunConfig, real: RealData) -> str:
