@@ -181,7 +181,8 @@ class Step(NamedTuple):
     Attributes:
         loss: the outer loss.
         gradients: its derivatives by the names of the variables: `images`, `learning_rates` and `soft_labels`, each of
-            the shape that it has in `DistilledData`. A name that is left out is not learned.
+            the shape that it has in `DistilledData`. A name that is left out is not learned; one that the
+            method's record does not have is refused.
         state: what the next step is given.
         logs: further numbers for `metrics.jsonl`.
     """
