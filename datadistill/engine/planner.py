@@ -146,14 +146,7 @@ def settle(network: Network, image: Float[Tensor, "1 c h w"], workload: Workload
 
 
 def predict(network: Network, image: Float[Tensor, "1 c h w"], workload: Workload, engine: Engine) -> Prediction:
-    """Prediction for an outer step, with the choices of `settle`.
-
-    Args:
-        network: what is trained.
-        image: any image, for its shape, type and device.
-        workload: what an outer step asks for.
-        engine: how, as far as it has been said.
-    """
+    """Prediction for an outer step, with the choices of `settle` and its arguments."""
     engine = settle(network, image, workload, engine)
     return _Probe(network, image, workload).prediction(engine, timed=True)
 
