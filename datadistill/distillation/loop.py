@@ -238,6 +238,8 @@ def _open(
         state = loop.made_longer(state, before, config)
     folder.rewind(state.step)
     rewind_history(folder.path, state.step)
+    if state.step == 0:
+        remember(folder.path, 0, loop.template)
     if state.finished:
         loop.reporter.say(what_to_do(config, folder.path, state))
     else:

@@ -9,7 +9,7 @@ from datadistill.data.real import RealData
 from datadistill.distilled import DistilledData
 from datadistill.engine import network_for
 from datadistill.evaluation.nearest import nearest_of
-from datadistill.models import is_code
+from datadistill.models.gate import Named
 from datadistill.training.accuracy import confusion_of
 from datadistill.training.carried import recipe_of
 from datadistill.training.fit import fit
@@ -52,8 +52,9 @@ def look_at(distilled: DistilledData, real: RealData) -> Look:
 
 def _confusion(distilled: DistilledData, real: RealData) -> list[list[float]] | None:
     mine, recipe = distilled.provenance, recipe_of(distilled)
-    # Code that a file names is not run for a picture.
-    if distilled.initial_weights is None or is_code(mine.model) or not recipe.takes_own_steps:
+    # Nothing is loaded for a picture because a file names it.
+    named = Named("network", mine.model, "--model").reach()
+    if distilled.initial_weights is None or named or not recipe.takes_own_steps:
         return None
     if len(mine.classes) > _MOST_CLASSES:
         return None

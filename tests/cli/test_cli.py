@@ -58,8 +58,8 @@ def done(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> Path
 def test_distill_leaves_a_whole_run_folder(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = {path.name for path in done.iterdir()} - {".lock"}
     assert names == {
-        *("config.json", "metrics.jsonl", "checkpoint", "distilled.safetensors", "sheet.png", "curve.png"),
-        "README.md",
+        *("config.json", "metrics.jsonl", "checkpoint", "history.safetensors", "distilled.safetensors"),
+        *("README.md", "curve.png", "report.html", "sheet.png"),
     }
     out = capsys.readouterr().out
     assert "untrained network" in out

@@ -211,10 +211,9 @@ def test_names_of_strangers_are_shown_and_do_nothing(capsys: pytest.CaptureFixtu
     assert "\x1b" not in capsys.readouterr().err
     strange = replace(digits, classes=NAMES, normalization=data.provenance.normalization)
     score = dd.evaluate(data, strange, model="mlp", nets=1, weights="random-init")
-    from datadistill.cli.common import print_table
-    from datadistill.cli.evaluate import _row
+    from datadistill.cli.common import print_table, score_cells
 
-    print_table("[/red]\x1b[31m", ["[/x]"] + ["b"] * 7, [_row("[/red]", replace(score, model=NAMES[6]))])
+    print_table("[/red]\x1b[31m", ["[/x]"] + ["b"] * 7, [["[/red]", *score_cells(replace(score, model=NAMES[6]))]])
     assert "\x1b" not in capsys.readouterr().out
 
 

@@ -54,7 +54,7 @@ def test_a_thousand_images_and_two_hundred_looks_are_no_large_file(ten: dd.Disti
     subject = read_subject(tmp_path)
     assert subject.history is not None
     assert len(subject.history.steps) == 8
-    assert len(subject.metrics) == 201
+    assert len(subject.metrics) == 200
     assert 4e6 < len(make_page([subject])) < 10 * 2**20
 
 
