@@ -43,7 +43,7 @@ _FRAME = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>datadis
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
 <style>{_STYLE}</style><body><script>{_SCRIPT}</script></body></html>"""
 _WAITING = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">
-<title>datadistill watch</title><p>There is no page yet: a run writes it at its first look, and
+<title>datadistill watch</title><p>There is no page yet: a run writes it at its first validation, and
 <code>datadistill report</code> at any time.</p></html>"""
 
 

@@ -342,7 +342,7 @@ function curves(set, article, number) {
   const present = values => values && values.some(value => value !== null);
   const shares = all.held_out_accuracy.map(share => (share === null ? null : 100 * share));
   if (present(shares)) chart(place, "Held-out accuracy", "%", xs, [line("held-out", shares, value => (value === null ? "-" : `${value.toFixed(2)} %`))], false, key);
-  const losses = [line("held-out", all.held_out_loss), line("outer, mean since the last look", all.outer_loss)];
+  const losses = [line("held-out", all.held_out_loss), line("outer, mean since the last validation", all.outer_loss)];
   if (losses.some(one => present(one.values))) chart(place, "Loss", "", xs, losses, false, key);
   const rates = all.learning_rates.map((values, t) => line(`gradient step ${t + 1}`, values));
   if (rates.some(one => present(one.values))) chart(place, "Learned learning rates", rates.length > 6 ? `of ${rates.length} steps, log scale` : "log scale", xs, rates, true, key);
