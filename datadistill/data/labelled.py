@@ -9,6 +9,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from datadistill.utils.errors import DamagedFileError, explain_os_error
+from datadistill.utils.files import check_file
 
 Counts = tuple[int, ...]
 """Images of each class."""
@@ -60,9 +61,10 @@ def read_bytes(path: Path, most: int) -> bytes:
         most: as many bytes as it may have.
 
     Raises:
-        DamagedFileError: it is larger.
+        DamagedFileError: it is larger, or no file.
         DatadistillError: it cannot be read.
     """
+    check_file(path)
     try:
         if path.stat().st_size > most:
             raise damaged(path, f"it is larger than {most:,} bytes")

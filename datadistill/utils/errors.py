@@ -55,9 +55,10 @@ def plain(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-def told(value: object) -> object:
-    """A value in a sentence about two settings that differ."""
-    return "not given" if value is None else value
+def told(value: object) -> str:
+    """A value in a sentence about two settings that differ, cut off if it is endless."""
+    text = "not given" if value is None else str(value)
+    return text if len(text) <= _MOST // 4 else f"{text[: _MOST // 4]} ..."
 
 
 def sentence(text: str) -> str:

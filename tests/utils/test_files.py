@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from datadistill.cli.main import main
-from datadistill.utils.errors import DamagedFileError, RequestError, sentence
+from datadistill.data.labelled import read_bytes
+from datadistill.utils.errors import DamagedFileError, RequestError, sentence, told
 from datadistill.utils.files import read_json, read_tensors, refuse_links, write_atomically
 
 PLACES: dict[str, Callable[[Path], None]] = {
@@ -19,7 +20,7 @@ PLACES: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("read", [read_json, read_tensors])
+@pytest.mark.parametrize("read", [read_json, read_tensors, lambda path: read_bytes(path, 10)])
 def test_what_is_no_file_is_refused_and_not_waited_for(
     place: str, read: Callable[[Path], object], tmp_path: Path
 ) -> None:
@@ -92,3 +93,9 @@ def test_links_are_found_at_any_depth(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "a/b")
     with pytest.raises(RequestError, match="link is a link"):
         refuse_links(tmp_path / "link", itself=True)
+
+
+def test_values_that_differ_come_to_an_end() -> None:
+    assert told(None) == "not given"
+    assert told(3) == "3"
+    assert len(told("x" * 100_000)) < 500
