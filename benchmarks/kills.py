@@ -5,8 +5,8 @@
 Each seed draws moments, one to three, at which one of the commands is killed (SIGKILL) or asked to end (SIGTERM), and
 resumed after each; then it is let go on to its end. Commands are `distill` with every method, `pretrain` for pools and
 for trajectories, `evaluate` and `reproduce`: tiny, on digits, one thread, PyTorch's own operations. Compared with an
-uninterrupted one are every tensor of every safetensors file, checkpoints too, and every figure of JSON documents and
-metrics but seconds, bytes and versions. A command that was asked to end must say so in one line, with exit code 143.
+uninterrupted one are every tensor of every safetensors file, the last checkpoint too, and every figure of JSON
+documents and metrics but seconds, bytes and versions. A command that was asked to end must say so in one line, with exit code 143.
 
 Every process is a fork of this one, which has loaded the package already: a seed takes some seconds. DIR keeps the
 uninterrupted runs for the next call. Prints one JSON line, also when it is interrupted: the seeds `tried`, the `kills`
@@ -137,8 +137,15 @@ def _become(words: Sequence[str], folder: Path) -> None:
 
 
 def results(folder: Path, is_printed: bool) -> dict[str, Any]:
-    """What a command left, by name; a list of metrics has one entry for each validation."""
-    return dict(_results(folder, is_printed))
+    """What a command left, by name; a list of metrics has one entry for each validation.
+
+    Of two checkpoints the last counts: a run that was asked to end has one from that moment where another has its last
+    but one.
+    """
+    found = dict(_results(folder, is_printed))
+    passed = [sorted(run.glob("*.safetensors"))[:-1] for run in folder.rglob("checkpoint")]
+    before = tuple(f"{path.relative_to(folder)}/" for paths in passed for path in paths)
+    return {name: value for name, value in found.items() if not name.startswith(before)}
 
 
 def _results(folder: Path, is_printed: bool) -> Iterator[tuple[str, Any]]:

@@ -60,7 +60,7 @@ class ExpertFacts:
     @property
     def digest(self) -> str:
         """Of all epochs."""
-        return hashlib.sha256(" ".join(self.digests).encode()).hexdigest()
+        return hashlib.sha256(" ".join(self.digests).encode(errors="surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True)

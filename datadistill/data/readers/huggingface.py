@@ -125,9 +125,16 @@ def _listed(file: Path, key: str) -> list[str]:
 
 
 def column_of(table: Any, column: str) -> list[Any]:
-    """What is in a column, as it lies there: the library would open and decode what it takes for pictures."""
+    """What is in a column, as it lies there: the library would open and decode what it takes for pictures.
+
+    Raises:
+        DamagedFileError: it cannot be read.
+    """
     batches = table.with_format("arrow").select_columns([column]).iter(1000)
-    return [value for batch in batches for value in batch[column].to_pylist()]
+    try:
+        return [value for batch in batches for value in batch[column].to_pylist()]
+    except Exception as error:  # whatever Arrow and the library raise on damaged files
+        raise DamagedFileError(f"the column {shown(column)} cannot be read: {_reason(error)}") from error
 
 
 def _library(what: str) -> Any:
