@@ -6,7 +6,8 @@ Each seed draws moments, one to three, at which one of the commands is killed (S
 resumed after each; then it is let go on to its end. Commands are `distill` with every method, `pretrain` for pools and
 for trajectories, `evaluate` and `reproduce`: tiny, on digits, one thread, PyTorch's own operations. Compared with an
 uninterrupted one are every tensor of every safetensors file, the last checkpoint too, and every figure of JSON
-documents and metrics but seconds, bytes and versions. A command that was asked to end must say so in one line, with exit code 143.
+documents and metrics but seconds, bytes and versions. A command that was asked to end must say so in one line, with
+exit code 143.
 
 Every process is a fork of this one, which has loaded the package already: a seed takes some seconds. DIR keeps the
 uninterrupted runs for the next call. Prints one JSON line, also when it is interrupted: the seeds `tried`, the `kills`
