@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from datadistill.distilled import DistilledData
-from datadistill.utils.errors import DamagedFileError, require
+from datadistill.utils.errors import DamagedFileError, explain_os_error, require
 from datadistill.utils.files import read_tensors, write_tensors
 
 HISTORY_NAME = "history.safetensors"
@@ -96,7 +96,10 @@ def rewind_history(folder: Path, step: int) -> None:
     before = load_history(folder)
     kept = _until(before, step)
     if kept is None:
-        (folder / HISTORY_NAME).unlink(missing_ok=True)
+        try:
+            (folder / HISTORY_NAME).unlink(missing_ok=True)
+        except OSError as error:
+            raise explain_os_error(error, f"remove {folder / HISTORY_NAME}") from error
     elif before is not None and len(kept.steps) < len(before.steps):
         _save(folder, kept)
 

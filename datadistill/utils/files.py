@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from datadistill.utils.errors import DamagedFileError, DatadistillError, RequestError, explain_os_error, require
+from datadistill.utils.interrupts import held
 from datadistill.utils.schema import parse_json
 
 if sys.platform != "win32":
@@ -229,7 +230,7 @@ def look_into(path: Path, look: Callable[[Any], Found]) -> Found:
     try:
         check_file(path)
         # Claimed sizes are checked against the file's before memory is taken.
-        with _plainly_named(path) as name, safe_open(name, framework="pt") as file:
+        with held(), _plainly_named(path) as name, safe_open(name, framework="pt") as file:
             return look(file)
     except OSError as error:
         raise explain_os_error(error, f"read {path}") from error

@@ -3,7 +3,8 @@
 import os
 import signal
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
@@ -89,3 +90,19 @@ class StopRequest:
         if self.requested and number == signal.SIGINT:
             raise Stopped(number)
         self.requested = self.requested or number
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Signals are answered after what is done within: a library could take one for an error of its own.
+
+    Raises:
+        Stopped: there was one.
+    """
+    request = StopRequest()
+    try:
+        with request:
+            yield
+    finally:
+        if request.requested:
+            raise Stopped(request.requested)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from datadistill.utils.errors import DatadistillError, plain
+from datadistill.utils.errors import DatadistillError, sentence
 
 SECONDS, BYTES = 20.0, 2 << 30
 """What one reading may take."""
@@ -107,7 +107,7 @@ def violation(read: Callable[[], int | None], allowed: tuple[Path, ...], seconds
             code = read() or 0
     except DatadistillError as error:
         code = error.exit_code
-        said.write(f"datadistill: {plain(str(error))}\n")
+        said.write(f"datadistill: {sentence(str(error))}\n")
     except TooLongError:
         return f"took more than {seconds:g} seconds"
     except MemoryError:
