@@ -1,6 +1,7 @@
 """What all tests share: data, trained networks, and the check of array shapes when DATADISTILL_SHAPES asks for it."""
 
 import os
+import signal
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -20,6 +21,11 @@ with install_import_hook("datadistill", "beartype.beartype") if SHAPES else null
     from datadistill.methods import Context, Method, Problem, State, Step, Synthesis, plan
 
 ROOT = Path(__file__).parent.parent
+
+# Whatever started the tests may have had these ignored, as a shell does in the background, and programs inherit that.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (getattr(signal, "SIGHUP", 0), signal.SIG_DFL)):
+    if number and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -55,10 +55,12 @@ def plain(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-def told(value: object) -> str:
+def told(value: object) -> object:
     """A value in a sentence about two settings that differ, cut off if it is endless."""
-    text = "not given" if value is None else str(value)
-    return text if len(text) <= _MOST // 4 else f"{text[: _MOST // 4]} ..."
+    if value is None:
+        return "not given"
+    text = str(value)
+    return value if len(text) <= _MOST // 4 else f"{text[: _MOST // 4]} ..."
 
 
 def sentence(text: str) -> str:

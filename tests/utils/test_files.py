@@ -97,5 +97,5 @@ def test_links_are_found_at_any_depth(tmp_path: Path) -> None:
 
 def test_values_that_differ_come_to_an_end() -> None:
     assert told(None) == "not given"
-    assert told(3) == "3"
-    assert len(told("x" * 100_000)) < 500
+    assert told(3) == 3
+    assert len(str(told("x" * 100_000))) < 500
