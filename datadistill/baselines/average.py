@@ -5,7 +5,6 @@ repeat it for each step; that trains a network the same way and takes more room)
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
 
 import torch
 
@@ -22,7 +21,7 @@ class Average(Baseline):
     name = "average"
     line = "the mean image of each class, used at every step"
 
-    def resolve(self, problem: Problem) -> Self:
+    def resolve(self, problem: Problem) -> "Average":
         """The same.
 
         Raises:

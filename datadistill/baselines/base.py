@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -83,7 +83,7 @@ class Baseline:
         mine = self.resolve(problem)
         return [mine.piece(set_, problem, stream(problem.seed, "piece", set_)) for set_ in range(mine.pieces(problem))]
 
-    def resolve(self, problem: Problem) -> Self:
+    def resolve(self, problem: Problem) -> "Baseline":
         """The same: nothing goes by the problem."""
         return self
 

@@ -5,7 +5,7 @@ accuracy on training batches; here it is the held-out slice of the training spli
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -30,7 +30,7 @@ class Optimized(RandomReal):
     line = "the best fifth of many random sets, by held-out accuracy"
     sets: int = 50
 
-    def resolve(self, problem: Problem) -> Self:
+    def resolve(self, problem: Problem) -> "Optimized":
         """The same.
 
         Raises:
