@@ -63,7 +63,7 @@ def step(method: Method, problem: Problem) -> torch.Tensor:
 def own(problem: Problem) -> Problem:
     """On PyTorch's own operations, with the choices that the engine has made for a step with ours."""
     other = replace(problem, network=make_network(problem.network.module, operations="off"))
-    other.kept.update({key: engine for key, engine in problem.cache.items() if isinstance(key, Workload)})
+    other.cache.update({key: engine for key, engine in problem.cache.items() if isinstance(key, Workload)})
     return other
 
 

@@ -49,7 +49,8 @@ class Options:
             if value is not None:  # NumPy's numbers cannot be written as JSON
                 object.__setattr__(self, name, int(value) if isinstance(value, numbers.Integral) else float(value))
         if self.white is not None and not 0 < self.white < 2**32:
-            raise RequestError(f"white is {self.white:g}, but must be a number above 0 and below {2**32:,}")
+            given = f"{self.white:g}" if -(2.0**64) < self.white < 2**64 else "out of reach"
+            raise RequestError(f"white is {given}, but must be a number above 0 and below {2**32:,}")
         if self.size is not None and not 1 <= self.size <= MOST_EDGE:
             raise RequestError(f"the size is {self.size}, but must be from 1 to {MOST_EDGE} pixels")
         if self.channels not in (None, 1, 3):

@@ -163,6 +163,7 @@ def test_white_of_8_bits_is_never_asked() -> None:
     ("options", "sentence"),
     [
         ({"white": 0}, "white is 0, but must be"),
+        ({"white": 10**5000}, "white is out of reach, but must be"),
         ({"white": "1"}, "white is '1', but must be a number"),
         ({"size": 8.5}, "size is 8.5, but must be a whole number"),
         ({"channels": "grey"}, "channels is 'grey', but must be a whole number"),
