@@ -1,4 +1,4 @@
-"""watch: a run's page in a browser, new at each look, on this machine only."""
+"""watch: a run's page in a browser, new at each validation, on this machine only."""
 
 import argparse
 from contextlib import suppress

@@ -20,6 +20,9 @@ from datadistill.utils.errors import RequestError
 
 _PATHS = ("pool", "trajectories")
 _KINDS = {"model": "network", "matched_on": "network"}
+_NAME_NOTHING = ("attack", "device", "ipc")
+"""Options that are compared with names of classes, or parsed, and may have colons: `cuda:1`, `proportional:100`."""
+
 _LOOKS_LIKE_A_PATH = re.compile(r"[/\\~]|^\.|\.[^\W\d]")
 _MOST_CHARACTERS, _MOST_NAMES = 400, 6
 
@@ -139,7 +142,7 @@ def names_in(options: Mapping[str, Any], prefix: str = "") -> Iterator[Named]:
         prefix: of their flags.
     """
     for option, value in options.items():
-        if option == "attack":  # names of classes, which may be anything and are only compared
+        if option in _NAME_NOTHING:
             continue
         kind, flag = _KINDS.get(option, option), f"--{prefix}{option}".replace("_", "-")
         yield from (Named(kind, text, flag) for text in _texts(value))

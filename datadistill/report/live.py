@@ -28,8 +28,10 @@ class Refreshing:
 
     def update(self, status: Status) -> None:
         self._reporter.update(status)
+        if not self._works or monotonic() < self._next:
+            return
         validations = RunFolder(self._folder).metrics_size()
-        if self._works and validations != self._seen and monotonic() >= self._next:
+        if validations != self._seen:
             self._seen = validations
             self._refresh()
 

@@ -58,9 +58,10 @@ def resolve_device(name: str | torch.device) -> torch.device:
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
-    name, colon, number = str(name).lower().partition(":")
+    given = str(name)
+    name, colon, number = given.lower().partition(":")
     if name not in available:
-        raise unknown_name("device", name, available)
+        raise unknown_name("device", given, available)
     if not available[name]:
         raise RequestError(f"device '{name}' is not available here: use --device cpu")
     if colon and name == "cuda":

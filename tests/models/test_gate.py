@@ -88,3 +88,11 @@ def test_the_sentence_says_what_to_type() -> None:
 
 def test_names_of_classes_are_no_names_of_files() -> None:
     assert [*names_in({"attack": ["a/b", "c:d"], "seed": 1})] == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("ipc", "proportional:100"), ("device", "cuda:1"), ("budget", "1.5h"), ("attack", ["net.py:f", "b"])],
+)
+def test_options_that_name_nothing_are_let_through(option: str, value: object) -> None:
+    refuse("config.json", names_in({option: value}))
