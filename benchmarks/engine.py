@@ -118,6 +118,18 @@ CASES = (
     Case("LeNet, 10 images, 1x3, 1 network", LeNet, 1, 28, 10, 1, 3, 1, seed=5),
     Case("LeNet, 100 images, 10x3, 4 networks", LeNet, 1, 28, 10, 10, 3, 4, engine=Engine(storage="recompute"), seed=2),
     Case(
+        "LeNet, 100 images, 10x3, 4 networks, graphs kept",
+        LeNet,
+        1,
+        28,
+        10,
+        10,
+        3,
+        4,
+        engine=Engine(storage="full"),
+        seed=2,
+    ),
+    Case(
         "LeNet, 100 images, 10x30, 4 networks",
         LeNet,
         1,
