@@ -171,7 +171,7 @@ def repeated(arguments: argparse.Namespace, command: str, skipped: tuple[str, ..
     """
     words = ["datadistill", command]
     for name, value in vars(arguments).items():
-        if name == "method" and value is not None:
+        if name == "method" and value in METHODS.names():
             value = METHODS.get(value).code or value
         if value is not None and value is not False and name not in skipped:
             values = [":".join(value)] if isinstance(value, tuple) else value if isinstance(value, list) else [value]

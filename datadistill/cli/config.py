@@ -13,6 +13,7 @@ from datadistill.data.ipc import PROPORTIONAL
 from datadistill.distillation.config import RunConfig
 from datadistill.distillation.problem import make_problem
 from datadistill.experiments.recipes import Recipe, recipes
+from datadistill.experiments.strategy import AUTO, LINE
 from datadistill.methods import METHODS, Method, MethodInfo, Problem, Synthesis, options_of
 from datadistill.utils.errors import RequestError
 from datadistill.utils.fields import options_in
@@ -34,11 +35,13 @@ def add_config_flags(
     add_data_flags(parser, default.dataset)
     if recipe:
         parser.add_argument("--recipe", metavar="NAME", help="start from this recipe: datadistill list recipes")
+    otherwise = f"{AUTO} where --ipc is given and nothing of a method's, else {default.method.name}"
     parser.add_argument(
         "--method",
-        type=one_of(METHODS.kind, METHODS.names()),
+        type=_auto_or_known if recipe else one_of(METHODS.kind, METHODS.names()),
         metavar="NAME",
-        help=f"{', '.join(METHODS.names())} (default: {default.method.name})",
+        help=f"{', '.join(METHODS.names())}"
+        + (f", or {AUTO}: {LINE} (default: {otherwise})" if recipe else f" (default: {default.method.name})"),
     )
     bases = {info.name: vars(start_of(info)[1]) for info in METHODS}
     groups = [option for option in options_in(RunConfig) if option.group]
@@ -51,6 +54,20 @@ def add_config_flags(
             ours = {case: vars(getattr(config, option.name)) for case, config in cases.items()}
             title = parser.add_argument_group(option.line.rstrip("."))
             add_fields(title, option.group, ours, option.flag.prefix)
+
+
+def _auto_or_known(text: str) -> str:
+    return one_of(METHODS.kind, [*METHODS.names(), AUTO])(text)
+
+
+def is_open(arguments: argparse.Namespace) -> bool:
+    """Whether the flags leave it to a strategy which method is taken."""
+    own = [name for info in METHODS for name in given_fields(arguments, info.make)]
+    if arguments.method == AUTO and own:
+        raise RequestError(f"--{own[0].replace('_', '-')} is a flag of a method: name it with --method, not {AUTO}")
+    if arguments.method is not None or getattr(arguments, "recipe", None) is not None:
+        return str(arguments.method) == AUTO
+    return arguments.ipc is not None and arguments.weights in (None, "random-init") and not own
 
 
 def _cases() -> dict[str, RunConfig]:

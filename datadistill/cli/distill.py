@@ -1,20 +1,23 @@
 """distill: a dataset becomes distilled data."""
 
 import argparse
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 from datadistill.cli.common import add_nets_flag, ipc_name, new_folder, print_table, repeated
-from datadistill.cli.config import add_config_flags, chosen_config, config_given, load_for
+from datadistill.cli.config import add_config_flags, chosen_config, config_given, is_open, load_for
 from datadistill.cli.parsing import Parser, command_line
+from datadistill.data import RealData
 from datadistill.distillation.budget import parse_duration
 from datadistill.distillation.config import RunConfig
 from datadistill.distillation.loop import Run, distill
-from datadistill.distillation.run_folder import RunFolder
+from datadistill.distillation.run_folder import EXPERTS_NAME, RunFolder
 from datadistill.distillation.settings import Settings
 from datadistill.evaluation import Score, percent
 from datadistill.experiments.job import check_nets
 from datadistill.experiments.recipes import Recipe
+from datadistill.experiments.strategy import Strategy, choose, first_config, with_experts
 from datadistill.methods import METHODS
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.report.card import conclude, judging
@@ -23,7 +26,7 @@ from datadistill.report.page import PAGE_NAME
 from datadistill.report.sheet import SHEET_NAME
 from datadistill.utils.errors import Interrupted, RequestError
 from datadistill.utils.interrupts import number_of
-from datadistill.utils.progress import Progress, tell
+from datadistill.utils.progress import Progress, Screen, counting, say, tell
 from datadistill.utils.runtime import resolve_device
 
 USAGE = ""
@@ -36,8 +39,12 @@ mnist-random-100 for random ones, or the one named by --recipe. The pretrained k
 take their weights from a pool of trained networks: datadistill pretrain. The other
 methods start from their papers' settings: a ConvNet with random weights.
 
+With --ipc and nothing of a method's, or with --method auto, the method is chosen for
+the data, the number of images and the budget, for networks that nobody has seen.
+
 examples:
   datadistill distill
+  datadistill distill --dataset photos --ipc 10 --budget 30m
   datadistill distill --weights random-init --steps 10 --epochs 3 --budget 10m
   datadistill distill --method dm --ipc 10 --budget 10m
   datadistill distill --dataset digits --model mlp --iterations 500 --out runs/digits
@@ -61,6 +68,8 @@ def run(arguments: argparse.Namespace) -> None:
     before = RunFolder(folder).settings() if folder is not None and _is_resumed(arguments, folder) else None
     recipe, config = _asked(arguments) if before is None else (None, _resumed(arguments, before, folder or Path()))
     real = load_for(config, arguments.data_root, None if before is None else before.source)
+    chosen = choose(config, real) if before is None and is_open(arguments) else None
+    config = chosen.config if chosen is not None else config
     pool = None if config.pool is None else load_pool(str(config.pool))
     check_nets(arguments.nets, config.weights, None if pool is None else pool.facts.reserved)
     if folder is None:
@@ -68,6 +77,9 @@ def run(arguments: argparse.Namespace) -> None:
         folder = new_folder(f"{real.name}-{config.method.name}-{config.weights}-{ipc}")
     done = None
     try:
+        if chosen is not None:
+            say(f"taking {chosen.why}.")
+            config = _with_experts(chosen, real, folder)
         with Progress() as progress:
             done = distill(
                 real,
@@ -84,6 +96,14 @@ def run(arguments: argparse.Namespace) -> None:
         what = "interrupted; what is done is kept" if done is None else "interrupted while judging; the run is done"
         raise Interrupted(what, folder, number_of(error)) from None
     _print(done, score, recipe, pool)
+
+
+def _with_experts(chosen: Strategy, real: RealData, folder: Path) -> RunConfig:
+    try:
+        return with_experts(chosen, real, folder / EXPERTS_NAME, Screen(bar=counting, say=say))
+    except Interrupted as error:
+        what = "interrupted while experts are trained; those that are finished are kept"
+        raise Interrupted(what, folder, error.exit_code - 128) from None
 
 
 def _folder(arguments: argparse.Namespace) -> Path | None:
@@ -108,6 +128,8 @@ def _asked(arguments: argparse.Namespace) -> tuple[Recipe | None, RunConfig]:
     Returns:
         The recipe, if nothing but the seed, the device and the length differs from it; and the config.
     """
+    if is_open(arguments):
+        return None, config_given(arguments, first_config())
     recipe, base = chosen_config(arguments)
     if recipe is not None and recipe.pool is not None and arguments.pool is None:
         raise RequestError(
@@ -136,13 +158,17 @@ def _resumed(arguments: argparse.Namespace, before: Settings, folder: Path) -> R
 
 def to_go_on(folder: Path, arguments: argparse.Namespace) -> list[str]:
     """The words after `distill` that go on with an interrupted run."""
-    words = ["--resume", "--out", str(folder)]
-    if arguments.data_root is not None:
-        words += ["--data-root", arguments.data_root]
+    if not RunFolder(folder).exists():
+        return [*shlex.split(_repeat(arguments))[2:], *_data_root(arguments), "--out", str(folder)]
+    words = ["--resume", "--out", str(folder), *_data_root(arguments)]
     for one in RunFolder(folder).settings().reaching(folder, arguments.data_root):
         words += one.words()
     code = METHODS.get(arguments.method).code if arguments.method else ""
     return [*words, *(["--method", code] if code else [])]
+
+
+def _data_root(arguments: argparse.Namespace) -> list[str]:
+    return [] if arguments.data_root is None else ["--data-root", arguments.data_root]
 
 
 def _repeat(arguments: argparse.Namespace) -> str:

@@ -25,6 +25,9 @@ from datadistill.utils.files import (
 )
 from datadistill.utils.schema import parse_json
 
+EXPERTS_NAME = "experts"
+"""The folder in a run's where experts lie that were trained for it."""
+
 KEPT_CHECKPOINTS = 2
 
 
@@ -219,5 +222,5 @@ def _is_plain(entry: dict[str, Any]) -> bool:
 
 
 def _is_leftover(name: str) -> bool:
-    """Whether a file is one that a run killed before its first word leaves behind."""
-    return name == ".lock" or (name.startswith(".") and name.endswith(".part"))
+    """Whether it is what a run leaves behind that was killed before its first word, such as experts made for it."""
+    return name in (".lock", EXPERTS_NAME) or (name.startswith(".") and name.endswith(".part"))

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -88,6 +89,7 @@ class MTT:
             0.001 for 10 and 50, in between likewise.
         inner_batch: distilled images per gradient step, in shuffled order; 0 takes all of them.
         images: what the images start from: `real` images, `noise`, `mean` (class means), or `kmeans` (cluster centres).
+        labels: `hard` class indices, or `soft` ones that are learned too, as in DATM (Guo et al. 2024, section 3.3).
         augment: how distilled images are changed in each step: one of these parts for the batch, each image by draws of
             its own; `none` for none. As the experts were trained, as a rule.
         matched_on: the network of the experts and of the students, by name, such as a narrower and so faster one of the
@@ -105,6 +107,7 @@ class MTT:
     learning_rate: float = 0.0
     inner_batch: int = 0
     images: Literal["noise", "mean", "real", "kmeans"] = "real"
+    labels: Literal["hard", "soft"] = "hard"
     augment: str = DSA_STRATEGY
     matched_on: str = "same"
     trained_at: float = 0.0
@@ -148,7 +151,7 @@ class MTT:
         return chosen
 
     def init(self, problem: Problem, generator: torch.Generator) -> tuple[DistilledData, State]:
-        """Images of every class with hard labels, and one learning rate."""
+        """Images of every class, with hard labels or soft ones that start as those, and one learning rate."""
         if problem.kind != "random-init":
             raise RequestError(
                 f"method mtt is for networks that start untrained, but the initial weights are {problem.kind}: "
@@ -173,7 +176,9 @@ class MTT:
         inner = data.provenance.inner
         if self.trained_at > 0:
             inner = inner | {"rate": self.trained_at, TAKES_LEARNED: False}
-        return replace(data, learning_rates=rates, provenance=replace(data.provenance, inner=inner)), {}
+        soft = F.one_hot(data.labels, problem.real.num_classes).to(data.images) if self.labels == "soft" else None
+        data = replace(data, learning_rates=rates, soft_labels=soft)
+        return replace(data, provenance=replace(data.provenance, inner=inner)), {}
 
     def step(self, distilled: DistilledData, state: State, context: Context, generator: torch.Generator) -> Step:
         """How far a student ends from an expert, by the expert's own way (equation 2), and its derivative."""
@@ -197,10 +202,15 @@ class MTT:
         through = outer_step if self.derivative == "exact" else _tesla
         outer = OuterLoss(_distance, [*start.values(), *target.values()])
         found = through(network, SGD(), start, steps, outer, context.engine)
-        images = torch.zeros_like(distilled.images)
-        for number, slope in found.images.items():
-            images.index_add_(0, batches[number].to(images.device), slope)
-        return Step(found.loss, {"images": images, "learning_rates": found.rates.sum()[None]}, state)
+        gradients = {"images": torch.zeros_like(distilled.images), "learning_rates": found.rates.sum()[None]}
+        slopes = {"images": found.images}
+        if distilled.soft_labels is not None:
+            gradients["soft_labels"] = torch.zeros_like(distilled.soft_labels)
+            slopes["soft_labels"] = found.labels
+        for name, parts in slopes.items():
+            for number, slope in parts.items():
+                gradients[name].index_add_(0, batches[number].to(slope.device), slope)
+        return Step(found.loss, gradients, state)
 
     def workload(self, problem: Problem) -> Workload:
         """What an outer step asks of the engine."""
@@ -269,7 +279,7 @@ def _tesla(
     """
     (last,) = deque(walk(network, optimizer, weights, steps, engine.inner_chunk), maxlen=1)
     loss, v = outer(last)
-    images, rates = dict[int, Tensor](), list[Tensor]()
+    images, labels, rates = dict[int, Tensor](), dict[int, Tensor](), list[Tensor]()
     here = replace(engine, storage="recompute")
     for step in steps:
         following: list[Weights] = []
@@ -280,7 +290,8 @@ def _tesla(
 
         found = hypergradient(network, optimizer, weights, [step], at_the_end, here)
         (weights,) = following
-        slope = found.images[step.batch]
-        images[step.batch] = images[step.batch].add_(slope) if step.batch in images else slope
+        for sums, slopes in ((images, found.images), (labels, found.labels)):
+            for number, slope in slopes.items():
+                sums[number] = sums[number].add_(slope) if number in sums else slope
         rates.append(found.rates)
-    return Hypergradient(loss, images, {}, torch.cat(rates))
+    return Hypergradient(loss, images, labels, torch.cat(rates))
