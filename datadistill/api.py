@@ -3,8 +3,9 @@
 from datadistill import methods
 from datadistill.data import RealData, from_arrays, from_datasets, load
 from datadistill.distillation.config import RunConfig
-from datadistill.distillation.loop import Run, distill
+from datadistill.distillation.loop import distill
 from datadistill.distillation.optimizer import Outer
+from datadistill.distillation.result import Run
 from datadistill.distilled import DistilledData, load_distilled
 from datadistill.engine import Engine
 from datadistill.evaluation import Score, evaluate

@@ -11,7 +11,8 @@ from datadistill.cli.parsing import Parser, command_line
 from datadistill.data import RealData
 from datadistill.distillation.budget import parse_duration
 from datadistill.distillation.config import RunConfig
-from datadistill.distillation.loop import Run, distill
+from datadistill.distillation.loop import distill
+from datadistill.distillation.result import Run
 from datadistill.distillation.run_folder import EXPERTS_NAME, RunFolder
 from datadistill.distillation.settings import Settings
 from datadistill.evaluation import Score, percent

@@ -25,14 +25,15 @@ from datadistill.distillation.history import remember, rewind_history
 from datadistill.distillation.longer import before_longer, check_can_be_longer, is_longer, lengthened, what_to_do
 from datadistill.distillation.memory import Fallback
 from datadistill.distillation.optimizer import Outer, Variables, filled, improve
-from datadistill.distillation.problem import make_problem
+from datadistill.distillation.problem import check_asked, make_problem, with_kernels
+from datadistill.distillation.result import Run, with_cost
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.distillation.settings import Settings, settings_of
 from datadistill.distillation.state import Best, RunState, pack, unpack
 from datadistill.distillation.synthesis import synthesise
 from datadistill.distillation.validation import held_out, is_finite, is_sound, slower
 from datadistill.distilled import FILE_NAME, DistilledData
-from datadistill.engine import Engine, kernels
+from datadistill.engine import Engine
 from datadistill.methods import record_of
 from datadistill.methods.base import Context, Method, Problem, State, Step, Synthesis, plan
 from datadistill.training.accuracy import Accuracy
@@ -44,27 +45,6 @@ from datadistill.utils.runtime import peak_memory, stream, versions
 
 ROLLBACKS = 3
 DIVERGED = 2.0
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """A finished run.
-
-    Attributes:
-        distilled: the best data by held-out accuracy.
-        held_out: its accuracy and loss there.
-        steps: outer steps taken.
-        seconds: spent on them.
-        folder: where the run lies, if it was given a folder.
-        remarks: sentences on what went wrong on the way.
-    """
-
-    distilled: DistilledData
-    held_out: Accuracy
-    steps: int
-    seconds: float
-    folder: Path | None
-    remarks: tuple[str, ...]
 
 
 @with_options(KEYWORDS)
@@ -102,7 +82,7 @@ def distill(
     problem = make_problem(as_real(real), config)
     for remark in problem.network.remarks:
         reporter.say(remark)
-    _check_asked(method, problem)
+    check_asked(method, problem)
     resolved = method.resolve(problem)
     started = None if isinstance(resolved, Synthesis) else resolved.init(problem, stream(problem.seed, "start"))
     facts = {"versions": versions(), "threads": torch.get_num_threads(), "recipe": command}
@@ -117,12 +97,12 @@ def distill(
         _check_same(folder, before, settings)
     with StopRequest() as stop, folder.locked() if folder else nullcontext() as folder:
         # Nothing is known to be wrong with the request: now it is worth the wait for a compiler.
-        problem, operations = _with_kernels(problem, before, reporter)
+        problem, operations = with_kernels(problem, None if before is None else before.kernels, reporter)
         settings = replace(settings, kernels=list(operations))
         if isinstance(resolved, Synthesis):
             if folder is not None and before is None:
                 folder.begin(settings)
-            return _synthesised(resolved, problem, folder, command, reporter, stop)
+            return synthesise(resolved, problem, folder, command, reporter, stop)
         assert started is not None
         template, method_state = started
         template = replace(template, provenance=replace(template.provenance, recipe=command, versions=versions()))
@@ -130,70 +110,6 @@ def distill(
         loop = _Loop(problem, resolved, config.outer, length, template, method_state, fallback, reporter, folder)
         state = loop.first() if folder is None else _open(folder, before, settings, loop, config, resume)
         return loop.finish(loop.run(state, stop))
-
-
-def _check_asked(method: Method | Synthesis, problem: Problem) -> None:
-    """Refuse a pool that has fewer networks than an outer step takes, and experts that nobody would use."""
-    info = record_of(method)
-    if problem.trajectories is not None and not info.needs.experts:
-        raise RequestError(f"method {method.name} learns from no experts: leave the trajectories out")
-    wanted = 1 if problem.starts.fixed is not None else info.networks(method)
-    pool = problem.pool
-    if pool is not None and wanted > len(pool.for_distilling):
-        raise RequestError(
-            f"an outer step takes {wanted} networks, but the pool has {len(pool.for_distilling)} for distilling and "
-            f"{pool.facts.reserved} for judging: lower --networks, or make a larger pool"
-        )
-
-
-def _with_kernels(problem: Problem, before: Settings | None, reporter: Reporter) -> tuple[Problem, tuple[str, ...]]:
-    """The problem on a network with our operations, and which: those that the run was started with, if it was."""
-    asked = problem.engine.kernels
-    if problem.device.type != "cpu" or asked == "off":
-        return problem, ()
-    kernels.prepare(reporter.say)
-    operations = kernels.chosen(asked, kernels.measured())
-    if before is not None and before.kernels is not None and set(before.kernels) != set(operations):
-        operations = tuple(name for name in before.kernels if name in kernels.measured())
-        if len(operations) < len(before.kernels):
-            reporter.say(
-                "the run was started with operations of ours that cannot be had here: its last bits will differ."
-            )
-    return problem.with_kernels(",".join(operations) or "off"), operations
-
-
-def _synthesised(
-    method: Synthesis,
-    problem: Problem,
-    folder: RunFolder | None,
-    command: str,
-    reporter: Reporter,
-    stop: StopRequest,
-) -> Run:
-    """A run of a method without an outer loss."""
-    distilled = synthesise(method, problem, folder, reporter, stop)
-    accuracy, pieces = held_out(problem, distilled), method.pieces(problem)
-    seconds = distilled.provenance.cost["seconds"]
-    distilled = _with_cost(distilled, seconds, 0, accuracy.correct, pieces)
-    about = replace(distilled.provenance, recipe=command, versions=versions())
-    distilled = replace(distilled, provenance=about)
-    if folder is not None:
-        distilled.save(folder.place(FILE_NAME))
-    return Run(distilled, accuracy, pieces, seconds, folder.path if folder else None, ())
-
-
-def _with_cost(distilled: DistilledData, seconds: float, steps: int, accuracy: float, at: int) -> DistilledData:
-    """The data with what a run cost, and its held-out accuracy at an outer step, in its provenance."""
-    device = distilled.images.device
-    cost = {
-        "seconds": seconds,
-        "outer_steps": steps,
-        "peak_bytes": peak_memory(device),
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-    }
-    scores = [{"split": "held_out", "accuracy": accuracy, "outer_step": at}]
-    return replace(distilled, provenance=replace(distilled.provenance, cost=cost, scores=scores))
 
 
 def _planned(problem: Problem, method: Method) -> Fallback:
@@ -496,4 +412,4 @@ class _Loop:
 
     def _result(self, state: RunState, best: Best) -> DistilledData:
         distilled = filled(self.template, best.values)
-        return _with_cost(distilled, round(state.seconds, 3), state.step, best.correct, best.step)
+        return with_cost(distilled, round(state.seconds, 3), state.step, best.correct, best.step)

@@ -1,5 +1,6 @@
-"""Problem from a run configuration: names become a network, initial weights and numbers."""
+"""Problem of a run, from its configuration: names become a network, initial weights, numbers and operations."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,17 @@ from datadistill.data.ipc import resolve_ipc
 from datadistill.data.real import RealData
 from datadistill.distillation.config import RunConfig, config_of
 from datadistill.distilled import DistilledData
+from datadistill.engine import kernels
 from datadistill.engine.functional import Network
 from datadistill.engine.networks import network_for
-from datadistill.methods.base import Problem
+from datadistill.methods import record_of
+from datadistill.methods.base import Method, Problem, Synthesis
 from datadistill.models import SCHEMES, has_own_weights, model_name
 from datadistill.pretraining.initial_weights import KINDS, Fixed
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.pretraining.trajectories import Trajectories, load_trajectories
 from datadistill.utils.errors import RequestError, unknown_name
+from datadistill.utils.progress import Reporter
 from datadistill.utils.runtime import resolve_device
 
 
@@ -59,6 +63,46 @@ def make_problem(real: RealData, config: RunConfig | None = None, **options: Any
         pool=pool,
         trajectories=trajectories,
     )
+
+
+def check_asked(method: Method | Synthesis, problem: Problem) -> None:
+    """Refuse a pool that has fewer networks than an outer step takes, and experts that nobody would use.
+
+    Raises:
+        RequestError: naming both numbers, or the method.
+    """
+    info = record_of(method)
+    if problem.trajectories is not None and not info.needs.experts:
+        raise RequestError(f"method {method.name} learns from no experts: leave the trajectories out")
+    wanted = 1 if problem.starts.fixed is not None else info.networks(method)
+    pool = problem.pool
+    if pool is not None and wanted > len(pool.for_distilling):
+        raise RequestError(
+            f"an outer step takes {wanted} networks, but the pool has {len(pool.for_distilling)} for distilling and "
+            f"{pool.facts.reserved} for judging: lower --networks, or make a larger pool"
+        )
+
+
+def with_kernels(problem: Problem, before: Sequence[str] | None, reporter: Reporter) -> tuple[Problem, tuple[str, ...]]:
+    """The problem on a network with our operations, and their names.
+
+    Args:
+        problem: what is distilled.
+        before: the operations that the run was started with, if it was.
+        reporter: is told where they cannot be had any more.
+    """
+    asked = problem.engine.kernels
+    if problem.device.type != "cpu" or asked == "off":
+        return problem, ()
+    kernels.prepare(reporter.say)
+    operations = kernels.chosen(asked, kernels.measured())
+    if before is not None and set(before) != set(operations):
+        operations = tuple(name for name in before if name in kernels.measured())
+        if len(operations) < len(before):
+            reporter.say(
+                "the run was started with operations of ours that cannot be had here: its last bits will differ."
+            )
+    return problem.with_kernels(",".join(operations) or "off"), operations
 
 
 def _pool(config: RunConfig) -> Pool | None:

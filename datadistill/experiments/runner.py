@@ -9,8 +9,9 @@ from typing import Any
 from datadistill.baselines import BASELINES
 from datadistill.data import RealData
 from datadistill.distillation.config import RunConfig
-from datadistill.distillation.loop import Run, distill
+from datadistill.distillation.loop import distill
 from datadistill.distillation.problem import make_problem
+from datadistill.distillation.result import Run
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.distilled import DistilledData, load_distilled
 from datadistill.evaluation import (

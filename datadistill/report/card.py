@@ -11,7 +11,7 @@ from pathlib import Path
 import jinja2
 
 from datadistill.data import RealData, is_named
-from datadistill.distillation.loop import Run
+from datadistill.distillation.result import Run
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.distilled import FILE_NAME, DistilledData
 from datadistill.evaluation import Score, evaluate, percent, work_of

@@ -38,7 +38,7 @@ class Stop(Exception):
 
 class StopAt:
     def __init__(self, step: int) -> None:
-        self.step, self.steps = step, list[int]()
+        self.step, self.steps, self.said = step, list[int](), list[str]()
 
     def update(self, status: Any) -> None:
         self.steps.append(status.step)
@@ -46,7 +46,7 @@ class StopAt:
             raise Stop
 
     def say(self, text: str) -> None:
-        pass
+        self.said.append(text)
 
 
 def run(real: dd.RealData, **options: Any) -> dd.Run:
@@ -78,3 +78,23 @@ def test_pieces_of_strangers_name_nothing(digits: dd.RealData, tmp_path: Path) -
     resumed = run(digits, out=tmp_path / "run", resume=True).distilled
     assert resumed.provenance.model == "convnetd1w4"
     assert resumed.provenance.dataset == "digits"
+
+
+@pytest.mark.parametrize("kind", ["cut", "another's", "no seconds"])
+def test_a_damaged_piece_is_made_again(kind: str, digits: dd.RealData, tmp_path: Path) -> None:
+    whole = run(digits)
+    with pytest.raises(Stop):
+        run(digits, out=tmp_path / "run", reporter=StopAt(4))
+    path = tmp_path / "run/pieces/000001.safetensors"
+    piece = dd.load_distilled(path)
+    if kind == "cut":
+        path.write_bytes(path.read_bytes()[:-7])
+    elif kind == "another's":
+        replace(piece, images=piece.images[..., :4]).save(path)
+    else:
+        replace(piece, provenance=replace(piece.provenance, cost={"seconds": "long"})).save(path)
+    rest = StopAt(99)
+    resumed = run(digits, out=tmp_path / "run", resume=True, reporter=rest)
+    assert rest.steps == [2, 5, 6, 7, 8, 9, 10]
+    assert torch.equal(whole.distilled.images, resumed.distilled.images)
+    assert [text.split(":")[0] for text in rest.said] == ["piece 000001 is damaged and made again"]
