@@ -21,7 +21,8 @@ from datadistill.distillation.problem import make_problem
 from datadistill.engine import Weights, make_network
 from datadistill.methods import Context, plan
 from datadistill.models import create_model, draw_weights
-from datadistill.pretraining.make import EXPERT_TRAINING, make_trajectories
+from datadistill.pretraining.config import EXPERT_TRAINING
+from datadistill.pretraining.make import make_trajectories
 from datadistill.pretraining.pool import stacked_in_half
 from datadistill.pretraining.trajectories import ExpertFile
 from datadistill.training.fit import fit

@@ -47,7 +47,8 @@ from datadistill.engine import Engine, Workload, kernels
 from datadistill.engine.functional import make_network
 from datadistill.engine.memory import LiveBytes
 from datadistill.methods import METHODS, Context, Method, Problem, plan
-from datadistill.pretraining.make import EXPERT_TRAINING, make_trajectories
+from datadistill.pretraining.config import EXPERT_TRAINING
+from datadistill.pretraining.make import make_trajectories
 from datadistill.pretraining.trajectories import Trajectories
 from datadistill.utils.runtime import keep_freed_memory, stream
 

@@ -19,16 +19,8 @@ from datadistill.cli.parsing import Parser, add_fields, command_line, given_fiel
 from datadistill.data import RealData
 from datadistill.methods import METHODS
 from datadistill.models.gate import passed
-from datadistill.pretraining.make import (
-    EXPERT_TRAINING,
-    EXPERTS,
-    NETS,
-    POOL_GB,
-    RESERVED,
-    TRAJECTORIES_GB,
-    make_pool,
-    make_trajectories,
-)
+from datadistill.pretraining.config import EXPERT_TRAINING, EXPERTS, NETS, RESERVED, PoolConfig, TrajectoriesConfig
+from datadistill.pretraining.make import make_pool, make_trajectories
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.pretraining.trajectories import Trajectories
 from datadistill.training.recipe import TrainRecipe
@@ -57,13 +49,9 @@ examples:
   datadistill pretrain --trajectories --dataset digits --model mlp --nets 10 --augment crop_scale_rotate
 """
 
-_POOL: dict[str, Any] = {"model": "lenet", "scheme": "xavier", "nets": NETS, "max_gb": POOL_GB}
-_TRAJECTORIES: dict[str, Any] = {
-    "model": "convnet",
-    "scheme": "default",
-    "nets": EXPERTS,
-    "max_gb": TRAJECTORIES_GB,
-}
+_NAMES = ("model", "scheme", "max_gb")
+_POOL: dict[str, Any] = {**{name: getattr(PoolConfig(), name) for name in _NAMES}, "nets": NETS}
+_TRAJECTORIES: dict[str, Any] = {**{name: getattr(TrajectoriesConfig(), name) for name in _NAMES}, "nets": EXPERTS}
 
 
 def add_flags(parser: Parser) -> None:

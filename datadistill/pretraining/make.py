@@ -20,9 +20,10 @@ import torch
 from datadistill.data import Datasets, RealData, Split, as_real
 from datadistill.engine import Network, Weights, kernels, network_for
 from datadistill.engine.parallel import each_on_one_core
-from datadistill.models import SCHEMES, ModelFactory, draw_weights, model_name
+from datadistill.models import SCHEMES, draw_weights, model_name
+from datadistill.pretraining.config import PoolConfig, TrajectoriesConfig
 from datadistill.pretraining.facts import NetworkFacts
-from datadistill.pretraining.pool import Networks, Pool, PoolFacts, check_shares, load_pool, stacked_in_half
+from datadistill.pretraining.pool import Networks, Pool, PoolFacts, load_pool, stacked_in_half
 from datadistill.pretraining.trajectories import (
     FACTS_NAME,
     Trajectories,
@@ -34,7 +35,6 @@ from datadistill.pretraining.trajectories import (
 )
 from datadistill.training.accuracy import accuracy_of
 from datadistill.training.fit import fit
-from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.errors import DamagedFileError, DatadistillError, Interrupted, RequestError, require, told
 from datadistill.utils.fields import check_names, options_in, with_options
 from datadistill.utils.files import (
@@ -50,74 +50,6 @@ from datadistill.utils.interrupts import StopRequest
 from datadistill.utils.runtime import resolve_device, stream, versions
 
 Say: TypeAlias = Callable[[str], None]
-
-NETS, RESERVED, POOL_GB = 50, 10, 2.0
-EXPERTS, TRAJECTORIES_GB = 100, 5.0
-EXPERT_TRAINING = TrainRecipe(50, 0.01, 256, "sgd", schedule="constant", augment="color_crop_cutout_flip_scale_rotate")
-"""How Cazenavette et al. 2022 train experts for CIFAR-10, as their code does by default."""
-
-
-@dataclass(frozen=True)
-class PoolConfig:
-    """Configuration of a pool of networks.
-
-    Attributes:
-        model: the network, by name or as a function that returns a `torch.nn.Module`.
-        scheme: how weights before training are drawn, one of `models.SCHEMES`.
-        nets: how many networks; 50 without it.
-        reserved: how many of them are for judging only; 10 without it.
-        training: epochs, rate and batch.
-        start: another pool, or its file, such as of networks that know other images: each of them is trained further.
-            The scheme, the number of networks and how many are reserved are then that pool's.
-        batch_norm: what layers with running statistics do: `batch`, or `refused`; `auto` as for `network_for`.
-        seed: of all randomness; the same seed gives the same bits.
-        device: `auto`, `cpu`, `cuda` or `mps`.
-        test: measure accuracies on the test split too.
-        max_gb: a pool that would take more gigabytes on the disk while it is made is refused.
-    """
-
-    model: str | ModelFactory = "lenet"
-    scheme: str = "xavier"
-    nets: int | None = None
-    reserved: int | None = None
-    training: TrainRecipe = field(default_factory=TrainRecipe)
-    start: Pool | str | Path | None = None
-    batch_norm: str = "auto"
-    seed: int = 0
-    device: str = "auto"
-    test: bool = False
-    max_gb: float = POOL_GB
-
-
-@dataclass(frozen=True)
-class TrajectoriesConfig:
-    """Configuration of expert trajectories.
-
-    Attributes:
-        model: the network, by name or as a function that returns a `torch.nn.Module`.
-        scheme: how weights before training are drawn, one of `models.SCHEMES`.
-        experts: how many.
-        training: epochs, rate, batch and augmentation.
-        batch_norm: what layers with running statistics do: `batch`, or `refused`; `auto` as for `network_for`.
-        seed: of all randomness; the same seed gives the same bits.
-        device: `auto`, `cpu`, `cuda` or `mps`.
-        max_gb: more gigabytes on the disk are refused.
-    """
-
-    model: str | ModelFactory = "convnet"
-    scheme: str = "default"
-    experts: int = EXPERTS
-    training: TrainRecipe = EXPERT_TRAINING
-    batch_norm: str = "auto"
-    seed: int = 0
-    device: str = "auto"
-    max_gb: float = TRAJECTORIES_GB
-
-    def __post_init__(self) -> None:
-        if self.experts < 1 or self.training.epochs < 1:
-            raise RequestError(
-                f"{self.experts} experts of {self.training.epochs} epochs are no trajectories: ask for 1 or more each"
-            )
 
 
 @with_options(options_in(PoolConfig))
@@ -154,7 +86,7 @@ def make_pool(
     check_names(options, options_in(PoolConfig), "a pool")
     config = PoolConfig(**options)
     start = load_pool(config.start) if isinstance(config.start, str | Path) else config.start
-    total, reserved = _shares(config.nets, config.reserved, start)
+    total, reserved = config.shares(start)
 
     def size(weights: int) -> str:
         last, meanwhile = 2 * weights * total, 4 * weights * total
@@ -244,25 +176,6 @@ def make_trajectories(
             save_facts(out, facts)
             maker.config.unlink()
     return load_trajectories(out)
-
-
-def _shares(nets: int | None, reserved: int | None, start: Pool | None) -> tuple[int, int]:
-    """How many networks there are, and how many of them are reserved.
-
-    Raises:
-        RequestError: impossible numbers, or others than the pool to start from has.
-    """
-    if start is None:
-        shares = (NETS if nets is None else nets, RESERVED if reserved is None else reserved)
-        check_shares(*shares)
-        return shares
-    shares = (len(start), start.facts.reserved)
-    if nets not in (None, shares[0]) or reserved not in (None, shares[1]):
-        raise RequestError(
-            f"the pool to start from has {shares[0]} networks and reserves {shares[1]}, which stays so: ask for no "
-            "other numbers"
-        )
-    return shares
 
 
 def _prepare(

@@ -3,16 +3,18 @@
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from datadistill.utils.errors import suggestion
+from datadistill.utils.errors import RequestError, suggestion
 from datadistill.utils.registry import Registry
 
 Made = TypeVar("Made", bound=Callable[..., Any])
 
 _HOW, _WORD = "how", "flag"
+_MOST = 1e30
+"""Near the largest number of single precision: what is more is as good as infinite."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,9 @@ def options_in(cls: type[Any]) -> list[Option]:
 
 
 def documented(cls: type[Any]) -> dict[str, str]:
-    """Descriptions of a dataclass's attributes, from its docstring."""
-    text = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2]
-    entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", text, re.MULTILINE)
+    """Descriptions of a dataclass's attributes, from its docstring and those of the classes that it extends."""
+    texts = [inspect.cleandoc(one.__doc__ or "").partition("Attributes:\n")[2] for one in reversed(cls.__mro__)]
+    entries = [entry for text in texts for entry in re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", text, re.MULTILINE)]
     return {name: " ".join(line.split()) for name, line in entries}
 
 
@@ -133,6 +135,30 @@ def check_names(given: Iterable[str], options: Iterable[Option], what: str) -> N
         if name not in known:
             hint = suggestion(name, known) or f": there are {', '.join(known)}"
             raise TypeError(f"{what} has no option '{name}'{hint}")
+
+
+def check_numbers(
+    options: Any, least: Mapping[str, int] | None = None, positive: Collection[str] = (), no_less: Collection[str] = ()
+) -> None:
+    """Refuse options out of range.
+
+    Args:
+        options: a dataclass that has them.
+        least: the smallest value of each whole number, by name.
+        positive: names of numbers that are above 0 and finite.
+        no_less: names of numbers that are 0 or more and finite.
+
+    Raises:
+        RequestError: naming the first.
+    """
+    for name, value in (least or {}).items():
+        if getattr(options, name) < value:
+            raise RequestError(f"{name} is {getattr(options, name)}, but must be at least {value}")
+    for name in (*positive, *no_less):
+        value, may_be_zero = getattr(options, name), name in no_less
+        if not (0 < value < _MOST or (may_be_zero and value == 0)):
+            kind = "finite and not negative" if may_be_zero else "positive and finite"
+            raise RequestError(f"{name} is {value}, but must be {kind}")
 
 
 def by_name(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from datadistill.experiments.recipes.record import (
     parse_expect,
 )
 from datadistill.models.gate import names_in, refuse
-from datadistill.pretraining.make import EXPERT_TRAINING
+from datadistill.pretraining.config import EXPERT_TRAINING
 from datadistill.training.recipe import FLAGS, TrainRecipe
 from datadistill.utils.errors import RequestError
 
