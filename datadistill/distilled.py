@@ -78,6 +78,11 @@ class Provenance:
     scores: list[dict[str, Any]] = field(default_factory=list)
     recipe: str = ""
 
+    @property
+    def batch_norm(self) -> str:
+        """What layers with running statistics do in networks trained on it, as `network_for` takes it."""
+        return str(self.inner.get("batch_norm", "auto"))
+
 
 @dataclass(frozen=True, eq=False)
 class DistilledData:
@@ -117,6 +122,10 @@ class DistilledData:
     def is_condensed(self) -> bool:
         """Whether it was made to be trained on by protocol `dc` instead of by steps of its own."""
         return self.provenance.inner.get("protocol") == CONDENSATION
+
+    def noted(self, **facts: Any) -> "DistilledData":
+        """The same data with other facts in its provenance, by the names of its attributes."""
+        return replace(self, provenance=replace(self.provenance, **facts))
 
     def inner_steps(self) -> list[InnerStep]:
         """The T gradient steps that the learned rates belong to.

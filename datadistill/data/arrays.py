@@ -1,4 +1,4 @@
-"""Arrays become splits: what their numbers mean, and what their labels are."""
+"""Reader of arrays: range of pixel values, labels, splits."""
 
 import numbers
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from torch import Tensor
 from datadistill.data.labelled import Labelled
 from datadistill.data.levels import Numbers, check_range, eight_bit, remarks_on, white_of_floats, white_of_whole
 from datadistill.data.options import Options, check_room
-from datadistill.data.readers.image_files import common_size, deep_values, shown, to_pixels, upright
+from datadistill.data.readers.image_files import common_size, deep_values, picture_of, shown, to_pixels, upright
 from datadistill.data.splits import Splits, class_order, clean_classes
-from datadistill.utils.errors import RequestError
+from datadistill.utils.errors import RequestError, reason_of
 
 _PIECE = 1024
 """Images that are converted at a time."""
@@ -64,7 +64,7 @@ def as_array(values: Any, name: str) -> np.ndarray:
         return np.asarray(values)
     except Exception as error:  # NumPy, PyTorch, Pillow and a user's own conversion raise errors of their own
         shapes = "shape" in str(error)
-        reason = "its items have several shapes" if shapes else shown(" ".join(str(error).split()))
+        reason = "its items have several shapes" if shapes else shown(reason_of(error))
         raise RequestError(f"{name} is a {type(values).__name__} that is no array: {reason}") from error
 
 
@@ -194,7 +194,7 @@ def _shaped(images: Named) -> np.ndarray:
 def _as_bytes(
     images: dict[str, Named], white: int | float | None
 ) -> tuple[dict[str, np.ndarray], tuple[int | float, ...], list[str]]:
-    """8-bit pixels; what was taken for white where that is not sure; and remarks.
+    """8-bit pixels by role; the values taken for white where that is inferred; and remarks.
 
     What is white, all splits together decide: floats by themselves, and whole numbers of more than 8 bits.
     """
@@ -248,7 +248,7 @@ def _unit(images: Named) -> np.uint8:
 
 
 def _numbers(images: Named) -> Numbers:
-    """What is known of an array.
+    """Range of an array's values.
 
     Raises:
         RequestError: they are no pixels.
@@ -282,14 +282,10 @@ def _fitted(what: str, pixels: dict[str, np.ndarray], options: Options) -> dict[
         if images.shape[3] == 4:
             images = np.stack([np.asarray(upright(Image.fromarray(image))) for image in images])
         if images.shape[1:3] != (size, size) or (images.shape[3], options.channels) == (3, 1):
-            images = np.stack([to_pixels(_picture(image), size, options.channels or 3) for image in images])
+            images = np.stack([to_pixels(picture_of(image), size, options.channels or 3) for image in images])
         made[role] = images
     channels = options.channels or max(_channels(images) for images in made.values())
     return {role: _with_channels(images, channels) for role, images in made.items()}
-
-
-def _picture(image: np.ndarray) -> Image.Image:
-    return Image.fromarray(image[..., 0] if image.shape[2] == 1 else np.ascontiguousarray(image))
 
 
 def _channels(images: np.ndarray) -> int:

@@ -55,7 +55,7 @@ class AugmentationInfo:
 
 
 def _uniform(count: int, generator: torch.Generator) -> Float[Tensor, "{count}"]:
-    """From -1 to 1."""
+    """Uniform draws from -1 to 1."""
     return 2 * torch.rand(count, generator=generator) - 1
 
 
@@ -157,7 +157,7 @@ def parse_augmentation(text: str) -> tuple[AugmentationInfo, ...]:
 def augmented(
     images: Float[Tensor, "n c h w"], parts: Sequence[AugmentationInfo], generator: torch.Generator
 ) -> Float[Tensor, "n c h w"]:
-    """All parts in their order, each image by draws of its own; what comes in from outside repeats the border.
+    """Augmentation by all parts in their order, with parameters for each image; border padding.
 
     Args:
         images: of any range.
@@ -184,7 +184,7 @@ def one_of(
     first: int = 0,
     total: int = 0,
 ) -> Float[Tensor, "n c h w"]:
-    """One of the parts, drawn for the whole batch, each image by draws of its own; outside is zero.
+    """Augmentation by one of the parts, drawn for the whole batch, with parameters for each image; zero padding.
 
     Args:
         images: of any range; a batch, or a piece of one.
@@ -201,7 +201,7 @@ def one_of(
 
 
 def siamese(parts: Sequence[AugmentationInfo], edge: int, generator: torch.Generator) -> Transform:
-    """One of the parts with one draw, for any number of images; outside is zero.
+    """Siamese augmentation: one of the parts with one draw for all images; zero padding.
 
     Args:
         parts: the choice; without any, images stay as they are.

@@ -5,13 +5,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import UInt8
-from torch import Tensor
 
 from datadistill.data.classes import DIGITS
 from datadistill.data.labelled import Labelled
 from datadistill.data.readers.idx import read_idx
-from datadistill.data.real import RealData, from_pixels, stratified
+from datadistill.data.real import RealData, from_pixels, set_apart
 
 _MNIST_FILES = {
     "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -28,8 +26,7 @@ def mnist(data_root: Path | None = None) -> RealData:
         data_root: where `mnist/` with the four official files may lie; where one of them is missing, the
             copy inside this package is read. Both must match the official checksums, so the pixels are the same.
     """
-    train, test = _mnist(data_root)
-    return from_pixels("mnist", train.pixels, train.labels, test.pixels, test.labels, DIGITS)
+    return from_pixels("mnist", *_mnist(data_root), DIGITS)
 
 
 def mnist_rgb(data_root: Path | None = None) -> RealData:
@@ -38,8 +35,8 @@ def mnist_rgb(data_root: Path | None = None) -> RealData:
     Two background pixels on each side make up the size. The 2018 code that adapts from SVHN to MNIST keeps 28x28 pixels
     and lets LeNet pad them, there with the mean instead of the background.
     """
-    train, test = _mnist(data_root)
-    return from_pixels("mnist-rgb", _rgb(train.pixels), train.labels, _rgb(test.pixels), test.labels, DIGITS)
+    train, test = map(_rgb, _mnist(data_root))
+    return from_pixels("mnist-rgb", train, test, DIGITS)
 
 
 def _mnist(data_root: Path | None) -> tuple[Labelled, Labelled]:
@@ -55,8 +52,8 @@ def _mnist(data_root: Path | None) -> tuple[Labelled, Labelled]:
     return train, Labelled(test_images[..., None], test_labels.long())
 
 
-def _rgb(pixels: UInt8[Tensor, "n 28 28 1"]) -> UInt8[Tensor, "n 32 32 3"]:
-    return F.pad(pixels, (0, 0, 2, 2, 2, 2)).expand(-1, -1, -1, 3)
+def _rgb(split: Labelled) -> Labelled:
+    return Labelled(F.pad(split.pixels, (0, 0, 2, 2, 2, 2)).expand(-1, -1, -1, 3), split.labels)
 
 
 def digits(data_root: Path | None = None) -> RealData:
@@ -68,8 +65,5 @@ def digits(data_root: Path | None = None) -> RealData:
 
     bunch = load_digits()
     pixels = torch.from_numpy(bunch.images / 16 * 255).round().to(torch.uint8)[..., None]
-    labels = torch.from_numpy(bunch.target).long()
-    test = stratified(labels, len(labels) // 5, seed=1)
-    train = torch.ones(len(labels), dtype=torch.bool)
-    train[test] = False
-    return from_pixels("digits", pixels[train], labels[train], pixels[test], labels[test], DIGITS)
+    whole = Labelled(pixels, torch.from_numpy(bunch.target).long())
+    return from_pixels("digits", *set_apart(whole, len(pixels) // 5, seed=1), DIGITS)

@@ -4,8 +4,6 @@ from functools import partial
 from pathlib import Path
 
 import torch.nn.functional as F
-from jaxtyping import UInt8
-from torch import Tensor
 
 from datadistill.data.classes import CIFAR_10, CIFAR_100, DIGITS, FASHION
 from datadistill.data.download import Layout, Published
@@ -145,40 +143,36 @@ def usps(data_root: Path | None = None) -> RealData:
     adapt networks between MNIST and USPS; their copy has another split (7,438 and 1,860 images) and a mean of 0.160,
     which is what this margin gives, to three thousandths.
     """
-    train, test = USPS_FILES.read(data_root)
-    return _real("usps", Labelled(_resized(train.pixels), train.labels), Labelled(_resized(test.pixels), test.labels))
+    train, test = map(_resized, USPS_FILES.read(data_root))
+    return from_pixels("usps", train, test, DIGITS)
 
 
 def usps_16(data_root: Path | None = None) -> RealData:
     """USPS (Hull 1994) at its own size, 16x16: 7,291 and 2,007 grey digits from envelopes."""
-    return _real("usps-16", *USPS_FILES.read(data_root))
+    return from_pixels("usps-16", *USPS_FILES.read(data_root), DIGITS)
 
 
 def svhn(data_root: Path | None = None) -> RealData:
     """SVHN (Netzer et al. 2011), cropped digits: 73,257 and 26,032 colour images of 32x32 pixels; without `extra`."""
-    return _real("svhn", *SVHN_FILES.read(data_root))
+    return from_pixels("svhn", *SVHN_FILES.read(data_root), DIGITS)
 
 
 def fashion_mnist(data_root: Path | None = None) -> RealData:
     """Fashion-MNIST (Xiao et al. 2017): 60,000 and 10,000 grey pictures of clothes, 28x28 pixels."""
-    return _real("fashion-mnist", *FASHION_FILES.read(data_root), FASHION)
+    return from_pixels("fashion-mnist", *FASHION_FILES.read(data_root), FASHION)
 
 
 def cifar_10(data_root: Path | None = None) -> RealData:
     """CIFAR-10 (Krizhevsky 2009): 50,000 and 10,000 colour photographs of 32x32 pixels in 10 classes."""
-    return _real("cifar-10", *CIFAR_10_FILES.read(data_root), CIFAR_10)
+    return from_pixels("cifar-10", *CIFAR_10_FILES.read(data_root), CIFAR_10)
 
 
 def cifar_100(data_root: Path | None = None) -> RealData:
     """CIFAR-100 (Krizhevsky 2009): 50,000 and 10,000 colour photographs of 32x32 pixels in 100 (fine) classes."""
-    return _real("cifar-100", *CIFAR_100_FILES.read(data_root), CIFAR_100)
+    return from_pixels("cifar-100", *CIFAR_100_FILES.read(data_root), CIFAR_100)
 
 
-def _real(name: str, train: Labelled, test: Labelled, classes: tuple[str, ...] = DIGITS) -> RealData:
-    return from_pixels(name, train.pixels, train.labels, test.pixels, test.labels, classes)
-
-
-def _resized(pixels: UInt8[Tensor, "n h w 1"]) -> UInt8[Tensor, "n 28 28 1"]:
-    framed = F.pad(pixels.permute(0, 3, 1, 2).float(), (2, 2, 2, 2))
+def _resized(split: Labelled) -> Labelled:
+    framed = F.pad(split.pixels.permute(0, 3, 1, 2).float(), (2, 2, 2, 2))
     images = F.interpolate(framed, (28, 28), mode="bilinear", align_corners=False)
-    return images.round_().byte().permute(0, 2, 3, 1)
+    return Labelled(images.round_().byte().permute(0, 2, 3, 1), split.labels)

@@ -81,7 +81,7 @@ class Published:
                     yield layout, paths
 
     def _fetch(self, path: Path, md5: str, places: list[Path]) -> None:
-        """Put one file into the cache, once its checksum is right."""
+        """Fetch one file into the cache, once its checksum is right."""
         url = self.host + path.name
         try:
             content = download(url)
@@ -97,12 +97,12 @@ class Published:
 
 
 def _places(data_root: Path | None) -> list[Path]:
-    """Where files may lie, in the order in which they are looked for."""
+    """Folders in which files are looked for, in order."""
     return [*([] if data_root is None else [data_root]), cache_folder()]
 
 
 def cache_folder() -> Path:
-    """Where fetched files are kept: `datadistill/data` in XDG_CACHE_HOME or ~/.cache.
+    """Folder of fetched files: `datadistill/data` in XDG_CACHE_HOME or ~/.cache.
 
     Raises:
         DatadistillError: the user has neither.
@@ -114,7 +114,7 @@ def cache_folder() -> Path:
 
 
 def download(url: str) -> bytes:
-    """What lies at an address, with a progress bar.
+    """Content at an address, with a progress bar.
 
     Raises:
         DamagedFileError: it is larger than any official file.
@@ -142,6 +142,6 @@ def download(url: str) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    """Why a host could not be reached, in words."""
+    """Reason why a host could not be reached, in words."""
     cause = getattr(error, "reason", error)
     return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__

@@ -18,7 +18,7 @@ PROPORTIONAL = "proportional:"
 
 
 def resolve_ipc(asked: int | float | str | Sequence[int], real: RealData) -> Ipc:
-    """What was asked for as numbers; one number if all classes get the same.
+    """Images per class as numbers; one number if all classes get the same.
 
     Args:
         asked: a number; one for each class, also as text such as `5,10,20`; or `proportional:100`, which shares 100
@@ -45,7 +45,7 @@ def resolve_ipc(asked: int | float | str | Sequence[int], real: RealData) -> Ipc
 
 
 def parse_ipc(text: str) -> int | float | str:
-    """What text such as `10`, `0.5`, `5,10,20` or `proportional:100` asks for; the last two stay text.
+    """Images per class from text such as `10`, `0.5`, `5,10,20` or `proportional:100`; the last two stay text.
 
     Raises:
         RequestError: it asks for nothing.

@@ -30,7 +30,7 @@ class Labelled:
     labels: Int64[Tensor, "n"]
 
     def checked(self, counts: Counts, where: Path) -> "Labelled":
-        """Itself, if every class has as many images as it should.
+        """The split itself, if every class has as many images as it should.
 
         Args:
             counts: images of each class.
@@ -73,21 +73,12 @@ def read_bytes(path: Path, most: int) -> bytes:
         raise explain_os_error(error, f"read {path}") from error
 
 
-def check_sha256(content: bytes, sha256: str, where: Path) -> None:
-    """Compare with a checksum that we took of the official content.
+def check_digest(content: bytes, digest: str, where: Path) -> None:
+    """Compare with a checksum, hexadecimal: a SHA-256 that we took, or an MD5 where that is what authors publish.
 
     Raises:
         DamagedFileError: it differs.
     """
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise damaged(where, "its content's SHA-256 differs")
-
-
-def check_md5(content: bytes, md5: str, where: Path) -> None:
-    """Compare with a published checksum; MD5 because that is what the authors publish.
-
-    Raises:
-        DamagedFileError: it differs.
-    """
-    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-        raise damaged(where, "its MD5 differs")
+    name = "MD5" if len(digest) == 32 else "SHA-256"
+    if hashlib.new(name.lower().replace("-", ""), content, usedforsecurity=False).hexdigest() != digest:
+        raise damaged(where, f"its {name} differs")

@@ -1,4 +1,4 @@
-"""What the numbers of pixels mean: which of them is white, and which of 256 levels each becomes."""
+"""Range of pixel values: the value that is white, and quantisation to 8 bits."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _BY_HAND = "say which value is white with --white (white=...), such as 1, 255, 4
 
 @dataclass(frozen=True)
 class Numbers:
-    """What is known of the numbers of some images.
+    """Range of the pixel values of some images.
 
     Attributes:
         name: what errors call them.
@@ -67,7 +67,7 @@ def white_of_floats(parts: Sequence[Numbers]) -> int | float:
 
 
 def check_range(part: Numbers) -> Numbers:
-    """Itself, if these can be pixels.
+    """The range itself, if these can be pixels.
 
     Raises:
         RequestError: some are below zero by more than a hair, or not finite.
@@ -82,7 +82,7 @@ def check_range(part: Numbers) -> Numbers:
 
 
 def eight_bit(values: np.ndarray, white: int | float) -> np.ndarray:
-    """The nearest of 256 levels for each number; what lies outside of 0 to white is cut off.
+    """Quantisation to 8 bits; what lies outside of 0 to white is cut off.
 
     Args:
         values: whole numbers or floats.

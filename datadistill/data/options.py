@@ -20,7 +20,7 @@ _BYTES_PER_COVARIANCE = 5 * 8
 
 @dataclass(frozen=True)
 class Options:
-    """How images are read; all but `zca` is for images of one's own.
+    """Options of reading images; all but `zca` is for images of one's own.
 
     Attributes:
         size: your own images: resize the shorter edge to N pixels and cut out the middle.
@@ -58,11 +58,11 @@ class Options:
 
     @property
     def flags(self) -> dict[str, Any]:
-        """What was asked, by the names of the attributes."""
+        """Options that were given, by the names of the attributes."""
         return {name: value for name, value in vars(self).items() if value not in (None, False)}
 
     def as_words(self) -> list[str]:
-        """The same as flags of a command."""
+        """`flags` as words of a command."""
         words = []
         for name, value in self.flags.items():
             words += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]

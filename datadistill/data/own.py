@@ -176,7 +176,7 @@ def from_datasets(
 
 
 def _check_given(what: str, value: Any, name: Any, options: Mapping[str, Any]) -> Options:
-    """How images are to be read; refuse data without a training split, and a name that is none.
+    """Options of reading images; data without a training split, and a name that is none, are refused.
 
     Raises:
         RequestError: naming the argument.

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from datadistill.data.labelled import Labelled
@@ -70,7 +70,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Source:
-    """Where data of one's own comes from, so that a run can get it again and see whether it is the same.
+    """Origin of data of one's own, by which a run can get it again and see whether it is the same.
 
     Attributes:
         given: what the user called it: a path as it was typed, `hf:NAME`, or a name.
@@ -110,7 +110,7 @@ class RealData:
 
     @property
     def origin(self) -> str:
-        """What `load` takes to get it again: its name, or what the user called it."""
+        """Name by which `load` gets it again: its own, or what the user called it."""
         return self.name if self.source is None else self.source.given
 
     @property
@@ -133,11 +133,11 @@ class RealData:
 
     @property
     def options(self) -> Options:
-        """What `load` is asked besides `origin` to get it again."""
+        """Options of `load`, besides `origin`, that get it again."""
         return Options(zca=self.is_whitened) if self.source is None else self.source.options
 
     def whitened(self, bar: Bar = quiet) -> "RealData":
-        """The same data through ZCA, learned from the training split less the held-out slice alone.
+        """Dataset after ZCA whitening, learned from the training split less the held-out slice alone.
 
         Args:
             bar: shows progress.
@@ -209,33 +209,40 @@ def stratified(labels: Int64[Tensor, "n"], count: int, seed: int) -> Int64[Tenso
     return torch.cat(chosen).sort().values
 
 
+def set_apart(split: Labelled, count: int, seed: int) -> tuple[Labelled, Labelled]:
+    """The rest of a split, and a stratified sample of `count` of its images, each in their order."""
+    chosen = torch.zeros(len(split.labels), dtype=torch.bool)
+    chosen[stratified(split.labels, count, seed)] = True
+    rest, sample = (Labelled(split.pixels[mask], split.labels[mask]) for mask in (~chosen, chosen))
+    return rest, sample
+
+
 def from_pixels(
     name: str,
-    train_pixels: UInt8[Tensor, "n h w c"],
-    train_labels: Int64[Tensor, "n"],
-    test_pixels: UInt8[Tensor, "m h w c"],
-    test_labels: Int64[Tensor, "m"],
+    train: Labelled,
+    test: Labelled,
     classes: tuple[str, ...],
     held_out: Labelled | None = None,
     source: Source | None = None,
 ) -> RealData:
-    """RealData from 8-bit pixels; mean and deviation per channel come from the whole training split.
+    """RealData from 8-bit pixels; mean and standard deviation per channel come from the whole training split.
 
     The held-out slice depends on the labels alone, never on a run's seed, so that every run and every
     method chooses by the same images. A validation split takes its place where one is given.
     """
-    normalization, num_classes = Normalization.measure(train_pixels), len(classes)
-    kept = torch.ones(len(train_labels), dtype=torch.bool)
+    normalization = Normalization.measure(train.pixels)
     if held_out is None:
-        count = min(round(HELD_OUT_FRACTION * len(train_labels)), HELD_OUT_MOST)
-        held = stratified(train_labels, count, seed=0)
-        kept[held] = False
-        held_out = Labelled(train_pixels[held], train_labels[held])
+        count = min(round(HELD_OUT_FRACTION * len(train.labels)), HELD_OUT_MOST)
+        train, held_out = set_apart(train, count, seed=0)
+
+    def normalized(split: Labelled) -> Split:
+        return Split(normalization.apply(split.pixels), split.labels, len(classes))
+
     return RealData(
         name=name,
-        train=Split(normalization.apply(train_pixels[kept]), train_labels[kept], num_classes),
-        held_out=Split(normalization.apply(held_out.pixels), held_out.labels, num_classes),
-        test=Split(normalization.apply(test_pixels), test_labels, num_classes),
+        train=normalized(train),
+        held_out=normalized(held_out),
+        test=normalized(test),
         classes=classes,
         normalization=normalization,
         source=source,

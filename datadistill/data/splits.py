@@ -1,4 +1,4 @@
-"""Splits of one's own data become RealData: what is missing is made, what is odd is said."""
+"""RealData from splits of one's own: what is missing is made, what is odd is said."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -10,20 +10,19 @@ from torch import Tensor
 
 from datadistill.data.labelled import Labelled
 from datadistill.data.readers.image_files import shown
-from datadistill.data.real import RealData, Source, from_pixels, stratified
-from datadistill.utils.errors import RequestError
+from datadistill.data.real import RealData, Source, from_pixels, set_apart
+from datadistill.utils.errors import RequestError, some_of
 
 TEST_SHARE = 5
 """Where there is neither a test nor a validation split, one in so many images of the training split makes it."""
 
 
 MOST_CLASSES = 10_000
-_NAMED = 5
 
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """What a reader found.
+    """Splits as a reader found them.
 
     Attributes:
         train: the training split.
@@ -93,17 +92,8 @@ def assemble(name: str, source: Source, found: Splits, say: Callable[[str], None
     if "test" not in splits:
         _cut_test(splits, prints)
     counts = torch.bincount(splits["train"].labels, minlength=len(found.classes))
-    held_out = splits.get("held_out")
-    real = from_pixels(
-        name,
-        splits["train"].pixels,
-        splits["train"].labels,
-        splits["test"].pixels,
-        splits["test"].labels,
-        found.classes,
-        held_out=held_out,
-        source=replace(source, digest=digest),
-    )
+    source = replace(source, digest=digest)
+    real = from_pixels(name, splits["train"], splits["test"], found.classes, splits.get("held_out"), source)
     fewest = int(real.train.counts.argmin())
     if int(real.train.counts[fewest]) == 0 or len(real.held_out) == 0:
         raise RequestError(
@@ -142,14 +132,9 @@ def _digest(splits: dict[str, Labelled], prints: dict[str, list[bytes]], classes
 def _cut_test(splits: dict[str, Labelled], prints: dict[str, list[bytes]]) -> None:
     """Take a stratified share of the training split, always the same, for the test split."""
     train = splits["train"]
-    test = stratified(train.labels, len(train.labels) // TEST_SHARE, seed=1)
-    kept = torch.ones(len(train.labels), dtype=torch.bool)
-    kept[test] = False
-    parts = {"train": torch.nonzero(kept).flatten(), "test": test}
-    all_prints = prints["train"]
-    for role, indices in parts.items():
-        splits[role] = Labelled(train.pixels[indices], train.labels[indices])
-        prints[role] = [all_prints[index] for index in indices.tolist()]
+    splits["train"], splits["test"] = set_apart(train, len(train.labels) // TEST_SHARE, seed=1)
+    for role in ("train", "test"):
+        prints[role] = _prints(splits[role].pixels)
 
 
 def _sizes(real: RealData, found: Splits) -> str:
@@ -179,7 +164,7 @@ def _statistics(real: RealData, whites: tuple[int | float, ...]) -> str:
 
 
 def _missing(real: RealData) -> list[str]:
-    """Which classes a split that judges lacks."""
+    """Remarks on classes that the test or held-out split lacks."""
     found = []
     for split, what, result in (
         (real.test, "test", "test accuracies are those of the others"),
@@ -187,14 +172,13 @@ def _missing(real: RealData) -> list[str]:
     ):
         names = [name for name, count in zip(real.classes, split.counts.tolist(), strict=True) if not count]
         if names:
-            some = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
             plural = "es" if len(names) > 1 else ""
-            found.append(f"there are no {what} images of class{plural} {some}: {result}")
+            found.append(f"there are no {what} images of class{plural} {some_of(names)}: {result}")
     return found
 
 
 def _duplicates(prints: dict[str, list[bytes]], given: str) -> list[str]:
-    """How many images of a split that judges are in one that it judges."""
+    """Remarks on test or held-out images that are among those to train on, too."""
     train, held_out = set(prints["train"]), set(prints.get("held_out", []))
     in_test = sum(one in train or one in held_out for one in prints["test"])
     in_held_out = sum(one in train for one in prints.get("held_out", []))

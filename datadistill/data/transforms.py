@@ -37,7 +37,7 @@ class Whitening:
 
     @classmethod
     def learn(cls, images: Float[Tensor, "n c h w"], std: Sequence[float], bar: Bar = quiet) -> "Whitening":
-        """From normalised images, with the eigenvectors of the covariance in float64.
+        """ZCA whitening of normalised images, with the eigenvectors of the covariance in float64.
 
         Args:
             images: normalised by channel.

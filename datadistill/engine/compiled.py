@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from datadistill.engine.config import Engine
 from datadistill.engine.functional import Network, Noise, Weights
 from datadistill.engine.hvp import HVP, HVP_FUNCTIONS, HVPFunction
+from datadistill.utils.errors import brief
 from datadistill.utils.runtime import is_out_of_memory
 
 Flat = Callable[[list[Tensor]], list[Tensor]]
@@ -117,8 +118,7 @@ def _checked(build: Callable[[Flat, list[Tensor]], Flat], flat: Flat, given: lis
     except Exception as error:  # a compiler may raise anything, and eager execution is there
         if is_out_of_memory(error):
             raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        warnings.warn(f"execution {how} failed ({reason}); running eagerly", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"execution {how} failed ({brief(error)}); running eagerly", RuntimeWarning, stacklevel=4)
         return None
     expected, most = flat(other), _MOST_DIFFERENCE.get(given[0].dtype, 5e-2)
     pairs = list(zip(found, expected, strict=True))

@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias, get_args
 
 from datadistill.engine.kernels import parse_kernels
 from datadistill.utils.errors import RequestError, unknown_name
-from datadistill.utils.fields import Flag
+from datadistill.utils.fields import Flag, check_numbers
 
 Storage: TypeAlias = Literal["auto", "full", "recompute", "checkpoint", "offload"]
 HVPMode: TypeAlias = Literal["auto", "reverse", "forward", "difference"]
@@ -44,9 +44,7 @@ class Engine:
     kernels: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("every", "inner_chunk", "chunk", "memory"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise RequestError(f"{name} is {getattr(self, name)}, but must be finite and not negative")
+        check_numbers(self, no_less=["every", "inner_chunk", "chunk", "memory"])
         parse_kernels(self.kernels)
         for name, known in (
             ("storage", Storage),

@@ -24,11 +24,10 @@ from torch.func import functional_call
 from datadistill.engine import kernels
 from datadistill.engine.functional import Network, Noise, Weights, as_leaves
 from datadistill.engine.hvp import HVP_FUNCTIONS
-from datadistill.models.validate import check_scores
-from datadistill.utils.errors import RequestError
+from datadistill.models.validate import check_scores, copied
+from datadistill.utils.errors import RequestError, some_of
 from datadistill.utils.runtime import is_out_of_memory
 
-_MOST_NAMED = 3
 _SILENT = "PyTorch cannot differentiate the backward of custom function "
 _CUT = "its output has no derivative with respect to its input"
 _UNUSED = "the loss does not depend on it"
@@ -86,9 +85,7 @@ def require_differentiable(
     if not troubles:
         _require_repeatable(network, images)
         return
-    named = ", ".join(map(str, troubles[:_MOST_NAMED]))
-    if len(troubles) > _MOST_NAMED:
-        named += f" and {len(troubles) - _MOST_NAMED} more"
+    named = some_of([*map(str, troubles)], 3)
     what = "trained" if hvp == "difference" else "distilled through"
     raise RequestError(f"the network cannot be {what} because of {named}: {_advice(troubles, hvp)}")
 
@@ -144,19 +141,6 @@ def _drawing_layer(network: Network, weights: Weights, images: Float[Tensor, "n 
         if not all(map(_alike, found[:half], found[half:])):
             return f"{name} ({_class_name(twin.get_submodule(name))})"
     return ""
-
-
-def copied(module: nn.Module) -> nn.Module:
-    """A deep copy.
-
-    Raises:
-        RequestError: there is none.
-    """
-    try:
-        return copy.deepcopy(module)
-    except Exception as error:  # whatever a module's attributes raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise RequestError(f"the network cannot be copied ({reason}): make it of what copy.deepcopy copies") from error
 
 
 def find_undifferentiable(

@@ -18,16 +18,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from datadistill.data.real import RealData
-from datadistill.engine.differentiability import copied, require_differentiable
+from datadistill.engine.differentiability import require_differentiable
 from datadistill.engine.functional import Network, make_network
 from datadistill.engine.overrides import REPLACED, Replaced, dropouts
 from datadistill.models import ModelFactory, create_model, is_built_in
-from datadistill.models.validate import check_scores
-from datadistill.utils.errors import RequestError
+from datadistill.models.validate import check_scores, copied
+from datadistill.utils.errors import RequestError, some_of
 from datadistill.utils.runtime import is_out_of_memory
 
 _IMAGES = 4
-_MOST_NAMED = 3
 _REGISTER = "put layers into nn.ModuleList or nn.ModuleDict, weights into nn.Parameter, constants into register_buffer"
 
 
@@ -69,7 +68,7 @@ def _policy(module: nn.Module) -> tuple[str, list[str]]:
     if any(_is_trained(layer) for layer in layers.values()) or not names:
         return "refused", []
     return "batch", [
-        f"batch normalisation ({_list(names)}) uses each batch's own statistics, in training and in testing; "
+        f"batch normalisation ({some_of(names, 3)}) uses each batch's own statistics, in training and in testing; "
         "--batch-norm frozen uses those that the network has"
     ]
 
@@ -104,11 +103,6 @@ def _admitted(network: Network, real: RealData, remarks: list[str]) -> Network:
 
 def _random_images(real: RealData) -> Float[Tensor, "4 c h w"]:
     return torch.randn((_IMAGES, *real.train.images.shape[1:]), generator=torch.Generator().manual_seed(0))
-
-
-def _list(names: list[str]) -> str:
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _asked(module: nn.Module, images: Tensor) -> Any:
@@ -216,8 +210,8 @@ def _freeze(module: nn.Module, images: Tensor, num_classes: int) -> tuple[list[s
         raise RequestError("the network has no weights: there is nothing to train")
     frozen = [name for name, weight in weights.items() if not weight.requires_grad]
     idle = _idle(module, images, num_classes)
-    remarks = [f"weight {_list(frozen)} stays as it is: requires_grad is False"] if frozen else []
-    remarks += [f"weight {_list(idle)} stays as it is: the scores do not depend on it"] if idle else []
+    remarks = [f"weight {some_of(frozen, 3)} stays as it is: requires_grad is False"] if frozen else []
+    remarks += [f"weight {some_of(idle, 3)} stays as it is: the scores do not depend on it"] if idle else []
     if len(frozen) + len(idle) == len(weights):
         raise RequestError(f"the network has nothing to train: {' and '.join(remarks)}")
     _make_buffers(module, {*frozen, *idle})
@@ -293,7 +287,7 @@ def _places(module: nn.Module) -> str:
                 id(thing) not in known for thing in _held(value)
             ):
                 names.append(f"{owner}.{key}".lstrip("."))
-    return f" ({_list(names)})" if names else ""
+    return f" ({some_of(names, 3)})" if names else ""
 
 
 def _held(value: Any) -> Iterator[Any]:

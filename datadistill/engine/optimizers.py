@@ -177,8 +177,8 @@ class Adam:
         vectors = [*(v_weights[name] for name in ends[0]), *(v_state[name] for name in ends[1])]
         *found, d_rate = torch.autograd.grad(tensors, [*leaves, leaf], vectors)
         values = iter(found)
-        pulled = [{name: next(values) for name in part} for part in starts]
-        return UpdateVJP(weights=pulled[0], state=pulled[1], gradients=pulled[2], rate=d_rate)
+        derivatives = [{name: next(values) for name in part} for part in starts]
+        return UpdateVJP(weights=derivatives[0], state=derivatives[1], gradients=derivatives[2], rate=d_rate)
 
 
 @dataclass(frozen=True)

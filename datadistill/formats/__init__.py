@@ -145,13 +145,13 @@ def export_to(distilled: DistilledData, name: str, path: str | Path) -> list[str
 
 
 def _as_theirs(distilled: DistilledData, info: FormatInfo) -> DistilledData:
-    """The same pixels, normalised as a format's own program does it."""
+    """Data normalised as a format's own program does it."""
     about = distilled.provenance
     theirs = info.normalizations.get(about.dataset.lower())
     if theirs is None or len(theirs.mean) != len(about.normalization.mean):
         return distilled
     images = normalized(distilled.pixels(), theirs)
-    return replace(distilled, images=images, provenance=replace(about, normalization=theirs))
+    return replace(distilled.noted(normalization=theirs), images=images)
 
 
 def guess_format(path: Path) -> FormatInfo:

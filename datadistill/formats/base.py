@@ -1,4 +1,4 @@
-"""What a format is, and how data without a history becomes DistilledData."""
+"""Interface of formats, and DistilledData from data without provenance."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ from datadistill.data.transforms import Normalization
 from datadistill.distilled import DistilledData, Provenance, parse_distilled
 from datadistill.training.carried import own_steps
 from datadistill.utils.errors import RequestError, explain_os_error, require
+from datadistill.utils.fields import check_numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,7 @@ class Foreign:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a foreign file does not say, from whoever imports it.
+    """Facts that a foreign file does not hold, from whoever imports it.
 
     Attributes:
         model: the network that the images are for.
@@ -70,8 +71,7 @@ class Usage:
     labels: str | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise RequestError(f"epochs is {self.epochs}, but must be at least 1")
+        check_numbers(self, {"epochs": 1})
         if self.rate is not None and not 0 < self.rate < 1e38:
             raise RequestError(f"rate is {self.rate:g}, but must be positive")
         if self.labels not in (None, "shares", "logits"):
@@ -115,7 +115,7 @@ class FormatInfo:
     normalizations: Mapping[str, Normalization] = field(default_factory=dict)
 
     def lost(self, distilled: DistilledData) -> list[str]:
-        """What of some data the format cannot hold."""
+        """Parts of some data that the format cannot hold, in words."""
         found, rates = [], distilled.learning_rates
         if "soft labels" not in self.holds and distilled.soft_labels is not None:
             found.append("soft labels (hard ones are written)")
@@ -162,6 +162,24 @@ def take_labels(value: Any, what: str) -> tuple[Int64[Tensor, "n"], Float[Tensor
     return tensor.long(), None
 
 
+def take_pair(
+    images: Any, labels: Any, where: str = ""
+) -> tuple[Float[Tensor, "n c h w"], Int64[Tensor, "n"], Float[Tensor, "n k"] | None]:
+    """Images, as many class indices, and soft labels if there are any, from two tensors of a foreign file.
+
+    Args:
+        images: as for `take_images`.
+        labels: as for `take_labels`.
+        where: they are, for errors: such as ` of step 3`.
+
+    Raises:
+        DamagedFileError: they are something else.
+    """
+    found, (indices, soft) = take_images(images, f"the images{where}"), take_labels(labels, f"the labels{where}")
+    require(len(found) == len(indices), f"there are {len(found)} images and {len(indices)} labels{where}")
+    return found, indices, soft
+
+
 def take_rate(value: Any, what: str) -> float:
     """A positive number from a foreign file, as a number or a tensor of one element.
 
@@ -199,6 +217,13 @@ def _kind(tensor: Tensor) -> str:
 
 def assemble(info: FormatInfo, foreign: Foreign, real: RealData, usage: Usage, recipe: str) -> DistilledData:
     """Foreign data as DistilledData for a dataset.
+
+    Args:
+        info: the format it comes from.
+        foreign: what a file holds.
+        real: the dataset that it belongs to.
+        usage: what the file does not say.
+        recipe: what to record as the command that made the result.
 
     Raises:
         RequestError: its classes, shape or normalisation are not the dataset's.

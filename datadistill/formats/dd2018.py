@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datadistill.distilled import DistilledData
-from datadistill.formats.base import Foreign, take_images, take_labels, take_rate
+from datadistill.formats.base import Foreign, take_pair, take_rate
 from datadistill.formats.pickles import read_pickle, write_pickle
 from datadistill.utils.errors import RequestError, require
 
@@ -27,7 +27,12 @@ def write_2018(distilled: DistilledData, path: Path) -> None:
 
 
 def read_2018(path: Path) -> list[Foreign]:
-    """The one set, with the batches of one epoch."""
+    """The one set, with the batches of one epoch.
+
+    Raises:
+        DamagedFileError: the file is damaged, or holds something else.
+        RequestError: its steps have different numbers or shapes of images.
+    """
     content = read_pickle(path)
     require(isinstance(content, list) and len(content) > 0, "it is not a list of steps")
     steps = [_step(entry, number) for number, entry in enumerate(content, 1)]
@@ -55,9 +60,7 @@ def read_2018(path: Path) -> list[Foreign]:
 def _step(entry: Any, number: int) -> tuple[Tensor, Tensor, Tensor | None, float | None]:
     triple = isinstance(entry, list | tuple) and len(entry) == 3
     require(triple, f"step {number} is not images, labels and a rate")
-    images = take_images(entry[0], f"the images of step {number}")
-    labels, soft = take_labels(entry[1], f"the labels of step {number}")
-    require(len(images) == len(labels), f"step {number} has {len(images)} images and {len(labels)} labels")
+    images, labels, soft = take_pair(entry[0], entry[1], f" of step {number}")
     rate = None if entry[2] is None else take_rate(entry[2], f"the learning rate of step {number}")
     return images, labels, soft, rate
 

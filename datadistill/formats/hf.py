@@ -3,48 +3,56 @@
 It needs the library `datasets`, which comes with the extra `hf`.
 """
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from datadistill.data.readers.huggingface import check_entries, check_inside, column_of
+from datadistill.data.readers.huggingface import check_entries, check_inside, column_of, library
 from datadistill.distilled import DistilledData
 from datadistill.formats.base import Foreign, take_images, take_labels, whole_folder
 from datadistill.formats.png import picture_in
 from datadistill.formats.sidecar import read_sidecar, restore, write_sidecar
-from datadistill.utils.errors import DamagedFileError, RequestError, how_to_install, require
+from datadistill.utils.errors import DamagedFileError, RequestError, reason_of, require
 
 
 def write_hf(distilled: DistilledData, path: Path) -> None:
-    """Columns `image` (float32 [C, H, W], as the network is fed) and `label`; the rest is JSON beside them."""
-    library = _library()
+    """Columns `image` (float32 [C, H, W], as the network is fed) and `label`; the rest is JSON beside them.
+
+    Raises:
+        RequestError: the library is not installed, or takes no such class names.
+    """
+    datasets = library(str(path))
     arrays = distilled.as_arrays()
     shape = arrays["images"].shape[1:]
     try:
-        features = library.Features(
-            image=library.Array3D(shape, "float32"),
-            label=library.ClassLabel(names=list(distilled.provenance.classes)),
+        features = datasets.Features(
+            image=datasets.Array3D(shape, "float32"),
+            label=datasets.ClassLabel(names=list(distilled.provenance.classes)),
         )
     except ValueError as error:
         raise RequestError(f"Hugging Face takes no such class names: {error}") from error
     # From files that are closed again: the library keeps what it maps.
-    table = library.Dataset.from_dict({"image": list(arrays["images"]), "label": arrays["labels"]}, features=features)
+    table = datasets.Dataset.from_dict({"image": list(arrays["images"]), "label": arrays["labels"]}, features=features)
     with whole_folder(path) as folder:
         table.save_to_disk(str(folder))
         write_sidecar(distilled, folder)
 
 
 def read_hf(path: Path) -> list[Foreign | DistilledData]:
-    """The folder's one set: ours, or any with float or 8-bit images in `image` and classes in `label`."""
-    library = _library()
+    """The folder's one set: ours, or any with float or 8-bit images in `image` and classes in `label`.
+
+    Raises:
+        RequestError: the library is not installed.
+        DamagedFileError: the folder is damaged, or holds something else.
+    """
+    datasets = library(str(path))
     check_entries(path)
     try:
         check_inside(path)
-        table = library.load_from_disk(str(path))
-        require(isinstance(table, library.Dataset), "it holds several splits: name the folder of one")
+        table = datasets.load_from_disk(str(path))
+        require(isinstance(table, datasets.Dataset), "it holds several splits: name the folder of one")
         kinds, rows = table.features, len(table)
         require({"image", "label"} <= kinds.keys(), "it has no columns image and label")
         require(rows > 0, "it is empty")
@@ -55,8 +63,7 @@ def read_hf(path: Path) -> list[Foreign | DistilledData]:
     except DamagedFileError:
         raise
     except Exception as error:  # of the library, or of what it reads
-        reason = " ".join(str(error).split())[:200]
-        raise DamagedFileError(f"{path} is damaged or no Hugging Face dataset folder: {reason}") from error
+        raise DamagedFileError(f"{path} is damaged or no Hugging Face dataset folder: {reason_of(error)}") from error
     indices, _ = take_labels(torch.from_numpy(labels), "the labels")
     if images.dtype == np.uint8:
         return [Foreign(None, indices, pixels=torch.from_numpy(images), classes=_tuple(names))]
@@ -87,10 +94,3 @@ def _is_numbers(kind: Any) -> bool:
 
 def _tuple(names: Any) -> tuple[str, ...] | None:
     return tuple(map(str, names)) if names else None
-
-
-def _library() -> Any:
-    try:
-        return importlib.import_module("datasets")
-    except ImportError as error:
-        raise RequestError(f"Hugging Face datasets need their library: {how_to_install('datasets>=4')}") from error

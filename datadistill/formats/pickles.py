@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from datadistill.utils.errors import DamagedFileError, explain_os_error, require
+from datadistill.utils.errors import DamagedFileError, brief, explain_os_error, require
 from datadistill.utils.files import write_atomically
 
 _WHOLE_NUMBERS = {"BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4"}
@@ -50,8 +50,7 @@ def read_pickle(path: Path) -> Any:
             "dicts are read from a pickle"
         ) from error
     except Exception as error:  # a pickle can make its reader fail in any way
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise DamagedFileError(f"{path} is damaged or no file of PyTorch: {type(error).__name__} {reason}") from error
+        raise DamagedFileError(f"{path} is damaged or no file of PyTorch: {brief(error)}") from error
 
 
 def _check_sizes(path: Path) -> None:
@@ -90,7 +89,7 @@ def _check_pickle(file: Any, size: int) -> None:
 
 
 class _Kind:
-    """Stands in for NumPy's dtype in old files."""
+    """Stand-in for NumPy's dtype in old files."""
 
     def __init__(self, name: str, *rest: object) -> None:
         self.name = str(name)
@@ -100,7 +99,7 @@ class _Kind:
 
 
 def _number(kind: _Kind, content: bytes = b"") -> float:
-    """Stands in for NumPy's way to make a number from bytes."""
+    """Stand-in for NumPy's function that makes a number from bytes."""
     require(kind.name in ("f4", "f8", "i4", "i8") and isinstance(content, bytes), "a number is of an unknown kind")
     require(len(content) == int(kind.name[1]), "a number is of the wrong length")
     return float(np.frombuffer(content, "<" + kind.name)[0])

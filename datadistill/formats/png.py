@@ -12,21 +12,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
-from PIL import Image
 from torch import Tensor
 
-from datadistill.data.readers.image_files import open_picture
+from datadistill.data.readers.image_files import open_picture, picture_of
 from datadistill.data.readers.layout import SUFFIXES
 from datadistill.distilled import DistilledData
 from datadistill.formats.base import Foreign, whole_folder
 from datadistill.formats.sidecar import read_sidecar, restore, write_sidecar
-from datadistill.utils.errors import DamagedFileError, RequestError, require
+from datadistill.utils.errors import DamagedFileError, RequestError, reason_of, require
 from datadistill.utils.files import write_atomically
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What 8 bits do to some images; distances are in steps of 1/255.
+    """Error of 8-bit quantisation; distances are in steps of 1/255.
 
     Attributes:
         cut: share of values outside black and white.
@@ -51,12 +50,12 @@ def eight_bit(distilled: DistilledData) -> UInt8[Tensor, "n h w c"]:
 
 
 def rounded(distilled: DistilledData) -> DistilledData:
-    """The data after a way through pictures."""
+    """The data after quantisation to 8 bits."""
     return replace(distilled, images=distilled.provenance.normalization.apply(eight_bit(distilled)))
 
 
 def cost(distilled: DistilledData) -> Cost:
-    """What pictures change."""
+    """Quantisation error of pictures."""
     pixels = distilled.pixels().cpu().permute(0, 2, 3, 1)
     apart = (pixels * 255 - eight_bit(distilled)).abs()
     # Half a step is rounding, not cutting.
@@ -75,7 +74,11 @@ def folder_names(classes: tuple[str, ...]) -> list[str]:
 
 
 def write_png(distilled: DistilledData, path: Path) -> None:
-    """One picture for each image, named by its number."""
+    """One picture for each image, named by its number.
+
+    Raises:
+        RequestError: the images have neither 1 nor 3 channels.
+    """
     pictures = eight_bit(distilled)
     if pictures.shape[3] not in (1, 3):
         raise RequestError(f"the images have {pictures.shape[3]} channels, but pictures have 1 or 3")
@@ -86,13 +89,17 @@ def write_png(distilled: DistilledData, path: Path) -> None:
             (folder / name).mkdir()
         for number, (picture, label) in enumerate(zip(pictures.numpy(), distilled.labels.tolist(), strict=True)):
             buffer = io.BytesIO()
-            Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture).save(buffer, "PNG")
+            picture_of(picture).save(buffer, "PNG")
             write_atomically(folder / names[label] / f"{number:0{width}d}.png", buffer.getvalue())
         write_sidecar(distilled, folder, folders=names)
 
 
 def read_png(path: Path) -> list[Foreign | DistilledData]:
-    """The folder's one set; with the JSON beside it in the order it was written, else class by class."""
+    """The folder's one set; with the JSON beside it in the order it was written, else class by class.
+
+    Raises:
+        DamagedFileError: there are no pictures, or they are damaged or of several shapes.
+    """
     about = read_sidecar(path)
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     files = [(file, label) for label, folder in enumerate(folders) for file in sorted(folder.iterdir())]
@@ -122,7 +129,7 @@ def picture_in(source: Path | bytes, name: str) -> np.ndarray:
         picture = open_picture(source)
         found = np.array(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
     except Exception as error:  # a damaged picture can fail in any way
-        raise DamagedFileError(f"{name} is damaged or no picture ({' '.join(str(error).split())[:200]})") from error
+        raise DamagedFileError(f"{name} is damaged or no picture ({reason_of(error)})") from error
     return found[..., None] if found.ndim == 2 else found
 
 

@@ -1,4 +1,4 @@
-"""What pictures and tables of images do not hold, as JSON beside them."""
+"""Sidecar: JSON beside pictures and tables of images, with what they do not hold."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from datadistill.distilled import DistilledData, parse_distilled
-from datadistill.utils.errors import DamagedFileError, require
+from datadistill.utils.errors import DamagedFileError, reason_of, require
 from datadistill.utils.files import check_file, read_json, write_json
 
 NAME = "datadistill.json"
@@ -43,7 +43,7 @@ def read_sidecar(folder: Path) -> dict[str, Any] | None:
 
 
 def restore(document: dict[str, Any], images: Float[Tensor, "n c h w"], labels: Int64[Tensor, "n"]) -> DistilledData:
-    """The data from what lay beside the images.
+    """Distilled data from images and their sidecar.
 
     Raises:
         DamagedFileError: it does not fit the images, or breaks the format.
@@ -56,5 +56,5 @@ def restore(document: dict[str, Any], images: Float[Tensor, "n c h w"], labels: 
                 tensors[name] = torch.tensor(document[name], dtype=kind)
         header = json.dumps(document.get("provenance"))
     except (TypeError, ValueError, RuntimeError, OverflowError, RecursionError) as error:
-        raise DamagedFileError(f"{NAME} is malformed: {' '.join(str(error).split())[:200]}") from error
+        raise DamagedFileError(f"{NAME} is malformed: {reason_of(error)}") from error
     return parse_distilled(tensors, {"datadistill": header})

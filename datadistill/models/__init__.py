@@ -1,6 +1,5 @@
 """Networks by name."""
 
-import copy
 import functools
 import inspect
 import sys
@@ -16,7 +15,6 @@ from datadistill.models.convnet import ConvNet
 from datadistill.models.efficientnet import EfficientNetLite0
 from datadistill.models.external import (
     ModelFactory,
-    brief,
     canonical,
     is_code,
     load_factory,
@@ -29,9 +27,9 @@ from datadistill.models.mlp import MLP
 from datadistill.models.names import spelled
 from datadistill.models.norms import NORMS
 from datadistill.models.resnet import ResNet18
-from datadistill.models.validate import check_fits, plain_module
+from datadistill.models.validate import check_fits, copied, plain_module
 from datadistill.models.vgg import VGG11
-from datadistill.utils.errors import RequestError, unknown_name
+from datadistill.utils.errors import RequestError, brief, unknown_name
 from datadistill.utils.registry import Registry
 
 __all__ = [
@@ -166,7 +164,7 @@ def _family(name: str) -> tuple[ModelInfo, dict[str, Any]]:
 def _call(factory: Any, facts: dict[str, int]) -> nn.Module:
     """What a factory returns for the facts that it accepts."""
     if isinstance(factory, nn.Module):
-        return _copied(factory)
+        return copied(factory)
     if not callable(factory):
         raise RequestError(f"the model is a {type(factory).__name__}, not a function that returns a torch.nn.Module")
     try:
@@ -182,15 +180,6 @@ def _call(factory: Any, facts: dict[str, int]) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise RequestError(f"the model function returned {type(network).__name__}, not a torch.nn.Module")
     return network
-
-
-def _copied(module: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(module)
-    except Exception as error:  # whatever a module's attributes raise
-        raise RequestError(
-            f"the network cannot be copied ({brief(error)}): make it of what copy.deepcopy copies"
-        ) from error
 
 
 def same_model(one: str, other: str) -> bool:

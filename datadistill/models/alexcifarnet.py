@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from datadistill.utils.errors import RequestError
+from datadistill.models.validate import require_size
 
 
 class LocalResponseNorm(nn.Module):
@@ -51,11 +51,7 @@ class AlexCifarNet(nn.Module):
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3, image_size: int = 32) -> None:
         super().__init__()
-        if image_size != 32:
-            raise RequestError(
-                f"AlexCifarNet takes images of 32x32 pixels, these have {image_size}x{image_size}: "
-                "use --model convnet or mlp"
-            )
+        require_size(image_size == 32, "AlexCifarNet takes images of 32x32 pixels", image_size)
         self.conv1 = nn.Conv2d(in_channels, 64, 5, padding=2)
         self.conv2 = nn.Conv2d(64, 64, 5, padding=2)
         self.pool = nn.MaxPool2d(3, 2, 1)

@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from datadistill.models.norms import NORMS
-from datadistill.utils.errors import RequestError
+from datadistill.models.validate import require_size
 
 # Channels, width of the kernel, and whether 2x2 max pooling follows.
 _LAYERS = ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True))
@@ -27,11 +27,7 @@ class AlexNet(nn.Module):
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3, image_size: int = 32, norm: str = "none") -> None:
         super().__init__()
-        if image_size < 8:
-            raise RequestError(
-                f"AlexNet takes images of 8x8 pixels or more, these have {image_size}x{image_size}: "
-                "use --model convnet or mlp"
-            )
+        require_size(image_size >= 8, "AlexNet takes images of 8x8 pixels or more", image_size)
         size = 32 if image_size == 28 else image_size
         layers: list[nn.Module] = []
         channels = in_channels

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from datadistill.utils.errors import RequestError, how_to_install, unknown_name
+from datadistill.utils.errors import RequestError, brief, how_to_install, unknown_name
 
 ModelFactory = Callable[..., nn.Module]
 
@@ -171,10 +171,3 @@ def _from_library(library: str, name: str) -> ModelFactory:
         return network
 
     return build
-
-
-def brief(error: BaseException) -> str:
-    """An error of somebody else's code in a few words."""
-    text = " ".join(str(error).split())
-    place = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-    return f"{type(error).__name__}{place}: {text[:200]}" if text else type(error).__name__

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from datadistill.utils.errors import RequestError
+from datadistill.models.validate import require_size
 
 
 class LeNet(nn.Module):
@@ -21,11 +21,7 @@ class LeNet(nn.Module):
 
     def __init__(self, num_classes: int = 10, in_channels: int = 1, image_size: int = 28) -> None:
         super().__init__()
-        if image_size not in (28, 32):
-            raise RequestError(
-                f"LeNet takes images of 28x28 or 32x32 pixels, these have {image_size}x{image_size}: "
-                "use --model convnet or mlp"
-            )
+        require_size(image_size in (28, 32), "LeNet takes images of 28x28 or 32x32 pixels", image_size)
         self.conv1 = nn.Conv2d(in_channels, 6, 5, padding=2 if image_size == 28 else 0)
         self.conv2 = nn.Conv2d(6, 16, 5)
         self.pool = nn.MaxPool2d(2)

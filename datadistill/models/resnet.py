@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from datadistill.models.norms import NORMS
-from datadistill.utils.errors import RequestError
+from datadistill.models.validate import require_size
 
 
 class Block(nn.Module):
@@ -54,11 +54,7 @@ class ResNet18(nn.Module):
         self, num_classes: int = 10, in_channels: int = 3, image_size: int = 32, norm: str = "instance"
     ) -> None:
         super().__init__()
-        if image_size < 9:
-            raise RequestError(
-                f"ResNet18 takes images of 9x9 pixels or more, these have {image_size}x{image_size}: "
-                "use --model convnet or mlp"
-            )
+        require_size(image_size >= 9, "ResNet18 takes images of 9x9 pixels or more", image_size)
         self.conv = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
         self.norm = NORMS.get(norm).build(64)
         blocks, channels = list[nn.Module](), 64

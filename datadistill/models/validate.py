@@ -1,5 +1,6 @@
 """Check that a network takes a dataset's images and gives one score for each class."""
 
+import copy
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from datadistill.utils.errors import RequestError
+from datadistill.utils.errors import RequestError, brief
 from datadistill.utils.runtime import is_out_of_memory
 
 _ARGUMENTS = "num_classes, in_channels and image_size"
@@ -58,6 +59,30 @@ def check_scores(answer: Callable[[Tensor], Any], images: Float[Tensor, "n c h w
             "the network answers ordinary images with numbers that are not finite: look for a division by zero, a "
             "logarithm, or weights that are never set"
         )
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy.
+
+    Raises:
+        RequestError: there is none.
+    """
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:  # whatever a module's attributes raise
+        raise RequestError(
+            f"the network cannot be copied ({brief(error)}): make it of what copy.deepcopy copies"
+        ) from error
+
+
+def require_size(fits: bool, takes: str, image_size: int) -> None:
+    """Refuse images of a size that a network of ours does not take; `takes` says which it does.
+
+    Raises:
+        RequestError: they do not fit.
+    """
+    if not fits:
+        raise RequestError(f"{takes}, these have {image_size}x{image_size}: use --model convnet or mlp")
 
 
 def plain_module(module: nn.Module) -> nn.Module:

@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from datadistill.models.norms import NORMS
-from datadistill.utils.errors import RequestError
+from datadistill.models.validate import require_size
 
 # Channels of the convolutions of each block; 2x2 max pooling ends a block.
 _BLOCKS = ((64,), (128,), (256, 256), (512, 512), (512, 512))
@@ -30,11 +30,7 @@ class VGG11(nn.Module):
     ) -> None:
         super().__init__()
         size = 32 if image_size == 28 else image_size
-        if size < 32:
-            raise RequestError(
-                f"VGG11 takes images of 28x28 pixels, or of 32x32 or more, these have {image_size}x{image_size}: "
-                "use --model convnet or mlp"
-            )
+        require_size(size >= 32, "VGG11 takes images of 28x28 pixels, or of 32x32 or more", image_size)
         layers: list[nn.Module] = []
         channels = in_channels
         for block in _BLOCKS:

@@ -4,7 +4,8 @@ import difflib
 import shlex
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 _MOST = 1500
@@ -67,6 +68,26 @@ def sentence(text: str) -> str:
     """A text as `plain` gives it, without its middle if that is endless."""
     text = plain(text)
     return text if len(text) <= _MOST else f"{text[: _MOST // 2]} ... {text[-_MOST // 2 :]}"
+
+
+def brief(error: BaseException) -> str:
+    """An error of somebody else's code in a few words: its type, and what it says."""
+    text = " ".join(str(error).split())
+    place = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+    return f"{type(error).__name__}{place}: {text[:200]}" if text else type(error).__name__
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error of somebody else's code says, on one line and not endless; its type where it says nothing."""
+    text = ""
+    with suppress(Exception):  # it may fail at that, too
+        text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    return text[:200] or type(error).__name__
+
+
+def some_of(names: Sequence[str], most: int = 5) -> str:
+    """The first of many names, and how many more there are, for a sentence."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def how_to_install(*packages: str) -> str:

@@ -17,7 +17,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from datadistill.utils.errors import DamagedFileError, DatadistillError, RequestError, explain_os_error, require
+from datadistill.utils.errors import (
+    DamagedFileError,
+    DatadistillError,
+    RequestError,
+    explain_os_error,
+    reason_of,
+    require,
+)
 from datadistill.utils.interrupts import held
 from datadistill.utils.schema import parse_json
 
@@ -237,8 +244,7 @@ def look_into(path: Path, look: Callable[[Any], Found]) -> Found:
     except DatadistillError:
         raise
     except (SafetensorError, ValueError, RuntimeError, LookupError, AttributeError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DamagedFileError(f"{path} is damaged or no safetensors file: {reason}") from error
+        raise DamagedFileError(f"{path} is damaged or no safetensors file: {reason_of(error)}") from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -11,7 +11,7 @@ import torch
 
 from datadistill.data import download
 from datadistill.data.download import Layout, Published, cache_folder
-from datadistill.data.labelled import Labelled, check_md5
+from datadistill.data.labelled import Labelled, check_digest
 from datadistill.utils.errors import DamagedFileError, DatadistillError
 
 FILES = {"one": b"1" * 3000, "two": b"2" * 5000}
@@ -26,7 +26,7 @@ def split(value: int) -> Labelled:
 def read(paths: tuple[Path, ...], mark: int) -> tuple[Labelled, Labelled]:
     """A split for each file; both carry the mark of the layout that was read."""
     for path, md5 in zip(paths, MD5, strict=True):
-        check_md5(path.read_bytes(), md5, path)
+        check_digest(path.read_bytes(), md5, path)
     return split(mark), split(mark)
 
 

@@ -1,4 +1,4 @@
-import builtins
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def test_a_dataset_that_cannot_be_fetched(datasets: Any, monkeypatch: pytest.Mon
         raise ConnectionError("no network\nand more lines")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(dd.DatadistillError, match=r"hf:nobody/nothing could not be loaded: no network$"):
+    with pytest.raises(dd.DatadistillError, match=r"hf:nobody/nothing could not be loaded: no network and more lines$"):
         dd.load("hf:nobody/nothing", say=quiet)
 
 
@@ -122,15 +122,8 @@ def test_images_outside_of_the_folder_are_refused(tmp_path: Path, datasets: Any)
         dd.load(tmp_path / "folder", say=quiet)
 
 
-def test_without_the_extra_it_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name == "datasets":
-            raise ImportError(name)
-        return plain(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+def test_without_the_extra_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(dd.RequestError, match=r"needs their library: python3 -m pip --python .* install 'datasets>=4'"):
         dd.load("hf:ylecun/mnist", say=quiet)
 

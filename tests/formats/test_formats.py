@@ -261,7 +261,7 @@ def test_without_its_library_hugging_face_is_one_sentence(
     digits: dd.RealData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(RequestError, match="need their library: python3 -m pip"):
+    with pytest.raises(RequestError, match="needs their library: python3 -m pip"):
         export_to(sample(digits), "hf", tmp_path / "x")
 
 

@@ -141,7 +141,7 @@ def test_code_in_a_pickle_is_refused(legacy: bool, capsys: pytest.CaptureFixture
         assert capsys.readouterr().err.count("\n") == 1
     np.savez("x.npz", images=np.array([Evil()], dtype=object), labels=np.arange(1))
     assert main(["import", "x.npz", "--dataset", "digits"]) == 1
-    assert "pickled objects, which are not read" in capsys.readouterr().err
+    assert "Python objects, which could run anything" in capsys.readouterr().err
     assert not Path("ran").exists()
 
 
@@ -184,13 +184,13 @@ def test_a_tensor_that_repeats_its_storage_is_refused(capsys: pytest.CaptureFixt
 def test_sizes_in_an_npz_are_not_believed(capsys: pytest.CaptureFixture[str]) -> None:
     np.savez_compressed("x.npz", images=np.zeros((1 << 20, 1, 8, 8), dtype=np.float32), labels=np.zeros(1 << 20, int))
     assert main(["import", "x.npz", "--dataset", "digits"]) == 1
-    assert "claim to become" in capsys.readouterr().err
+    assert "claims to become" in capsys.readouterr().err
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 1, 8, 8)})
     with zipfile.ZipFile("x.npz", "w") as archive:
         archive.writestr("images.npy", buffer.getvalue())
     assert main(["import", "x.npz", "--dataset", "digits"]) == 1
-    assert "bytes it has not" in capsys.readouterr().err
+    assert "but 0 bytes follow" in capsys.readouterr().err
 
 
 def test_a_picture_that_claims_a_huge_size_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

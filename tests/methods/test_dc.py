@@ -151,7 +151,7 @@ def test_names_say_whether_there_is_augmentation() -> None:
     [
         ("dc", {"batch": 0}, "batch is 0"),
         ("dc", {"matches": -1}, "matches is -1"),
-        ("dc", {"learning_rate": 0.0}, "learning rate"),
+        ("dc", {"learning_rate": 0.0}, "learning_rate"),
         ("dsa", {"augment": "turn"}, "turn"),
         ("dm", {"batch": 0}, "batch is 0"),
     ],

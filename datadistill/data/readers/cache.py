@@ -22,7 +22,7 @@ _VERSION = 2
 
 
 def decode_once(pictures: Pictures, options: Options, say: Callable[[str], None], bar: Bar) -> Decoded:
-    """Like `decode`, but many images are decoded once and kept in the cache.
+    """Decoded images, from the cache where they are many and known.
 
     The cache holds one file for each place and each way of reading it, so it does not grow when files change. It
     is used if the state of all files is the same and its checksum is right, and is made again otherwise.
@@ -60,7 +60,7 @@ def decode_once(pictures: Pictures, options: Options, say: Callable[[str], None]
 
 
 def _read(path: Path, state: str, count: int) -> Decoded | None:
-    """What the cache has, or None where it belongs to other files.
+    """Content of the cache, or None where it belongs to other files.
 
     Raises:
         DamagedFileError: it is not what was written.

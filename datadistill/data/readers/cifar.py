@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datadistill.data.labelled import Counts, Labelled, check_md5, check_sha256, damaged, read_bytes
+from datadistill.data.labelled import Counts, Labelled, check_digest, damaged, read_bytes
 
 SIZE = 32
 PIXELS = 3 * SIZE * SIZE
@@ -23,7 +23,7 @@ _MOST_PACKED = 256 * 2**20
 
 @dataclass(frozen=True)
 class Binary:
-    """How a CIFAR is laid out.
+    """Layout of a CIFAR in the binary version.
 
     Attributes:
         train: the files of the training split.
@@ -69,7 +69,7 @@ class Binary:
         return self._splits(contents, paths)
 
     def read_archive(self, paths: tuple[Path, ...], folder: str, md5: str) -> tuple[Labelled, Labelled]:
-        """The same from the official archive, checked before it is unpacked and after; nothing is extracted to disk.
+        """A training and a test split from the official archive; nothing is extracted to disk.
 
         Args:
             paths: the archive.
@@ -82,7 +82,7 @@ class Binary:
         """
         (path,) = paths
         packed = read_bytes(path, _MOST_PACKED)
-        check_md5(packed, md5, path)
+        check_digest(packed, md5, path)
         wanted = {f"{folder}/{name}": size for name, size in zip(self.names, self.sizes, strict=True)}
         found: dict[str, bytes] = {}
         try:
@@ -100,7 +100,7 @@ class Binary:
 
     def _splits(self, contents: list[bytes], paths: tuple[Path, ...]) -> tuple[Labelled, Labelled]:
         for content, sha256, path in zip(contents, self.sha256, paths, strict=bool(self.sha256)):
-            check_sha256(content, sha256, path)
+            check_digest(content, sha256, path)
         where = paths[0] if paths[0] == paths[-1] else paths[0].parent
         train, test = self._images(contents[:-1]), self._images(contents[-1:])
         return train.checked(self.counts[0], where), test.checked(self.counts[1], where)

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from datadistill.data.labelled import Counts, Labelled, check_md5, damaged, read_bytes
+from datadistill.data.labelled import Counts, Labelled, check_digest, damaged, read_bytes
 from datadistill.data.readers.cifar import PIXELS, from_planes
 
 
 @dataclass(frozen=True)
 class Python:
-    """How a CIFAR is laid out.
+    """Layout of a CIFAR in the Python version.
 
     Attributes:
         train: the files of the training split.
@@ -50,7 +50,7 @@ class Python:
         parts = []
         for path, md5 in zip(paths, self.md5, strict=True):
             raw = read_bytes(path, most)
-            check_md5(raw, md5, path)
+            check_digest(raw, md5, path)
             parts.append(parse_batch(raw, self.key, path))
         planes, labels = (np.concatenate(arrays) for arrays in zip(*parts[:-1], strict=True))
         train = from_planes(planes, labels).checked(self.counts[0], paths[0].parent)
@@ -74,7 +74,7 @@ def parse_batch(raw: bytes, key: bytes, path: Path) -> tuple[np.ndarray, np.ndar
 
 
 class _Array:
-    """Stands for numpy's array: keeps its state."""
+    """Stand-in for NumPy's array, which keeps its state."""
 
     state: Any = None
 
@@ -83,7 +83,7 @@ class _Array:
 
 
 class _Dtype:
-    """Stands for numpy's dtype: keeps its name."""
+    """Stand-in for NumPy's dtype, which keeps its name."""
 
     def __init__(self, name: bytes, *rest: Any) -> None:
         self.name = name
@@ -100,7 +100,7 @@ _STAND_INS = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the stand-ins and no other name."""
+    """Unpickler that knows the stand-ins and no other name."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STAND_INS:

@@ -125,7 +125,7 @@ def _leads_out(path: Path, root: Path) -> bool:
 
 
 def state_of(path: Path) -> str:
-    """What changes whenever a file does: its time of change cannot be set, as the one of modification can."""
+    """Fingerprint of a file's state: its time of change cannot be set, as that of modification can."""
     try:
         there = path.stat()
     except OSError:

@@ -1,6 +1,6 @@
 """Hugging Face datasets: folders of `save_to_disk`, Parquet files, and names on the hub (extra `hf`)."""
 
-import json
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from datadistill.data.readers.folder import state_of
 from datadistill.data.readers.image_files import Pictures, shown
 from datadistill.data.readers.layout import ROLES, joined
 from datadistill.data.splits import Splits, class_order, clean_classes
-from datadistill.utils.errors import DamagedFileError, DatadistillError, RequestError, how_to_install
+from datadistill.utils.errors import DamagedFileError, DatadistillError, RequestError, how_to_install, reason_of
 from datadistill.utils.files import read_json
 from datadistill.utils.progress import Bar
 
@@ -26,8 +26,7 @@ _LABELS = ("label", "labels", "fine_label", "target", "class")
 
 def is_saved(folder: Path) -> bool:
     """Whether a folder holds a Hugging Face dataset: from `save_to_disk`, or Parquet files."""
-    markers = ("dataset_dict.json", "state.json")
-    return any((folder / name).is_file() for name in markers) or bool(_parquets(folder))
+    return _is_saved_to_disk(folder) or bool(_parquets(folder))
 
 
 def read_saved(path: Path, options: Options, say: Callable[[str], None], bar: Bar) -> Splits:
@@ -43,10 +42,10 @@ def read_saved(path: Path, options: Options, say: Callable[[str], None], bar: Ba
         RequestError: it has no images and labels; or the extra `hf` is not installed.
         DamagedFileError: it cannot be read.
     """
-    datasets = _library(str(path))
+    datasets = library(str(path))
     check_entries(path)
     try:
-        if path.is_file() or not is_saved_to_disk(path):
+        if path.is_file() or not _is_saved_to_disk(path):
             tables = _from_parquet(path)
         else:
             check_inside(path)
@@ -55,7 +54,7 @@ def read_saved(path: Path, options: Options, say: Callable[[str], None], bar: Ba
     except DatadistillError:
         raise
     except Exception as error:  # whatever Arrow and the library raise on damaged files
-        raise DamagedFileError(f"{path} is damaged or no Hugging Face dataset: {_reason(error)}") from error
+        raise DamagedFileError(f"{path} is damaged or no Hugging Face dataset: {shown(reason_of(error))}") from error
     files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
     state = "\n".join(f"{one} {state_of(one)}" for one in files)
     return _read(tables, str(path), state, options, say, bar, path if path.is_dir() else path.parent)
@@ -85,19 +84,18 @@ def read_hub(name: str, options: Options, say: Callable[[str], None], bar: Bar) 
         DatadistillError: it cannot be fetched.
         RequestError: it has no images and labels; or the extra `hf` is not installed.
     """
-    datasets = _library(PREFIX + name)
+    datasets = library(PREFIX + name)
     place, _, config = name.partition(":")
     try:
         loaded = datasets.load_dataset(place, config or None)
     except Exception as error:  # the library, its HTTP client and Arrow each have errors of their own
-        raise DatadistillError(f"{PREFIX}{shown(name)} could not be loaded: {_reason(error)}") from error
+        raise DatadistillError(f"{PREFIX}{shown(name)} could not be loaded: {shown(reason_of(error))}") from error
     tables = dict(loaded)
     state = " ".join(str(table._fingerprint) for table in tables.values())
     return _read(tables, PREFIX + name, state, options, say, bar, None)
 
 
-def is_saved_to_disk(folder: Path) -> bool:
-    """Whether `save_to_disk` made it."""
+def _is_saved_to_disk(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
@@ -125,7 +123,7 @@ def _listed(file: Path, key: str) -> list[str]:
 
 
 def column_of(table: Any, column: str) -> list[Any]:
-    """What is in a column, as it lies there: the library would open and decode what it takes for pictures.
+    """Values of a column, as they are stored: the library would open and decode what it takes for pictures.
 
     Raises:
         DamagedFileError: it cannot be read.
@@ -134,17 +132,21 @@ def column_of(table: Any, column: str) -> list[Any]:
     try:
         return [value for batch in batches for value in batch[column].to_pylist()]
     except Exception as error:  # whatever Arrow and the library raise on damaged files
-        raise DamagedFileError(f"the column {shown(column)} cannot be read: {_reason(error)}") from error
+        raise DamagedFileError(f"the column {shown(column)} cannot be read: {shown(reason_of(error))}") from error
 
 
-def _library(what: str) -> Any:
+def library(what: str) -> Any:
+    """Hugging Face's `datasets`.
+
+    Raises:
+        RequestError: it is not installed; `what` needs it.
+    """
     try:
-        import datasets
+        return importlib.import_module("datasets")
     except ImportError as error:
         raise RequestError(
             f"{what} is a Hugging Face dataset, which needs their library: {how_to_install('datasets>=4')}"
         ) from error
-    return datasets
 
 
 def _parquets(folder: Path) -> list[Path]:
@@ -297,9 +299,3 @@ def _contents(table: Any, column: str, place: str, inside: Path | None) -> list[
             raise RequestError(f"{place} does not hold its images, but names {shown(str(path))} outside: refused")
         found.append(path)
     return found
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what a library says, not too long."""
-    text = str(error).strip().splitlines()
-    return shown(json.dumps(text[0], ensure_ascii=False)[1:-1]) if text else type(error).__name__

@@ -1,7 +1,6 @@
 """The IDX format of MNIST's files and those after its pattern (8-bit unsigned only), gzipped or not."""
 
 import gzip
-import hashlib
 import io
 import math
 import re
@@ -15,7 +14,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from datadistill.data.arrays import Named, Pair, read_arrays
-from datadistill.data.labelled import Counts, Labelled, check_sha256, damaged, read_bytes
+from datadistill.data.labelled import Counts, Labelled, check_digest, damaged, read_bytes
 from datadistill.data.options import Options, check_room
 from datadistill.data.readers.image_files import shown
 from datadistill.data.readers.layout import ROLES, joined
@@ -75,7 +74,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _role(prefix: str) -> str:
-    """The split that a file's name says; without a word, the training split."""
+    """Split by a file's name; without a word, the training split."""
     words = re.split(r"[^a-z0-9]+", prefix)
     names = {**ROLES, "test": (*ROLES["test"], "t10k")}
     return next((role for role, known in names.items() if set(known) & set(words)), "train")
@@ -119,8 +118,7 @@ def read_idx(path: Path, sha256: str, shape: tuple[int, ...]) -> UInt8[Tensor, "
         DatadistillError: it cannot be read at all.
     """
     packed = read_bytes(path, _most(shape))
-    if hashlib.sha256(packed).hexdigest() != sha256:
-        raise DamagedFileError(f"{path} is damaged or not the official file (its SHA-256 differs): get it again")
+    check_digest(packed, sha256, path)
     return _unpack(packed, shape, path)
 
 
@@ -162,10 +160,10 @@ def _unpack(packed: bytes, shape: tuple[int, ...], path: Path, sha256: str | Non
     if not raw.startswith(header) or len(raw) != length:
         raise damaged(path, f"it does not hold {shape} unsigned bytes")
     if sha256 is not None:
-        check_sha256(raw, sha256, path)
+        check_digest(raw, sha256, path)
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=len(header)).reshape(shape).copy())
 
 
 def _most(shape: tuple[int, ...]) -> int:
-    """As large as a packed file can reasonably be: gzip adds little to what it cannot compress."""
+    """Upper bound of a packed file's bytes: gzip adds little to what it cannot compress."""
     return int(np.prod(shape)) * 2 + 4096

@@ -1,4 +1,4 @@
-"""Image files become pixels: one size, one number of channels; nothing that a file claims is believed."""
+"""Decoder of image files, to one size and number of channels; nothing that a file claims is believed."""
 
 import io
 import statistics
@@ -6,7 +6,6 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from datadistill.data.levels import Numbers, eight_bit, remarks_on, white_of_whole
 from datadistill.data.options import Options, check_room
-from datadistill.utils.errors import DamagedFileError, RequestError
+from datadistill.utils.errors import DamagedFileError, RequestError, reason_of, some_of
 from datadistill.utils.progress import Bar
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -72,7 +71,7 @@ class Decoded:
 
     @property
     def whites(self) -> tuple[int | float, ...]:
-        """The same as a tuple, empty where there is none."""
+        """`white` as a tuple, empty where there is none."""
         return () if self.white is None else (self.white,)
 
 
@@ -121,7 +120,7 @@ def decode(pictures: Pictures, options: Options, bar: Bar) -> Decoded:
 
 @dataclass
 class _Decoding:
-    """Images on their way from files into one array.
+    """Decoding of images into one array.
 
     Attributes:
         sources: the files, or their contents.
@@ -173,6 +172,11 @@ class _Decoding:
         return channels == 1 or not np.ptp(self.pixels[index], axis=-1).any()
 
 
+def picture_of(pixels: np.ndarray) -> Image.Image:
+    """The picture of 8-bit pixels [h, w, c], grey where there is one channel."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
+
+
 def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
     """A picture as people see it, 8 bit: turned upright, on white, its middle square at this size.
 
@@ -194,7 +198,11 @@ def fitted(plain: Image.Image, size: int, channels: int) -> np.ndarray:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A picture in RGB at its own size, as people see it; of 16 bits, 65535 is white."""
+    """A picture in RGB at its own size, as people see it; of 16 bits, 65535 is white.
+
+    Raises:
+        ValueError: its pixels are floating point numbers.
+    """
     values = deep_values(image)
     if values is not None:
         return shallow(values, MOST_WHITE)
@@ -251,7 +259,7 @@ def _as_raw(content: bytes, raw: str) -> np.ndarray:
 
 
 def numbers_of(values: np.ndarray, name: str) -> Numbers:
-    """What is known of the numbers of a picture, alpha left out.
+    """Range of a picture's values, alpha left out.
 
     Raises:
         ValueError: some are below zero.
@@ -341,15 +349,14 @@ def common_size(sizes: Sequence[tuple[int, int]], what: str) -> int:
 
 
 def _refuse(pictures: Pictures, failed: dict[int, str], options: Options) -> None:
-    """Name what cannot be read, unless it is to be skipped."""
+    """Raise an error that names what cannot be read, unless it is to be skipped."""
     if not failed or (options.skip_unreadable and len(failed) < len(pictures.names)):
         return
-    some = [f"{shown(pictures.names[index])} ({failed[index]})" for index in sorted(failed)[:_NAMED]]
-    more = f" and {len(failed) - len(some)} more" if len(failed) > len(some) else ""
+    some = some_of([f"{shown(pictures.names[index])} ({failed[index]})" for index in sorted(failed)], _NAMED)
     if len(failed) == len(pictures.names):
-        raise DamagedFileError(f"none of the images of {pictures.place} can be read: {', '.join(some)}{more}")
+        raise DamagedFileError(f"none of the images of {pictures.place} can be read: {some}")
     raise DamagedFileError(
-        f"{len(failed)} of {len(pictures.names):,} images of {pictures.place} cannot be read: {', '.join(some)}{more}; "
+        f"{len(failed)} of {len(pictures.names):,} images of {pictures.place} cannot be read: {some}; "
         "mend or remove them, or go on without them with --skip-unreadable"
     )
 
@@ -361,12 +368,9 @@ def shown(name: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Why a picture cannot be read, in a few words."""
+    """Reason why a picture cannot be read, in a few words."""
     if isinstance(error, UnidentifiedImageError):
         return f"no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
     if isinstance(error, MemoryError):
         return "too large for the memory"
-    text = ""
-    with suppress(Exception):
-        text = getattr(error, "strerror", None) or str(error)
-    return shown(" ".join(text.split())) or type(error).__name__
+    return shown(reason_of(error))

@@ -1,4 +1,4 @@
-"""Where the images of each class and split lie in a folder as people unpack it; what is guessed or left out is said."""
+"""Layout of image folders, as people unpack them: classes and splits; what is guessed or left out is said."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from datadistill.data.readers.image_files import shown
-from datadistill.utils.errors import RequestError
+from datadistill.utils.errors import RequestError, some_of
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm",
@@ -27,7 +27,7 @@ _HIDDEN = {
 }  # fmt: skip
 """What systems put beside people's files; some of it looks like images."""
 
-_NAMED, _DEEPEST = 5, 4
+_DEEPEST = 4
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Place:
 
 @dataclass
 class Layout:
-    """How a folder is laid out.
+    """Layout of a folder.
 
     Attributes:
         places: where images lie.
@@ -194,7 +194,7 @@ def _some(places: list[Path]) -> str:
 
 def joined(names: list[str]) -> str:
     """Some of many names, for a sentence."""
-    return shown(", ".join(names[:_NAMED])) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    return shown(some_of(names))
 
 
 def folders(folder: Path) -> list[Path]:
@@ -220,5 +220,5 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether it is what people do not mean: hidden files, thumbnails and bins of systems, macOS' archive folder."""
+    """Whether people do not mean a path: hidden files, thumbnails and bins of systems, macOS' archive folder."""
     return path.name.startswith(".") or path.name.lower() in _HIDDEN

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datadistill.data.labelled import Counts, Labelled, check_md5, damaged, read_bytes
+from datadistill.data.labelled import Counts, Labelled, check_digest, damaged, read_bytes
 
 _ZERO = 10
 
@@ -31,7 +31,7 @@ def read_matlab(
     parts = []
     for path, checksum, part in zip(paths, md5, counts, strict=True):
         raw = read_bytes(path, sum(part) * (size * size * 3 + 1) * 2 + 4096)
-        check_md5(raw, checksum, path)
+        check_digest(raw, checksum, path)
         parts.append(_parse(raw, part, size, path))
     return parts[0], parts[1]
 

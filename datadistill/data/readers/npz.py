@@ -1,6 +1,9 @@
 """NPZ files: arrays that are believed only as far as the file goes."""
 
+import math
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from datadistill.data.options import Options, check_room
 from datadistill.data.readers.image_files import shown
 from datadistill.data.readers.layout import joined
 from datadistill.data.splits import Splits
-from datadistill.utils.errors import DamagedFileError, RequestError
+from datadistill.utils.errors import DamagedFileError, DatadistillError, RequestError, reason_of
 
 _IMAGES = ("x_{}", "{}_images", "{}_x", "{}_data")
 _LABELS = ("y_{}", "{}_labels", "{}_y", "{}_targets")
@@ -37,26 +40,34 @@ def read_npz(path: Path, options: Options) -> Splits:
         RequestError: it lacks arrays, or they are no images and labels.
         DamagedFileError: it is damaged, claims more than it holds, or holds objects.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {
-                name.removesuffix(".npy").lower(): info for info in archive.infolist() if (name := info.filename)
-            }
-            names = _names(members, path)
-            arrays = {name: _array(archive, members[name], path) for pair in names.values() for name in pair}
-            listed = next((name for name in _CLASSES if name in members), None)
-            classes = None if listed is None else _array(archive, members[listed], path)
-    except (DamagedFileError, RequestError):
-        raise
-    except Exception as error:  # whatever zipfile, its decompressors and numpy raise on damaged bytes
-        reason = shown(" ".join(str(error).split())) or type(error).__name__
-        raise DamagedFileError(f"{path} is damaged or no NPZ file: {reason}") from error
+    with opened(path) as archive:
+        members = {name.removesuffix(".npy").lower(): info for info in archive.infolist() if (name := info.filename)}
+        names = _names(members, path)
+        arrays = {name: read_array(archive, members[name], path) for pair in names.values() for name in pair}
+        listed = next((name for name in _CLASSES if name in members), None)
+        classes = None if listed is None else read_array(archive, members[listed], path)
     pairs: dict[str, Pair] = {}
     for role, (images, labels) in names.items():
         pairs[role] = (Named(f"'{images}' of {path}", arrays[images]), Named(f"'{labels}' of {path}", arrays[labels]))
     found = read_arrays(str(path), pairs, None if classes is None else _class_names(classes, path), options)
     unused = sorted(members.keys() - {name for pair in names.values() for name in pair} - {listed})
     return replace(found, remarks=(*found.remarks, f"{joined(unused)} of {path} passed over")) if unused else found
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """An NPZ file to read from.
+
+    Raises:
+        DamagedFileError: it is none, or something goes wrong in between.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except DatadistillError:
+        raise
+    except Exception as error:  # whatever zipfile, its decompressors and numpy raise on damaged bytes
+        raise DamagedFileError(f"{path} is damaged or no NPZ file: {shown(reason_of(error))}") from error
 
 
 def _names(members: dict[str, zipfile.ZipInfo], path: Path) -> dict[str, tuple[str, str]]:
@@ -82,8 +93,13 @@ def _names(members: dict[str, zipfile.ZipInfo], path: Path) -> dict[str, tuple[s
     return found
 
 
-def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndarray:
-    """One array, once its header, the archive's word and the size of the file agree."""
+def read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndarray:
+    """One array, once its header, the archive's word and the size of the file agree.
+
+    Raises:
+        DamagedFileError: they do not, or it holds objects.
+        RequestError: memory has no room for it.
+    """
     name = f"'{shown(info.filename)}' of {path}"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
         raise DamagedFileError(f"{name} is encrypted or compressed in an unknown way")
@@ -93,9 +109,7 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.nd
         raise DamagedFileError(f"{name} claims to become {info.file_size:,} bytes from {info.compress_size:,}: refused")
     with archive.open(info) as file:
         shape, dtype = _header(file, name)
-        count = 1
-        for edge in shape:
-            count *= edge
+        count = math.prod(shape)
         if count * dtype.itemsize != info.file_size - file.tell():
             raise DamagedFileError(
                 f"{name} claims the shape {shape!s:.60} of {dtype}, but {info.file_size - file.tell():,} bytes follow"

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from datadistill.data.real import RealData, from_pixels, stratified
+from datadistill.data.labelled import Labelled
+from datadistill.data.real import RealData, from_pixels, set_apart
 from datadistill.utils.errors import RequestError, how_to_install
 
 CLASSES = ("functional", "defective")
@@ -33,8 +34,5 @@ def solar_cells(data_root: Path | None = None) -> RealData:
     grey = torch.from_numpy(np.asarray(photographs, dtype=np.float32))[:, None]
     shrunk = F.interpolate(grey, (_EDGE, _EDGE), mode="bilinear", antialias=True, align_corners=False)
     pixels = shrunk.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-    labels = torch.from_numpy(probabilities >= _DEFECTIVE).long()
-    test = stratified(labels, len(labels) // _TEST_SHARE, seed=1)
-    train = torch.ones(len(labels), dtype=torch.bool)
-    train[test] = False
-    return from_pixels("solar-cells", pixels[train], labels[train], pixels[test], labels[test], CLASSES)
+    whole = Labelled(pixels, torch.from_numpy(probabilities >= _DEFECTIVE).long())
+    return from_pixels("solar-cells", *set_apart(whole, len(pixels) // _TEST_SHARE, seed=1), CLASSES)

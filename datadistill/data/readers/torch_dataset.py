@@ -1,4 +1,4 @@
-"""`torch.utils.data.Dataset`s become arrays."""
+"""Reader of `torch.utils.data.Dataset`s, as arrays."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +12,13 @@ from datadistill.data.arrays import Named, Pair, as_array
 from datadistill.data.levels import Numbers, remarks_on, white_of_whole
 from datadistill.data.options import Options
 from datadistill.data.readers.image_files import deep_values, fitted, numbers_of, shallow, shown, upright
-from datadistill.utils.errors import RequestError
+from datadistill.utils.errors import RequestError, brief
 from datadistill.utils.progress import Bar
 
 
 @dataclass(frozen=True, eq=False)
 class Collected:
-    """What datasets gave.
+    """Content of datasets.
 
     Attributes:
         pairs: images and labels by role.
@@ -92,21 +92,17 @@ def _length(dataset: Any, what: str) -> int:
     try:
         return len(dataset)
     except Exception as error:  # the user's own code
-        raise RequestError(f"{what} gives no length: {_reason(error)}") from error
+        raise RequestError(f"{what} gives no length: {shown(brief(error))}") from error
 
 
 def _item(dataset: Any, number: int, what: str) -> Any:
     try:
         item = dataset[number]
     except Exception as error:  # the user's own code
-        raise RequestError(f"item {number} of {what} cannot be read: {_reason(error)}") from error
+        raise RequestError(f"item {number} of {what} cannot be read: {shown(brief(error))}") from error
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise RequestError(f"item {number} of {what} is no pair of an image and a label")
     return item
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {shown(' '.join(str(error).split()))}"
 
 
 def _pair(images: list[np.ndarray], labels: list[Any], what: str) -> Pair:
@@ -133,7 +129,7 @@ def _image(image: Any, size: int | None, what: str) -> _Image:
                 return _Deep(values, numbers_of(values, what))
             return np.asarray(upright(image)) if size is None else fitted(upright(image), size, 3)
         except Exception as error:  # Pillow decodes only now, and raises anything at all on damaged bytes
-            raise RequestError(f"{what} cannot be read: {_reason(error)}") from error
+            raise RequestError(f"{what} cannot be read: {shown(brief(error))}") from error
     if isinstance(image, Tensor | np.ndarray):
         plain = as_array(image, what)
         is_first = isinstance(image, Tensor) and plain.ndim == 3 and plain.shape[0] in (1, 3, 4)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from datadistill.engine.kernels.choice import Measured, measure
+from datadistill.utils.errors import reason_of
 from datadistill.utils.files import who_else
 
 _FLAGS = ("-O3", "-mtune=native", "-std=c++20", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
@@ -51,7 +52,7 @@ def build() -> str:
         lines = (error.stderr or "").strip().splitlines() or ["no reason given"]
         return f"the C++ compiler failed: {next((line for line in lines if 'error' in line), lines[-1])}"
     except (OSError, RuntimeError, ValueError) as error:
-        return f"they could not be built or loaded: {' '.join(str(error).split())}"
+        return f"they could not be built or loaded: {reason_of(error)}"
     return ""
 
 
