@@ -96,10 +96,10 @@ class Baseline:
         data = self.chosen(number, problem)
         if self.recipe is None:
             return tune(data, problem, self.bar)
-        mine = data.provenance
-        inner = inner_of(self.recipe) | {name: value for name, value in mine.inner.items() if name == BATCH_NORM}
+        said = {name: value for name, value in data.provenance.inner.items() if name == BATCH_NORM}
+        inner = inner_of(self.recipe) | said
         batches = torch.arange(len(data.labels), device=data.labels.device).view(1, -1)
-        judged = replace(data, batches=batches, learning_rates=None, provenance=replace(mine, inner=inner))
+        judged = replace(data.noted(inner=inner), batches=batches, learning_rates=None)
         return replace(judged, initial_weights=None) if judged.is_condensed else judged
 
     def chosen(self, number: int, problem: Problem) -> DistilledData:
@@ -113,8 +113,7 @@ class Baseline:
             RequestError: the images cannot be cut into so many steps.
         """
         data, _ = DD(steps=self.steps, epochs=self.epochs).init(problem, stream(problem.seed, "baseline"))
-        provenance = replace(data.provenance, method={"name": self.name, **facts})
-        return replace(data, images=images.to(problem.device), provenance=provenance)
+        return replace(data.noted(method={"name": self.name, **facts}), images=images.to(problem.device))
 
 
 def by_class(problem: Problem, pick: Callable[[int], Float[Tensor, "ipc c h w"]]) -> Float[Tensor, "n c h w"]:
@@ -178,7 +177,6 @@ def tune(data: DistilledData, problem: Problem, bar: Bar = quiet, near: Rates | 
     reached, rates = max(best.values(), key=lambda entry: entry[0])
     if reached < 0:
         raise DatadistillError(f"every learning rate down to {rates.first:g} diverges with these images")
-    mine = data.provenance
     tuning = {
         "schedule": rates.schedule,
         "rate": rates.first,
@@ -186,7 +184,7 @@ def tune(data: DistilledData, problem: Problem, bar: Bar = quiet, near: Rates | 
         "held_out": {schedule: accuracy for schedule, (accuracy, _) in best.items() if accuracy >= 0},
     }
     scores = [{"split": "held_out", "accuracy": reached}]
-    return replace(rates.put(data), provenance=replace(mine, method={**mine.method, **tuning}, scores=scores))
+    return rates.put(data).noted(method=data.provenance.method | tuning, scores=scores)
 
 
 def held_out_score(data: DistilledData) -> float:

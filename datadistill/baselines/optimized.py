@@ -4,8 +4,7 @@ The "optimized" baseline of Wang et al., "Dataset Distillation", arXiv 1811.1095
 accuracy on training batches; here it is the held-out slice of the training split.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -65,10 +64,6 @@ class Optimized(RandomReal):
                 count()
         order = sorted(range(self.sets), key=lambda number: scores[number], reverse=True)[: self.pieces(problem)]
         facts = {"drawn": self.sets, "kept": len(order), "held_out_of_all": sum(scores) / self.sets}
-        kept = [tune(_noted(drawn[number], facts), problem, self.bar, near=rates) for number in order]
+        noted = [drawn[number].noted(method=drawn[number].provenance.method | facts) for number in order]
+        kept = [tune(data, problem, self.bar, near=rates) for data in noted]
         return sorted(kept, key=held_out_score, reverse=True)
-
-
-def _noted(data: DistilledData, facts: dict[str, Any]) -> DistilledData:
-    mine = data.provenance
-    return replace(data, provenance=replace(mine, method={**mine.method, **facts}))

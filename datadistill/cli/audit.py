@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     real = load_data(name, arguments, like=distilled).to(device)
     distilled.check_matches(real)
     model = passed("network", arguments.model, distilled.provenance.model)
-    policy = arguments.batch_norm or str(distilled.provenance.inner.get("batch_norm", "auto"))
+    policy = arguments.batch_norm or distilled.provenance.batch_norm
     network = network_for(model, real, device, policy)
     for remark in network.remarks:
         say(remark)

@@ -5,7 +5,7 @@ import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from datadistill.cli.parsing import add_fields, add_option, given_fields, in_cases, number, one_of, positive_int
+from datadistill.cli.parsing import add_fields, add_option, given_fields, in_cases, one_of
 from datadistill.data import Options, RealData, is_named, load
 from datadistill.distillation.config import RunConfig
 from datadistill.distilled import DistilledData
-from datadistill.evaluation import NETS, PROTOCOLS, EvalConfig, Score, percent
+from datadistill.evaluation import PROTOCOLS, EvalConfig, Score, percent
+from datadistill.evaluation.config import DC_SETTINGS
 from datadistill.methods import METHODS
 from datadistill.pretraining.pool import Pool, load_pool
-from datadistill.training.recipe import DC, EPOCHS_AUGMENTED
 from datadistill.utils.errors import plain
 from datadistill.utils.fields import options_in
 from datadistill.utils.runtime import versions
@@ -61,51 +61,30 @@ def add_data_root_flag(parser: argparse._ActionsContainer) -> None:
 
 def add_nets_flag(parser: argparse._ActionsContainer) -> None:
     """`--nets`."""
-    parser.add_argument(
-        "--nets",
-        type=positive_int,
-        metavar="N",
-        help=f"fresh networks to judge by; fixed initial weights need one (default: {NETS}, or all that the pool has)",
-    )
+    (option,) = (option for option in options_in(EvalConfig) if option.name == "nets")
+    add_option(parser, option, option.flag.otherwise)
 
 
-def add_protocol_flags(parser: argparse._ActionsContainer, default: str = "own") -> None:
-    """`--protocol`, and what protocol dc is asked besides."""
+def add_eval_flags(parser: argparse._ActionsContainer) -> None:
+    """A flag for every option of `EvalConfig` but the network and the pool."""
     parser.add_argument(
         "--protocol",
         type=one_of(PROTOCOLS.kind, PROTOCOLS.names()),
         metavar="NAME",
-        default=default,
+        default=EvalConfig().protocol,
         help="how networks are trained: "
         + "; ".join(f"{p.name}: {p.line}" for p in PROTOCOLS)
         + " (default: %(default)s)",
     )
     group = parser.add_argument_group("protocol dc (docs/protocols.md)")
-    group.add_argument(
-        "--epochs",
-        type=positive_int,
-        metavar="N",
-        help=f"walks over the images (default: as the data says, or {DC.epochs}, or {EPOCHS_AUGMENTED} with "
-        "augmentation)",
-    )
-    group.add_argument(
-        "--augment",
-        metavar="PARTS|none",
-        help="such as color_crop_cutout_flip_scale_rotate: one part, drawn for each batch, changes the images "
-        "(default: as the data says, or none)",
-    )
-    group.add_argument("--rate", type=number, metavar="X", help="learning rate (default: as the data says, or 0.01)")
+    add_fields(parser, EvalConfig, {"": {}}, skip=DC_SETTINGS)
+    others = [entry.name for entry in fields(EvalConfig) if entry.name not in DC_SETTINGS]
+    add_fields(group, EvalConfig, {"": {}}, skip=others)
 
 
-def given_changes(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Changes to protocol dc by the flags of `add_protocol_flags`."""
-    return {name: getattr(arguments, name) for name in ("epochs", "augment", "rate")}
-
-
-def given_config(arguments: argparse.Namespace, pool: Pool | None) -> EvalConfig:
+def given_config(arguments: argparse.Namespace) -> EvalConfig:
     """Evaluation config by the flags of `evaluate` and `compare`, but for the network."""
-    names = ("weights", "nets", "protocol", "seed", "scheme", "batch_norm", "epochs", "augment", "rate")
-    return EvalConfig(pool=pool, **{name: getattr(arguments, name) for name in names})
+    return EvalConfig(protocol=arguments.protocol, pool=given_pool(arguments), **given_fields(arguments, EvalConfig))
 
 
 def protocol_title(protocol: str, scores: Sequence[Score]) -> str:

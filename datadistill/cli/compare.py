@@ -10,10 +10,8 @@ from datadistill.baselines import BASELINES, full_dataset
 from datadistill.cli import evaluate as evaluate_command
 from datadistill.cli.common import (
     Fault,
-    given_changes,
     given_config,
     given_models,
-    given_pool,
     listed,
     load_data,
     print_faults,
@@ -25,11 +23,10 @@ from datadistill.cli.parsing import Parser, one_of
 from datadistill.data import RealData
 from datadistill.distillation.problem import make_problem, started_like
 from datadistill.distilled import DistilledData, load_distilled
-from datadistill.evaluation import Score, evaluate, evaluate_sets, work_of
+from datadistill.evaluation import EvalConfig, Score, evaluate, evaluate_sets, work_of
 from datadistill.methods import Problem
 from datadistill.models import model_name, same_model
 from datadistill.models.gate import passed
-from datadistill.pretraining.pool import Pool
 from datadistill.training.carried import dc_recipe, shared_recipe
 from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.errors import RequestError
@@ -107,9 +104,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise RequestError(f"--full-epochs is {arguments.full_epochs}, but must not be negative")
     models = given_models(arguments)
     sets = {path: load_distilled(path) for path in arguments.paths}
-    real, pool = _real(sets, arguments), given_pool(arguments)
-    config = given_config(arguments, pool)
-    faults = {path: evaluate_command.faults_of(models, data, real, arguments) for path, data in sets.items()}
+    real, config = _real(sets, arguments), given_config(arguments)
+    faults = {path: evaluate_command.faults_of(models, data, real, config) for path, data in sets.items()}
     lines, sizes = [], dict[_Size, DistilledData]()
     for path, data in sets.items():
         for model in models:
@@ -117,7 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
                 lines.append(_Line(path, len(data.labels), faults[path][model]))
                 continue
             if names or arguments.full_epochs:
-                sizes.setdefault(_size(path, data, model, arguments), data)
+                sizes.setdefault(_size(path, data, model, config), data)
             work = work_of(data, config.nets, config.protocol, **config.changes)
             with counting(f"evaluating {path}", work) as count:
                 score = evaluate_command.judged(models, data, real, config, model, count)
@@ -127,9 +123,9 @@ def run(arguments: argparse.Namespace) -> None:
     sizes = {size: data for size, data in sizes.items() if size.model not in broken}
     lengths = {(size.steps, size.epochs) for size in sizes if size.recipe is None}
     for size, data in sizes.items():
-        problem = _problem(size, data, real, arguments, pool)
-        lines += [_baseline(name, problem, size, arguments, len(lengths) > 1) for name in names]
-        lines += _full(problem, size, arguments)
+        problem = _problem(size, data, real, config)
+        lines += [_baseline(name, problem, size, config, len(sets) > 1, len(lengths) > 1) for name in names]
+        lines += _full(problem, size, config, arguments.full_epochs)
     _print(lines, real, arguments)
     evaluate_command.fail_for_faults([line.score for line in lines])
 
@@ -147,9 +143,9 @@ def _real(sets: dict[str, DistilledData], arguments: argparse.Namespace) -> Real
     return load_data(name, arguments, like=first).to(resolve_device(arguments.device))
 
 
-def _size(path: str, data: DistilledData, model: str | None, arguments: argparse.Namespace) -> _Size:
-    mine, steps, fresh = data.provenance, len(data.batches), data.is_condensed or arguments.protocol == "dc"
-    recipe = dc_recipe(data, **given_changes(arguments)) if fresh else shared_recipe(data)
+def _size(path: str, data: DistilledData, model: str | None, config: EvalConfig) -> _Size:
+    mine, steps, fresh = data.provenance, len(data.batches), data.is_condensed or config.protocol == "dc"
+    recipe = dc_recipe(data, **config.changes) if fresh else shared_recipe(data)
     counts = torch.bincount(data.labels.cpu(), minlength=len(mine.classes)).tolist()
     if recipe is not None and 0 in counts:
         raise RequestError(f"baselines have images of every class, but {path} has not: leave out --baselines")
@@ -160,7 +156,7 @@ def _size(path: str, data: DistilledData, model: str | None, arguments: argparse
         )
     epochs = int(mine.inner.get("epochs", 1)) if data.learning_rates is None else len(data.learning_rates) // steps
     chosen = str(passed("network", model, mine.model))
-    own = not fresh and arguments.weights == "own" and same_model(model_name(chosen), mine.model)
+    own = not fresh and config.weights == "own" and same_model(model_name(chosen), mine.model)
     usual = "default" if fresh else "xavier"
     return _Size(
         ipc=tuple(counts),
@@ -168,60 +164,61 @@ def _size(path: str, data: DistilledData, model: str | None, arguments: argparse
         epochs=epochs if recipe is None else 1,
         model=chosen,
         kind=str(mine.weights.get("kind")) if own else "random-init",
-        scheme=arguments.scheme or str(mine.weights.get("scheme", usual)),
+        scheme=config.scheme or str(mine.weights.get("scheme", usual)),
         path=path if own and data.initial_weights is not None else "",
         recipe=recipe,
     )
 
 
-def _problem(
-    size: _Size, data: DistilledData, real: RealData, arguments: argparse.Namespace, pool: Pool | None
-) -> Problem:
+def _problem(size: _Size, data: DistilledData, real: RealData, config: EvalConfig) -> Problem:
     problem = make_problem(
         real,
         model=size.model,
         weights="random-init" if size.path else size.kind,
         scheme=size.scheme,
         ipc=size.ipc,
-        seed=arguments.seed,
+        seed=config.seed,
         device=real.train.images.device,
-        batch_norm=arguments.batch_norm or str(data.provenance.inner.get("batch_norm", "auto")),
-        pool=pool,
+        batch_norm=config.batch_norm or data.provenance.batch_norm,
+        pool=config.pool,
     )
     return started_like(problem, data, size.kind) if size.path else problem
 
 
-def _baseline(name: str, problem: Problem, size: _Size, arguments: argparse.Namespace, says_length: bool) -> _Line:
+def _baseline(
+    name: str, problem: Problem, size: _Size, config: EvalConfig, says_like: bool, says_length: bool
+) -> _Line:
+    """Line of a baseline, whose name says which set it is like and how long it trains, where these differ."""
     info = BASELINES.get(name)
     sets = info(size.steps, size.epochs, recipe=size.recipe, bar=counting).run(problem)
-    protocol = "own" if arguments.protocol == "dc" else arguments.protocol  # the sets have the recipe
+    protocol = "own" if config.protocol == "dc" else config.protocol  # the sets have the recipe
     _, score = evaluate_sets(
         sets,
         problem.real,
-        model=None if arguments.protocol == "nearest" else size.model,
-        nets=arguments.nets,
+        model=None if config.protocol == "nearest" else size.model,
+        nets=config.nets,
         protocol=protocol,
-        seed=arguments.seed,
+        seed=config.seed,
         pool=problem.pool,
         bar=counting,
         title=f"evaluating {name}",
     )
-    like = f"{name} (like {size.path})" if size.path and len(arguments.paths) > 1 else name
+    like = f"{name} (like {size.path})" if size.path and says_like else name
     if says_length and size.recipe is None:
         like += f", {size.steps} steps, {size.epochs} epochs"
     return _Line(like, len(sets[0].labels), score)
 
 
-def _full(problem: Problem, size: _Size, arguments: argparse.Namespace) -> list[_Line]:
+def _full(problem: Problem, size: _Size, config: EvalConfig, epochs: int) -> list[_Line]:
     """A network that knows the whole dataset, where that is asked for."""
-    if not arguments.full_epochs:
+    if not epochs:
         return []
-    if size.recipe is None or arguments.protocol == "nearest":
+    if size.recipe is None or config.protocol == "nearest":
         raise RequestError("--full-epochs trains on the full dataset by protocol dc: add --protocol dc")
-    data = full_dataset(problem, replace(size.recipe, epochs=arguments.full_epochs))
+    data = full_dataset(problem, replace(size.recipe, epochs=epochs))
     with counting("training on the full dataset", work_of(data, 1)) as count:
-        score = evaluate(data, problem.real, model=size.model, nets=1, seed=arguments.seed, count=count)
-    return [_Line(f"full dataset, {arguments.full_epochs} epochs", len(data.labels), score)]
+        score = evaluate(data, problem.real, model=size.model, nets=1, seed=config.seed, count=count)
+    return [_Line(f"full dataset, {epochs} epochs", len(data.labels), score)]
 
 
 def _print(lines: list[_Line], real: RealData, arguments: argparse.Namespace) -> None:

@@ -9,12 +9,10 @@ import torch
 from datadistill.cli.common import (
     Fault,
     add_data_flags,
-    add_nets_flag,
-    add_protocol_flags,
+    add_eval_flags,
     add_run_flag,
     given_config,
     given_models,
-    given_pool,
     load_data,
     print_faults,
     print_table,
@@ -22,7 +20,7 @@ from datadistill.cli.common import (
     score_cells,
     score_document,
 )
-from datadistill.cli.parsing import Parser, one_of
+from datadistill.cli.parsing import Parser
 from datadistill.data import RealData
 from datadistill.distilled import DistilledData, load_distilled
 from datadistill.engine import Network, network_for
@@ -63,30 +61,15 @@ def add_flags(parser: Parser) -> None:
         metavar="A,B",
         help="other networks than its own, several in one table: names, module:function, net.py:function, timm:NAME",
     )
-    add_run_flag(parser, "batch_norm", "as the data was made")
-    parser.add_argument(
-        "--weights",
-        type=one_of("kind of initial weights", ("own", "random-init")),
-        metavar="KIND",
-        default="own",
-        help="own or random-init (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--scheme",
-        metavar="NAME",
-        help="how fresh networks are drawn: datadistill list schemes (default: as the data was made for)",
-    )
     add_run_flag(parser, "pool")
-    add_nets_flag(parser)
-    add_protocol_flags(parser)
+    add_eval_flags(parser)
     add_data_flags(parser, "the one it was made from")
-    parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the fresh networks (default: %(default)s)")
     parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     parser.add_argument("--json", action="store_true", help="one JSON document: an object, or a list for several paths")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    device, config = resolve_device(arguments.device), given_config(arguments, given_pool(arguments))
+    device, config = resolve_device(arguments.device), given_config(arguments)
     models = given_models(arguments)
     loaded: dict[tuple[str, torch.Size, bool], RealData] = {}
     documents, found = [], []
@@ -99,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
         if key not in loaded:
             loaded[key] = load_data(name, arguments, like=distilled).to(device)
         real = loaded[key]
-        faults = faults_of(models, distilled, real, arguments)
+        faults = faults_of(models, distilled, real, config)
         scores = list[Score | Fault]()
         for model in models:
             if model in faults:
@@ -109,18 +92,18 @@ def run(arguments: argparse.Namespace) -> None:
             with counting(f"evaluating {path}", work) as count:
                 scores.append(judged(models, distilled, real, config, model, count))
         found.append((path, scores))
-        documents.append(score_document(path, real, arguments.protocol, scores))
+        documents.append(score_document(path, real, config.protocol, scores))
     every = [score for _, scores in found for score in scores]
     refuse_if_none_is_judged(every)
     if arguments.json:
         print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
     else:
-        (_print_crossed if len(models) > 1 else _print)(found, arguments.protocol)
+        (_print_crossed if len(models) > 1 else _print)(found, config.protocol)
     fail_for_faults(every)
 
 
 def faults_of(
-    models: list[str | None], distilled: DistilledData, real: RealData, arguments: argparse.Namespace
+    models: list[str | None], distilled: DistilledData, real: RealData, config: EvalConfig
 ) -> dict[str | None, Fault]:
     """Faults by network, before any is trained; what is guessed about the others is said.
 
@@ -128,9 +111,9 @@ def faults_of(
         RequestError: there is one network only, and something is wrong with it.
     """
     faults = dict[str | None, Fault]()
-    for model in models if arguments.protocol != "nearest" else ():
+    for model in models if config.protocol != "nearest" else ():
         own = distilled.provenance
-        policy = arguments.batch_norm or str(own.inner.get("batch_norm", "auto"))
+        policy = config.batch_norm or own.batch_norm
         try:
             network = network_for(passed("network", model, own.model), real, real.test.images.device, policy)
         except RequestError as error:
@@ -138,17 +121,15 @@ def faults_of(
                 raise
             faults[model] = Fault(str(model), str(error))
             continue
-        for remark in (*network.remarks, *_other_network(model, distilled, network, arguments)):
+        for remark in (*network.remarks, *_other_network(model, distilled, network, config)):
             say(remark if model is None else f"{model}: {remark}")
     return faults
 
 
-def _other_network(
-    model: str | None, distilled: DistilledData, network: Network, arguments: argparse.Namespace
-) -> list[str]:
+def _other_network(model: str | None, distilled: DistilledData, network: Network, config: EvalConfig) -> list[str]:
     """A sentence where a network seems to be the data's own by another name."""
     own, start = distilled.provenance.model, distilled.initial_weights
-    if model is None or start is None or arguments.weights != "own" or same_model(model_name(model), own):
+    if model is None or start is None or config.weights != "own" or same_model(model_name(model), own):
         return []
     weights = {**dict(network.module.named_parameters()), **network.constants}
     if {name: weight.shape for name, weight in weights.items()} != {name: w.shape for name, w in start.items()}:

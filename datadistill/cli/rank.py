@@ -119,7 +119,7 @@ class _Ranking:
         self.model = passed("network", arguments.model, data.provenance.model)
         self.others = listed(arguments.transfer)
         for known in (self.model, *self.others):
-            policy = arguments.batch_norm or str(data.provenance.inner.get("batch_norm", "auto"))
+            policy = arguments.batch_norm or data.provenance.batch_norm
             for remark in network_for(known, real, real.test.images.device, policy).remarks:
                 say(remark)  # and what does not fit is refused before anything is trained
         for name in self.others:
@@ -221,7 +221,7 @@ class _Ranking:
             ipc=counts,
             seed=self.arguments.seed,
             device=self.real.train.images.device,
-            batch_norm=self.arguments.batch_norm or str(mine.inner.get("batch_norm", "auto")),
+            batch_norm=self.arguments.batch_norm or mine.batch_norm,
         )
 
 

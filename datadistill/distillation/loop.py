@@ -105,7 +105,7 @@ def distill(
             return synthesise(resolved, problem, folder, command, reporter, stop)
         assert started is not None
         template, method_state = started
-        template = replace(template, provenance=replace(template.provenance, recipe=command, versions=versions()))
+        template = template.noted(recipe=command, versions=versions())
         fallback = _planned(problem, resolved)
         loop = _Loop(problem, resolved, config.outer, length, template, method_state, fallback, reporter, folder)
         state = loop.first() if folder is None else _open(folder, before, settings, loop, config, resume)

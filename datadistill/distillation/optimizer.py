@@ -12,7 +12,7 @@ from datadistill.distilled import DistilledData
 from datadistill.engine.functional import Weights
 from datadistill.engine.optimizers import SGD, Adam, Optimizer, State
 from datadistill.utils.errors import RequestError
-from datadistill.utils.fields import Flag
+from datadistill.utils.fields import Flag, check_numbers
 
 _NORM_MEMORY = 0.99
 _NORM_LEAP = 5.0
@@ -62,20 +62,13 @@ class Outer:
     settle: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise RequestError(f"the outer learning rate is {self.lr}, but must be positive and finite")
+        least = {"settle": 0, "eval_every": 1}
+        check_numbers(self, least, positive=["lr"], no_less=["lr_lr", "lr_label", "clip"])
         shares = {"first beta": self.betas[0], "second beta": self.betas[1]}
         shares |= {name: getattr(self, name) for name in ("warmup", "average", "momentum")}
         for name, value in shares.items():
             if not 0 <= value < 1:
                 raise RequestError(f"{name} is {value}, but must be at least 0 and less than 1")
-        for name in ("lr_lr", "lr_label", "clip"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise RequestError(f"{name} is {getattr(self, name)}, but must be finite and not negative")
-        if self.settle < 0:
-            raise RequestError(f"settle is {self.settle}, but must not be negative")
-        if self.eval_every < 1:
-            raise RequestError(f"eval_every is {self.eval_every}, but must be at least 1")
 
     def make_optimizer(self) -> Optimizer:
         """Optimiser of the outer steps."""

@@ -1,6 +1,6 @@
 """A finished run, and what it cost."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -42,4 +42,4 @@ def with_cost(distilled: DistilledData, seconds: float, steps: int, accuracy: fl
         "threads": torch.get_num_threads(),
     }
     scores = [{"split": "held_out", "accuracy": accuracy, "outer_step": at}]
-    return replace(distilled, provenance=replace(distilled.provenance, cost=cost, scores=scores))
+    return distilled.noted(cost=cost, scores=scores)

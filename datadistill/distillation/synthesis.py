@@ -35,8 +35,7 @@ def synthesise(
     distilled = joined(_pieces(method, problem, folder, reporter, stop))
     accuracy, count = held_out(problem, distilled), method.pieces(problem)
     seconds = distilled.provenance.cost["seconds"]
-    distilled = with_cost(distilled, seconds, 0, accuracy.correct, count)
-    distilled = replace(distilled, provenance=replace(distilled.provenance, recipe=command, versions=versions()))
+    distilled = with_cost(distilled, seconds, 0, accuracy.correct, count).noted(recipe=command, versions=versions())
     if folder is not None:
         distilled.save(folder.place(FILE_NAME))
     return Run(distilled, accuracy, count, seconds, folder.path if folder else None, ())
@@ -56,7 +55,7 @@ def _pieces(
         began = time.perf_counter()
         piece = joined([method.piece(number, problem, stream(problem.seed, "piece", number))])
         cost = {"seconds": round(time.perf_counter() - began, 3)}
-        pieces.append(replace(piece, provenance=replace(piece.provenance, cost=cost)))
+        pieces.append(piece.noted(cost=cost))
         if folder is not None and path is not None:
             folder.check()
             pieces[-1].save(path)
@@ -81,13 +80,13 @@ def _saved(path: Path, before: Sequence[DistilledData], problem: Problem, report
         piece = load_distilled(path).to(problem.device)
         piece.check_matches(problem.real)
         seconds = piece.provenance.cost.get("seconds")
-        require(type(seconds) in (int, float) and 0 <= seconds < math.inf, "it does not say how long it took")
+        require(isinstance(seconds, int | float) and 0 <= seconds < math.inf, "it does not say how long it took")
         has_soft = {one.soft_labels is not None for one in (piece, *before)}
         require(len(has_soft) == 1, "its labels are of another kind than those of the pieces before it")
     except (DamagedFileError, RequestError) as error:
         reporter.say(f"piece {path.stem} is damaged and made again: {error}")
         return None
-    return replace(piece, provenance=replace(piece.provenance, dataset=problem.real.origin, model=problem.model))
+    return piece.noted(dataset=problem.real.origin, model=problem.model)
 
 
 def joined(pieces: Sequence[DistilledData]) -> DistilledData:

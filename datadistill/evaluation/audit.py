@@ -55,7 +55,7 @@ class ClassChange:
 
     @property
     def gain(self) -> float:
-        """How much more of this class is taken for the other one."""
+        """Share of this class that is newly taken for the other one."""
         return self.share_after - self.share_before
 
 
@@ -144,7 +144,7 @@ def audit(
 
 
 def _table(network: Network, weights: Weights, split: Split) -> Float[Tensor, "k k"]:
-    """The confusions, with a network whose weights are not finite any more answering evenly."""
+    """Confusion matrix; a network whose weights are not finite any more answers evenly."""
     if not all(bool(weight.isfinite().all()) for weight in weights.values()):
         return torch.full((split.num_classes, split.num_classes), 1 / split.num_classes, dtype=torch.float64)
     return confusion_of(network, weights, split)

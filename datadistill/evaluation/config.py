@@ -1,7 +1,7 @@
 """Evaluation configuration, and the resolved arguments that every protocol is given."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -13,9 +13,15 @@ from datadistill.engine.networks import network_for
 from datadistill.models import ModelFactory, model_name, same_model
 from datadistill.models.gate import passed
 from datadistill.pretraining.pool import Pool
+from datadistill.training.recipe import DC, EPOCHS_AUGMENTED
 from datadistill.utils.errors import RequestError, unknown_name
+from datadistill.utils.fields import Flag
 
 NETS = 20
+DC_SETTINGS = ("epochs", "augment", "rate")
+"""Fields of `EvalConfig` for protocol `dc` alone."""
+
+_NO_FLAG: dict[str, Any] = {"flag": None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,35 +32,42 @@ class EvalConfig:
         model: another network than the one it was made for.
         weights: `own`: where the data was made to start, so that fixed-init data is judged from its saved initial
             weights, with one network; `random-init`: fresh draws in any case, as always with protocol `dc`.
-        nets: how many fresh networks; fixed initial weights need one and get one. Without it 20, or as many as the
-            pool has for judging.
+        nets: fresh networks to judge by; fixed initial weights need one and get one.
         protocol: one of `PROTOCOLS`.
-        epochs: of protocol `dc`; without it as the data says, or 300, or 1000 with augmentation.
-        augment: of protocol `dc`: `none`, or parts such as `color_crop_flip`; as the data says without it.
-        rate: of protocol `dc`: the learning rate; as the data says, or 0.01, without it.
+        epochs: of protocol `dc`: walks over the images.
+        augment: of protocol `dc`: `none`, or parts such as `color_crop_cutout_flip_scale_rotate`, of which one, drawn
+            for each batch, changes the images.
+        rate: of protocol `dc`: learning rate.
         split: `test`, or `held_out` for choosing between sets.
         seed: of the fresh draws.
         pool: of trained networks, for data made for random-pretrained ones. Of the pool that the data was made with,
             only the reserved networks are used; of any other one, all of them.
-        scheme: how fresh networks are drawn, one of `models.SCHEMES`; as the data was made for without it.
-        batch_norm: what layers with running statistics do: `batch` or `frozen`; as the data was made without it.
+        scheme: how fresh networks are drawn: datadistill list schemes.
+        batch_norm: layers with running statistics: `batch` uses each batch's own, `frozen` what the network has.
 
     Raises:
         RequestError: a split, a kind of weights or a number of networks that cannot be.
     """
 
-    model: str | ModelFactory | None = None
+    model: str | ModelFactory | None = field(default=None, metadata=_NO_FLAG)
     weights: Literal["own", "random-init"] = "own"
-    nets: int | None = None
-    protocol: str = "own"
-    epochs: int | None = None
-    augment: str | None = None
-    rate: float | None = None
-    split: Literal["test", "held_out"] = "test"
+    nets: int | None = field(default=None, metadata=Flag(otherwise=f"{NETS}, or all that the pool has").metadata)
+    protocol: str = field(default="own", metadata=_NO_FLAG)
+    epochs: int | None = field(
+        default=None,
+        metadata=Flag(otherwise=f"as the data says, or {DC.epochs}, or {EPOCHS_AUGMENTED} with augmentation").metadata,
+    )
+    augment: str | None = field(
+        default=None, metadata=Flag(metavar="PARTS|none", otherwise="as the data says, or none").metadata
+    )
+    rate: float | None = field(default=None, metadata=Flag(otherwise=f"as the data says, or {DC.lr}").metadata)
+    split: Literal["test", "held_out"] = field(default="test", metadata=_NO_FLAG)
     seed: int = 0
-    pool: Pool | None = None
-    scheme: str | None = None
-    batch_norm: str | None = None
+    pool: Pool | None = field(default=None, metadata=_NO_FLAG)
+    scheme: str | None = field(default=None, metadata=Flag(otherwise="as the data was made for").metadata)
+    batch_norm: Literal["auto", "refused", "batch", "frozen"] | None = field(
+        default=None, metadata=Flag(otherwise="as the data was made").metadata
+    )
 
     def __post_init__(self) -> None:
         for kind, given, known in (
@@ -68,8 +81,8 @@ class EvalConfig:
 
     @property
     def changes(self) -> dict[str, Any]:
-        """What is asked of protocol `dc` alone."""
-        return {name: getattr(self, name) for name in ("epochs", "augment", "rate")}
+        """Settings of protocol `dc` alone."""
+        return {name: getattr(self, name) for name in DC_SETTINGS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +108,7 @@ class Trial:
 
     @property
     def device(self) -> torch.device:
-        """Where all of it is."""
+        """Device of all of it."""
         return self.real.test.images.device
 
     @property
@@ -111,6 +124,6 @@ class Trial:
     def make_network(self) -> Network:
         """The network that is trained."""
         own = self.distilled.provenance
-        policy = self.config.batch_norm or str(own.inner.get("batch_norm", "auto"))
+        policy = self.config.batch_norm or own.batch_norm
         network = network_for(passed("network", self.config.model, own.model), self.real, self.device, policy)
         return network if self.is_other_model else network.holding(self.distilled.initial_weights)

@@ -55,7 +55,7 @@ def nearest_labels(
 
 
 def nearest_of(known: Float[Tensor, "n c h w"], images: Float[Tensor, "m c h w"]) -> Int64[Tensor, "m"]:
-    """Which known image is nearest to each image; the first of equally near ones."""
+    """Index of the known image nearest to each image; the first of equally near ones."""
     points = known.flatten(1)
     # Through matrix products distances of near points lose most of their digits.
     parts = [

@@ -62,7 +62,7 @@ def judge_own(trial: Trial) -> Score:
 
 
 def _starts(trial: Trial, distilled: DistilledData, network: Network) -> InitialWeights:
-    """Where networks start, by the scheme that was asked for where they are drawn."""
+    """Initial weights, by the scheme that was asked for where they are drawn."""
     if trial.config.pool is not None:
         trial.config.pool.check_fits(network, trial.model_name, trial.real)
     starts = _own_starts(trial, distilled, network)
@@ -112,7 +112,7 @@ def _judges(distilled: DistilledData, pool: Pool | None) -> Networks:
 
 
 def _count(starts: InitialWeights, nets: int | None) -> int:
-    """How many networks are trained."""
+    """Number of networks."""
     if starts.fixed is not None:
         return 1
     if not isinstance(starts, Networks):
@@ -123,7 +123,7 @@ def _count(starts: InitialWeights, nets: int | None) -> int:
 
 
 def _draw(starts: InitialWeights, nets: int, seed: int) -> Callable[[int], Weights]:
-    """Where a network starts, by number: of a pool drawn together, otherwise each from a generator of its own."""
+    """Initial weights by number: of a pool drawn together, otherwise each from a generator of its own."""
     if isinstance(starts, Networks):
         return starts.sample(nets, stream(seed, "evaluation")).__getitem__
     return lambda net: starts.sample(1, stream(seed, "evaluation", net))[0]

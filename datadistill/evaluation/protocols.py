@@ -80,7 +80,7 @@ def evaluate(
 
 
 def work_of(distilled: DistilledData, nets: int | None = None, protocol: str = "own", **changes: Any) -> int:
-    """How many times `evaluate` calls `count`, at most: once for a network, or for each of its epochs."""
+    """Number of times that `evaluate` calls `count`, at most: once for a network, or for each of its epochs."""
     info, nets = _protocol_for(protocol, distilled, changes), nets or NETS
     if info.name == CONDENSATION:
         return nets * walks_of(dc_recipe(distilled, **changes), distilled)

@@ -14,7 +14,9 @@ from datadistill.utils.errors import RequestError
 
 @dataclass(frozen=True)
 class LabelRobustScore:
-    """What distilled images are worth apart from their labels (DD-Ranking, NUS-HPC-AI-Lab, documentation of v0.2.0).
+    """Label robust score: worth of distilled images apart from their labels.
+
+    Source: DD-Ranking (NUS-HPC-AI-Lab), documentation of v0.2.0.
 
     Attributes:
         real_hard: accuracy of networks trained on the whole real dataset, with hard labels.
@@ -59,7 +61,9 @@ class LabelRobustScore:
 
 @dataclass(frozen=True)
 class AugmentationRobustScore:
-    """What distilled images are worth apart from augmentation (DD-Ranking, NUS-HPC-AI-Lab, documentation of v0.2.0).
+    """Augmentation robust score: worth of distilled images apart from augmentation.
+
+    Source: DD-Ranking (NUS-HPC-AI-Lab), documentation of v0.2.0.
 
     Attributes:
         syn_augmented: accuracy of networks trained on the distilled set, with augmentation.
@@ -132,7 +136,7 @@ def average_over_transfer(accuracies: Mapping[str, float]) -> float:
 
 
 def _scaled(value: float) -> float:
-    """From -1 to 1 onto 0 to 1, exponentially: a gain counts more where a set is good already."""
+    """Exponential map of -1 to 1 onto 0 to 1: a gain counts more where a set is good already."""
     return (math.exp(value) - math.exp(-1)) / (math.e - math.exp(-1))
 
 

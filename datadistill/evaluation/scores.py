@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 from scipy.special import stdtrit
 
 from datadistill.training.carried import read_inner
@@ -29,12 +30,17 @@ class Summary:
 def summarize(accuracies: list[float], images: int) -> Summary:
     """The summary of one accuracy per network, each measured on `images` images."""
     values = np.asarray(accuracies)
-    mean, count = float(values.mean()), len(values)
-    if count == 1:
+    mean = float(values.mean())
+    if len(values) == 1:
         return Summary(mean, None, wilson(mean, images))
-    std = float(values.std(ddof=1))
-    reach = float(stdtrit(count - 1, 0.975)) * std / math.sqrt(count)
-    return Summary(mean, std, (max(0.0, mean - reach), min(1.0, mean + reach)))
+    return Summary(mean, float(values.std(ddof=1)), student(values))
+
+
+def student(values: Float64[np.ndarray, "n"]) -> tuple[float, float]:
+    """Student's 95 % interval of the mean of several shares, within 0 and 1."""
+    mean, count = float(values.mean()), len(values)
+    reach = float(stdtrit(count - 1, 0.975)) * float(values.std(ddof=1)) / math.sqrt(count)
+    return max(0.0, mean - reach), min(1.0, mean + reach)
 
 
 def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:

@@ -6,13 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
 from datadistill.data.real import RealData
 from datadistill.distilled import DistilledData
 from datadistill.evaluation.config import NETS, EvalConfig
 from datadistill.evaluation.protocols import evaluate, work_of
-from datadistill.evaluation.scores import Score, Summary
+from datadistill.evaluation.scores import Score, Summary, student
 from datadistill.utils.progress import Bar, quiet
 
 
@@ -83,5 +82,4 @@ def pooled_summary(summaries: Sequence[Summary], nets: int) -> Summary:
     within = sum((nets - 1) * (summary.std or 0.0) ** 2 for summary in summaries)
     mean = float(means.mean())
     std = math.sqrt((within + nets * float(((means - mean) ** 2).sum())) / (nets * len(means) - 1))
-    reach = float(stdtrit(len(means) - 1, 0.975)) * float(means.std(ddof=1)) / math.sqrt(len(means))
-    return Summary(mean, std, (max(0.0, mean - reach), min(1.0, mean + reach)))
+    return Summary(mean, std, student(means))

@@ -65,7 +65,7 @@ def _of_trajectory_matching(ipc: float) -> Asked:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method cannot do without.
+    """Requirements of a method.
 
     Attributes:
         derivatives: how often the network must be differentiable: 0, 1 or 2 times.

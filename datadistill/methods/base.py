@@ -32,7 +32,7 @@ State: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What is to be distilled, and for which network.
+    """Distillation problem: dataset, network and initial weights.
 
     Attributes:
         real: the dataset.
@@ -68,7 +68,7 @@ class Problem:
     _augmented: dict[str, Network] = field(default_factory=dict, init=False, repr=False)
 
     def with_kernels(self, kernels: str) -> "Problem":
-        """The same on a network with other operations of ours (`Engine.kernels`), such as those just built."""
+        """Problem on a network with other C++ operations (`Engine.kernels`), such as those just built."""
         network = self.network.with_operations(kernels)
         return replace(self, network=network, engine=replace(self.engine, kernels=kernels))
 
@@ -86,7 +86,7 @@ class Problem:
         return self._augmented[augment]
 
     def with_model(self, model: str) -> "Problem":
-        """The same for another network, with initial weights drawn alike; `same` is this one.
+        """Problem for a proxy model, with initial weights drawn alike; `same` is this one.
 
         Raises:
             RequestError: there is no such network, or the weights are not drawn.
@@ -133,7 +133,7 @@ class Problem:
 
     @property
     def device(self) -> torch.device:
-        """Where the data and the networks are."""
+        """Device of the data and the networks."""
         return self.real.train.images.device
 
     def provenance(self, method: str, options: Mapping[str, Any], inner: Mapping[str, Any]) -> Provenance:
@@ -162,7 +162,7 @@ class Problem:
 
 
 class Context(NamedTuple):
-    """What an outer step is given besides the distilled data.
+    """Context of an outer step: all it is given besides the distilled data and its state.
 
     Attributes:
         problem: what is distilled.
@@ -205,11 +205,11 @@ class Method(Protocol):
 
     @property
     def name(self) -> str:
-        """Under which it is registered."""
+        """Name in the registry."""
         ...
 
     def resolve(self, problem: Problem) -> "Method":
-        """The same with every hyper-parameter set that goes by the problem, such as by the images per class.
+        """Method with every hyper-parameter set that goes by the problem, such as by the images per class.
 
         Raises:
             RequestError: the hyper-parameters do not fit the problem.
@@ -225,7 +225,7 @@ class Method(Protocol):
         ...
 
     def workload(self, problem: Problem) -> Workload:
-        """What an outer step asks of the engine."""
+        """Workload of an outer step, by which the engine is planned."""
         ...
 
     def step(self, distilled: DistilledData, state: State, context: Context, generator: torch.Generator) -> Step:
@@ -252,11 +252,11 @@ class Synthesis(Protocol):
 
     @property
     def name(self) -> str:
-        """Under which it is registered."""
+        """Name in the registry."""
         ...
 
     def resolve(self, problem: Problem) -> "Synthesis":
-        """The same with every hyper-parameter set that goes by the problem.
+        """Method with every hyper-parameter set that goes by the problem.
 
         Raises:
             RequestError: the hyper-parameters do not fit the problem.
@@ -264,11 +264,11 @@ class Synthesis(Protocol):
         ...
 
     def pieces(self, problem: Problem) -> int:
-        """How many there are, such as one for each class."""
+        """Number of pieces, such as one for each class."""
         ...
 
     def piece(self, number: int, problem: Problem, generator: torch.Generator) -> DistilledData:
-        """Some of the distilled data.
+        """One piece of the distilled data.
 
         Args:
             number: of the piece, from 0.

@@ -4,7 +4,7 @@ Zhao, Mopuri and Bilen, "Dataset Condensation with Gradient Matching", ICLR 2021
 the loss and the distance. Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021:
 the same with one random transformation, shared by the real and the distilled images of a class, before each matching.
 
-A network is trained on the distilled images; before it starts, and between stretches of its training, the gradient
+A network is trained on the distilled images; before it starts, and between parts of its training, the gradient
 that the distilled images of each class give it is brought nearer to the one that real images of that class give it. No
 derivative passes through training, so an outer step costs one second derivative.
 
@@ -37,7 +37,7 @@ from datadistill.methods.initial_images import some_of_class
 from datadistill.methods.judging import judged_by_protocol
 from datadistill.training.fit import fit
 from datadistill.training.recipe import TrainRecipe
-from datadistill.utils.errors import RequestError
+from datadistill.utils.fields import check_numbers
 
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 """By images per class: how often one network is matched, and epochs of training in between (the authors' code)."""
@@ -76,14 +76,8 @@ class DC:
     together: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("inner_batch", "batch", "together"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"{name} is {getattr(self, name)}, but must be at least 1")
-        for name in ("matches", "inner_epochs"):
-            if getattr(self, name) < 0:
-                raise RequestError(f"{name} is {getattr(self, name)}, but must not be negative")
-        if not 0 < self.learning_rate < math.inf:
-            raise RequestError(f"the learning rate is {self.learning_rate}, but must be positive and finite")
+        least = {"inner_batch": 1, "batch": 1, "together": 1, "matches": 0, "inner_epochs": 0}
+        check_numbers(self, least, positive=["learning_rate"])
         parse_augmentation(self.augment)
         parse_augmentation(self._trained_with)
 
@@ -93,11 +87,11 @@ class DC:
 
     @property
     def name(self) -> str:
-        """With augmentation the method is called DSA."""
+        """`dc`, or `dsa` with augmentation."""
         return "dc" if not parse_augmentation(self.augment) else "dsa"
 
     def resolve(self, problem: Problem) -> "DC":
-        """The same with `matches` and `inner_epochs` by the number of images per class."""
+        """Method with `matches` and `inner_epochs` by the number of images per class."""
         matches, epochs = loops_for(problem.count / problem.real.num_classes)
         return replace(self, matches=self.matches or matches, inner_epochs=self.inner_epochs or epochs)
 
@@ -108,7 +102,7 @@ class DC:
         return judged_by_protocol(problem, self.images, generator, self.name, options_of(self), trained_with), {}
 
     def workload(self, problem: Problem) -> Workload:
-        """What an outer step asks of the engine: each group of classes is as one network."""
+        """Workload of an outer step; each group of classes counts as one network."""
         groups = math.ceil(problem.real.num_classes / self.together)
         return Workload(
             steps=1,
@@ -122,7 +116,7 @@ class DC:
         )
 
     def step(self, distilled: DistilledData, state: State, context: Context, generator: torch.Generator) -> Step:
-        """The distance between the gradients of distilled and real images, over all classes, and its derivative."""
+        """Gradient-matching loss (DC, equation 9), summed over all classes, and its derivative."""
         problem, engine = context.problem.with_model(self.matched_on), context.engine
         weights, done = self._network(distilled, problem, state, generator)
         pairs = [self._pair(distilled, problem, group, generator) for group in self._groups(problem)]
@@ -140,7 +134,7 @@ class DC:
     def _network(
         self, distilled: DistilledData, problem: Problem, state: State, generator: torch.Generator
     ) -> tuple[Weights, int]:
-        """The network to match for: the last one trained further, or a new one; and how often it was matched."""
+        """Network to match gradients on, the last one trained further or a new one; and how often it was matched."""
         done = int(state.get(_DONE, torch.tensor(self.matches)))
         if done >= self.matches:
             return problem.starts.sample(1, generator)[0], 0
@@ -163,7 +157,7 @@ class DC:
 
 
 class _Pair(NamedTuple):
-    """Real and distilled images of the same classes, seen alike.
+    """Real and distilled images of the same classes, under one augmentation.
 
     Attributes:
         real: augmented already.
@@ -188,7 +182,15 @@ class _Matched(NamedTuple):
 def match(
     network: Network, weights: Weights, pair: _Pair, images: Float[Tensor, "n c h w"], engine: Engine
 ) -> _Matched:
-    """The distance between the gradients that a network gets from real and from distilled images."""
+    """Gradient-matching loss of a group of classes, and its derivative with respect to the distilled images.
+
+    Args:
+        network: whose gradients are matched.
+        weights: its weights.
+        pair: real images, and the labels and augmentation of the distilled ones.
+        images: the distilled images, [n, c, h, w].
+        engine: how.
+    """
     real = pair.real
     _, target = batch_gradient(
         network, weights, real.images, real.labels, engine.chunk, precision=engine.real_precision
@@ -202,7 +204,7 @@ def match(
 
 
 def distance(one: Weights, other: Weights) -> Float[Tensor, ""]:
-    """One less the cosine between two gradients, added up over output units and layers (DC, equation 10).
+    """Cosine distance between two gradients, summed over output units and layers (DC, equation 10).
 
     Biases and the weights of normalisation count for nothing, as in the authors' code.
     """

@@ -36,7 +36,7 @@ from datadistill.methods.base import Context, Problem, State, Step, options_of
 from datadistill.methods.initial_images import first_images
 from datadistill.training.carried import own_steps
 from datadistill.utils.errors import RequestError
-from datadistill.utils.fields import Flag
+from datadistill.utils.fields import Flag, check_numbers
 
 MOST_STEPS = 100_000
 _NORM, _NORM_MEMORY, _NORM_LEAP = "dd.norm", 0.99, 5.0
@@ -91,27 +91,20 @@ class DD:
     window: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "epochs", "batch", "networks"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        least = {"steps": 1, "epochs": 1, "batch": 1, "networks": 1, "batch_last": 0, "window": 0}
+        check_numbers(self, least, no_less=["surrogate_width", "network_clip"])
         if self.steps * self.epochs > MOST_STEPS:
             raise RequestError(f"{self.steps} steps x {self.epochs} epochs are more than {MOST_STEPS:,} gradient steps")
         if not 1e-30 < self.learning_rate < 1e30:
             raise RequestError(f"the learning rate is {self.learning_rate}, but must be positive and finite")
-        for name in ("surrogate_width", "network_clip"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise RequestError(f"{name} is {getattr(self, name)}, but must be finite and not negative")
         parse_augmentation(self.augment)
-        for name in ("batch_last", "window"):
-            if getattr(self, name) < 0:
-                raise RequestError(f"{name} is {getattr(self, name)}, but must not be negative")
 
     @property
     def name(self) -> str:
         return "dd"
 
     def resolve(self, problem: Problem) -> "DD":
-        """The same: nothing goes by the problem."""
+        """The method itself: nothing goes by the problem."""
         return self
 
     def init(self, problem: Problem, generator: torch.Generator) -> tuple[DistilledData, State]:
@@ -180,7 +173,7 @@ class DD:
         return Step(torch.stack([result.loss for result in results]).mean(), _collect(distilled, results), state)
 
     def workload(self, problem: Problem) -> Workload:
-        """What an outer step asks of the engine."""
+        """Workload of an outer step."""
         return Workload(
             steps=self.steps * self.epochs,
             images=problem.count // self.steps,
@@ -200,7 +193,7 @@ class DD:
 
 
 def _shared_classes(labels: Int64[Tensor, "n"], num_classes: int) -> Float[Tensor, "n {num_classes}"]:
-    """Soft labels at first: each image stands for its class; if there are fewer images, for several classes."""
+    """Initial soft labels: one-hot; with fewer images than classes, each image is shared by several."""
     count, shares = len(labels), torch.zeros(len(labels), num_classes)
     shares[torch.arange(count), labels] = 1.0
     for label in range(count, num_classes):
@@ -209,7 +202,7 @@ def _shared_classes(labels: Int64[Tensor, "n"], num_classes: int) -> Float[Tenso
 
 
 def _clipped(results: list[Hypergradient], state: State, most: float) -> tuple[list[Hypergradient], State]:
-    """Each network's gradient, at most `most` times as long as the mean so far; one that is not finite counts as 0."""
+    """Gradient clipping by network at `most` times the running mean norm; one that is not finite counts as 0."""
     norms = [float(torch.stack([g.norm() for g in result.images.values()]).norm()) for result in results]
     finite = [norm for norm in norms if math.isfinite(norm)]
     usual = float(state[_NORM]) if _NORM in state else sum(finite) / max(1, len(finite))
@@ -237,7 +230,7 @@ def _scaled(result: Hypergradient, factor: float) -> Hypergradient:
 
 
 def _collect(distilled: DistilledData, results: list[Hypergradient]) -> dict[str, Tensor]:
-    """The mean over networks, with what several epochs say of one image added up."""
+    """Gradients by variable: the mean over networks, summed over all uses of a batch."""
     assert distilled.learning_rates is not None
 
     def total(like: Tensor, parts: Iterable[dict[int, Tensor]]) -> Tensor:

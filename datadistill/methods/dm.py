@@ -22,6 +22,7 @@ from datadistill.methods.dc import DSA_STRATEGY
 from datadistill.methods.initial_images import some_of_class
 from datadistill.methods.judging import judged_by_protocol
 from datadistill.utils.errors import RequestError
+from datadistill.utils.fields import check_numbers
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,7 @@ class DM:
     batch: int = 256
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise RequestError(f"batch is {self.batch}, but must be at least 1")
+        check_numbers(self, {"batch": 1})
         parse_augmentation(self.augment)
 
     @property
@@ -49,17 +49,21 @@ class DM:
         return "dm"
 
     def resolve(self, problem: Problem) -> "DM":
-        """The same: nothing goes by the problem."""
+        """The method itself: nothing goes by the problem."""
         return self
 
     def init(self, problem: Problem, generator: torch.Generator) -> tuple[DistilledData, State]:
-        """Images of every class and hard labels; the learning rates are the protocol's."""
+        """Images of every class and hard labels; the learning rates are the protocol's.
+
+        Raises:
+            RequestError: under an attack, or a class has fewer images than are asked for.
+        """
         if problem.attack is not None:
             raise RequestError("method dm compares features, not answers: an attack needs method dd, dc or dsa")
         return judged_by_protocol(problem, self.images, generator, self.name, options_of(self), self.augment), {}
 
     def workload(self, problem: Problem) -> Workload:
-        """What an outer step asks of the engine, at most: features need less than the gradient of a loss."""
+        """Workload of an outer step, at most: features need less than the gradient of a loss."""
         return Workload(
             steps=1,
             images=-(-problem.count // problem.real.num_classes),
@@ -72,7 +76,7 @@ class DM:
         )
 
     def step(self, distilled: DistilledData, state: State, context: Context, generator: torch.Generator) -> Step:
-        """The squared distances between mean features, over all classes, and their derivative."""
+        """Distribution-matching loss (equation 6): squared distances between mean features, and its derivative."""
         problem, engine = context.problem, context.engine
         (weights,) = problem.starts.sample(1, generator)
         train, parts = problem.real.train, parse_augmentation(self.augment)
@@ -99,6 +103,13 @@ class DM:
 
 @torch.no_grad()
 def mean_feature(network: Network, weights: Weights, images: Tensor, chunk: int) -> Tensor:
-    """The mean over images of a network's outputs, in pieces."""
+    """Mean of a network's outputs over images, in pieces.
+
+    Args:
+        network: without its last layer.
+        weights: of the whole.
+        images: [n, c, h, w].
+        chunk: images in a piece; 0: all at once.
+    """
     pieces = pieces_of(network, len(images), chunk)
     return torch.stack([network.logits(weights, images[piece]).sum(0) for piece in pieces]).sum(0) / len(images)

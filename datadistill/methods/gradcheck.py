@@ -105,7 +105,7 @@ class Check:
 
 
 def rows_of(distilled: DistilledData) -> int:
-    """How many rows a check of this data has."""
+    """Number of rows in a check of this data."""
     rates = distilled.learning_rates
     kinds = 1 if distilled.soft_labels is None else 2
     return kinds * len(distilled.batches) + (0 if rates is None else len(rates))
@@ -163,7 +163,7 @@ def check_hypergradient(
 def _batch_row(
     kind: str, distilled: DistilledData, gradient: Tensor, number: int, batch: Tensor, directions: int, slope: Slope
 ) -> Row:
-    """Along random directions in the images, or soft labels, of one batch."""
+    """Row of the images, or soft labels, of one batch, along random directions."""
     values: Tensor = getattr(distilled, kind)
     shape = values[batch].shape
     # What the slope along a random direction is like: one of them may be small by chance.
@@ -185,7 +185,7 @@ def _batch_row(
 
 
 def _rate_row(distilled: DistilledData, gradient: Tensor, t: int, slope: Slope) -> Row:
-    """Along one learning rate."""
+    """Row of one learning rate."""
     rates = distilled.learning_rates
     assert rates is not None
     rate, expected = float(rates[t]), float(gradient[t])
@@ -257,7 +257,7 @@ def _start_in_double(method: Method, problem: Problem) -> tuple[DistilledData, S
 
 
 def _in_double(problem: Problem) -> Problem:
-    """The same problem in float64, with some of its real images."""
+    """Problem in float64, with some of its real images."""
     module = copy.deepcopy(problem.network.module).double()
     network = replace(problem.network, module=module, operations=())
     return replace(problem, real=_some_in_double(problem.real), network=network, starts=_Double(problem.starts))
@@ -271,7 +271,7 @@ def _some_in_double(real: RealData) -> RealData:
 
 @dataclass(frozen=True, eq=False)
 class _Double:
-    """The same initial weights in float64."""
+    """Initial weights in float64."""
 
     starts: InitialWeights
 

@@ -42,7 +42,14 @@ def some_of_class(problem: Problem, label: int, count: int, generator: torch.Gen
 
 
 def shuffled_batches(count: int, size: int, steps: int, generator: torch.Generator) -> list[Int64[Tensor, "b"]]:
-    """The images of each gradient step: walks in shuffled order; one batch for all steps where it holds all images."""
+    """The images of each gradient step: walks in shuffled order; one batch for all steps where it holds all images.
+
+    Args:
+        count: images in all.
+        size: images in a batch, but the last of a walk; 0: all.
+        steps: how many batches.
+        generator: on the CPU.
+    """
     if size == 0 or size >= count:
         return [torch.arange(count)]
     batches: list[Tensor] = []

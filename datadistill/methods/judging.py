@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -34,6 +35,12 @@ def judged_by_protocol(
     problem.real.check_ipc(problem.ipc)
     images = first_images(kind, problem, generator).to(problem.device)
     return for_protocol(problem, images, problem.labels.to(problem.device), method, options, augment)
+
+
+def with_soft_labels(data: DistilledData) -> DistilledData:
+    """The same data with soft labels that start as the hard ones: one-hot."""
+    soft = F.one_hot(data.labels, len(data.provenance.classes))
+    return replace(data, soft_labels=soft.to(data.images))
 
 
 def for_protocol(

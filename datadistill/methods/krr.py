@@ -18,7 +18,6 @@ Where this differs from the authors' code:
     - the outer loop is Adam; theirs are LAMB and AdaBelief.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -35,11 +34,12 @@ from datadistill.engine.optimizers import SGD, Adam
 from datadistill.engine.planner import Workload
 from datadistill.methods.base import Context, Problem, State, Step, options_of
 from datadistill.methods.initial_images import shuffled_batches
-from datadistill.methods.judging import judged_by_protocol
+from datadistill.methods.judging import judged_by_protocol, with_soft_labels
 from datadistill.training.carried import inner_of
 from datadistill.training.fit import PIECE
 from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.errors import RequestError
+from datadistill.utils.fields import check_numbers
 
 _MOMENTS = ("first", "second")
 _MOST = 1e3
@@ -90,12 +90,7 @@ class KRR:
 
     def __post_init__(self) -> None:
         least = {"bodies": 1, "max_age": 0, "body_steps": 1, "reuse": 1, "inner_batch": 0, "batch": 1}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise RequestError(f"{name} is {getattr(self, name)}, but must be at least {value}")
-        for name in ("ridge", "learning_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise RequestError(f"{name} is {getattr(self, name)}, but must be positive and finite")
+        check_numbers(self, least, positive=["ridge", "learning_rate"])
         if self.labels == "soft" and self.loss == "cross-entropy":
             raise RequestError(
                 "labels are soft and the loss is cross-entropy, which at the best temperature does not say how large "
@@ -108,7 +103,7 @@ class KRR:
         return "krr"
 
     def resolve(self, problem: Problem) -> "KRR":
-        """The same with `inner_batch` of no more images than there are."""
+        """Method with `inner_batch` of no more images than there are."""
         return replace(self, inner_batch=min(self.inner_batch or problem.count, problem.count))
 
     def init(self, problem: Problem, generator: torch.Generator) -> tuple[DistilledData, State]:
@@ -116,12 +111,11 @@ class KRR:
         _ = problem.with_model(self.matched_on).features  # refused before a run, not in it
         data = judged_by_protocol(problem, self.images, generator, self.name, options_of(self), self.augment)
         recipe = TrainRecipe(1000, 0.001, 500, loss=self.body_loss, augment=self.augment)
-        soft = F.one_hot(data.labels, problem.real.num_classes).to(data.images) if self.labels == "soft" else None
-        provenance = problem.provenance(self.name, options_of(self), inner_of(recipe))
-        return replace(data, soft_labels=soft, provenance=provenance), {}
+        data = replace(data, provenance=problem.provenance(self.name, options_of(self), inner_of(recipe)))
+        return with_soft_labels(data) if self.labels == "soft" else data, {}
 
     def workload(self, problem: Problem) -> Workload:
-        """What an outer step asks of the engine, at most."""
+        """Workload of an outer step, at most."""
         return Workload(
             steps=1,
             images=problem.count,
@@ -157,7 +151,7 @@ class KRR:
         return Step(loss.detach(), gradients, {"bodies": bodies})
 
     def _visit(self, bodies: list[State], context: Context, generator: torch.Generator) -> State:
-        """One of the networks, and its features of a real batch."""
+        """A random network of those kept, and its features of a real batch."""
         problem = context.problem.with_model(self.matched_on)
         number = torch.randint(len(bodies), (), generator=generator)
         real = problem.with_targets(problem.real.train.take(problem.real.train.draw(self.batch, generator)))
@@ -197,7 +191,7 @@ class KRR:
 def ridge_answers(
     known: Float[Tensor, "n d"], labels: Float[Tensor, "n k"], asked: Float[Tensor, "m d"], ridge: float
 ) -> Float[Tensor, "m k"]:
-    """What ridge regression from features to labels answers to other features, solved in float64.
+    """Predictions of kernel ridge regression from features to labels, solved in float64.
 
     Args:
         known: features of the images that it is fitted to.

@@ -45,6 +45,7 @@ from datadistill.methods.judging import judged_by_protocol
 from datadistill.pretraining.trajectories import Trajectories
 from datadistill.training.carried import TAKES_LEARNED
 from datadistill.utils.errors import RequestError
+from datadistill.utils.fields import check_numbers
 
 
 class Setting(NamedTuple):
@@ -114,12 +115,8 @@ class MTT:
     derivative: Literal["exact", "tesla"] = "exact"
 
     def __post_init__(self) -> None:
-        for name, least in (("student_steps", 0), ("expert_epochs", 1), ("max_start_epoch", -1), ("inner_batch", 0)):
-            if getattr(self, name) < least:
-                raise RequestError(f"{name} is {getattr(self, name)}, but must be at least {least}")
-        for name in ("learning_rate", "trained_at"):
-            if not 0 <= getattr(self, name) < 1e30:
-                raise RequestError(f"{name} is {getattr(self, name)}, but must be finite and not negative")
+        least = {"student_steps": 0, "expert_epochs": 1, "max_start_epoch": -1, "inner_batch": 0}
+        check_numbers(self, least, no_less=["learning_rate", "trained_at"])
         if self.derivative not in ("exact", "tesla"):
             raise RequestError(f"the derivative is {self.derivative}, but must be exact or tesla")
         parse_augmentation(self.augment)
@@ -129,7 +126,7 @@ class MTT:
         return "mtt"
 
     def resolve(self, problem: Problem) -> "MTT":
-        """The same with everything chosen that goes by the number of images per class.
+        """Method with everything chosen that goes by the number of images per class.
 
         Raises:
             RequestError: the experts were trained for fewer epochs than are asked for.
@@ -151,7 +148,11 @@ class MTT:
         return chosen
 
     def init(self, problem: Problem, generator: torch.Generator) -> tuple[DistilledData, State]:
-        """Images of every class, with hard labels or soft ones that start as those, and one learning rate."""
+        """Images of every class, with hard labels or soft ones that start as those, and one learning rate.
+
+        Raises:
+            RequestError: initial weights, experts, augmentation or the engine do not fit the method.
+        """
         if problem.kind != "random-init":
             raise RequestError(
                 f"method mtt is for networks that start untrained, but the initial weights are {problem.kind}: "
@@ -177,11 +178,10 @@ class MTT:
         if self.trained_at > 0:
             inner = inner | {"rate": self.trained_at, TAKES_LEARNED: False}
         soft = F.one_hot(data.labels, problem.real.num_classes).to(data.images) if self.labels == "soft" else None
-        data = replace(data, learning_rates=rates, soft_labels=soft)
-        return replace(data, provenance=replace(data.provenance, inner=inner)), {}
+        return replace(data.noted(inner=inner), learning_rates=rates, soft_labels=soft), {}
 
     def step(self, distilled: DistilledData, state: State, context: Context, generator: torch.Generator) -> Step:
-        """How far a student ends from an expert, by the expert's own way (equation 2), and its derivative."""
+        """Trajectory-matching loss, normalised by the expert's displacement (equation 2), and its derivative."""
         assert distilled.learning_rates is not None
         problem, trajectories = context.problem.with_model(self.matched_on), _trajectories(context.problem)
         expert = trajectories.experts[int(torch.randint(len(trajectories), (), generator=generator))]
@@ -213,7 +213,7 @@ class MTT:
         return Step(found.loss, gradients, state)
 
     def workload(self, problem: Problem) -> Workload:
-        """What an outer step asks of the engine."""
+        """Workload of an outer step."""
         return Workload(
             steps=self.student_steps,
             images=min(self.inner_batch or problem.count, problem.count),
@@ -251,7 +251,7 @@ def _trajectories(problem: Problem) -> Trajectories:
 
 
 def _distance(last: Weights, *ends: Tensor) -> tuple[Float[Tensor, ""], Weights]:
-    """Equation 2: the squared distance from the expert's later weights, over that of its start, and its gradient.
+    """Trajectory-matching loss (equation 2), and its gradient with respect to the student's weights.
 
     Args:
         last: the student's weights.
@@ -272,7 +272,7 @@ def _tesla(
     outer: OuterLoss,
     engine: Engine,
 ) -> Hypergradient:
-    """As `hypergradient`, with each step on its own: v is what it is at the end, for every step (Cui et al. 2023).
+    """Hypergradient of TESLA: that of each step on its own, with v as it is at the end (Cui et al. 2023).
 
     The last weights are start - rate * sum of gradients. If every gradient depended on its own images alone, the
     derivative would be this one, and each step needs its own graph only.

@@ -27,6 +27,7 @@ from datadistill.methods.judging import for_protocol
 from datadistill.training.fit import fit
 from datadistill.training.recipe import DC
 from datadistill.utils.errors import RequestError
+from datadistill.utils.fields import check_numbers
 from datadistill.utils.runtime import stream
 
 EPOCHS = {1: 20, 10: 44, 50: 128, 100: 164}
@@ -51,20 +52,18 @@ class RandomTeacher:
     batch: int = 256
 
     def __post_init__(self) -> None:
-        if self.teacher_epochs < 0:
-            raise RequestError(f"teacher_epochs is {self.teacher_epochs}, but must not be negative")
-        if self.batch < 1:
-            raise RequestError(f"batch is {self.batch}, but must be at least 1")
-        for name in ("temperature", "learning_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise RequestError(f"{name} is {getattr(self, name)}, but must be positive and finite")
+        check_numbers(self, {"teacher_epochs": 0, "batch": 1}, positive=["temperature", "learning_rate"])
 
     @property
     def name(self) -> str:
         return "random_teacher"
 
     def resolve(self, problem: Problem) -> "RandomTeacher":
-        """The same with `teacher_epochs` by the number of images per class."""
+        """Method with `teacher_epochs` by the number of images per class.
+
+        Raises:
+            RequestError: under an attack, or a class has fewer images than are asked for.
+        """
         problem.real.check_ipc(problem.ipc)
         if problem.attack is not None:
             raise RequestError("method random_teacher chooses real images: an attack needs method dd, dc or dsa")

@@ -12,12 +12,10 @@ Where this differs from the authors' code:
     - networks are trained on the result by protocol `dc`.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -32,8 +30,9 @@ from datadistill.engine.planner import Workload
 from datadistill.engine.unroll import InnerStep, with_noise
 from datadistill.methods.base import Context, Problem, State, Step, options_of
 from datadistill.methods.initial_images import shuffled_batches
-from datadistill.methods.judging import judged_by_protocol
+from datadistill.methods.judging import judged_by_protocol, with_soft_labels
 from datadistill.utils.errors import RequestError
+from datadistill.utils.fields import check_numbers
 
 
 @dataclass(frozen=True)
@@ -68,13 +67,10 @@ class RaTBPTT:
     networks: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("inner_steps", 1), ("window", 0), ("inner_batch", 0), ("batch", 1), ("networks", 1)):
-            if getattr(self, name) < least:
-                raise RequestError(f"{name} is {getattr(self, name)}, but must be at least {least}")
+        least = {"inner_steps": 1, "window": 0, "inner_batch": 0, "batch": 1, "networks": 1}
+        check_numbers(self, least, positive=["learning_rate"])
         if self.window > self.inner_steps:
             raise RequestError(f"a window of {self.window} steps does not fit in {self.inner_steps} inner steps")
-        if not 0 < self.learning_rate < math.inf:
-            raise RequestError(f"the learning rate is {self.learning_rate}, but must be positive and finite")
         parse_augmentation(self.augment)
 
     @property
@@ -82,20 +78,23 @@ class RaTBPTT:
         return "rat_bptt"
 
     def resolve(self, problem: Problem) -> "RaTBPTT":
-        """The same with `window` said, and `inner_batch` of no more images than there are."""
+        """Method with `window` said, and `inner_batch` of no more images than there are."""
         size = self.inner_batch or problem.count
         return replace(self, window=self.window or self.inner_steps, inner_batch=min(size, problem.count))
 
     def init(self, problem: Problem, generator: torch.Generator) -> tuple[DistilledData, State]:
-        """Images of every class; hard labels, or soft ones that start as those."""
+        """Images of every class; hard labels, or soft ones that start as those.
+
+        Raises:
+            RequestError: a graph cannot be captured of a window that moves.
+        """
         if self.placed == "random" and problem.engine.execution == "graph":
             raise RequestError("execution graph needs the same steps each time: choose placed last, or leave it out")
         data = judged_by_protocol(problem, self.images, generator, self.name, options_of(self), self.augment)
-        soft = F.one_hot(data.labels, problem.real.num_classes).to(data.images) if self.labels == "soft" else None
-        return replace(data, soft_labels=soft), {}
+        return with_soft_labels(data) if self.labels == "soft" else data, {}
 
     def workload(self, problem: Problem) -> Workload:
-        """What an outer step asks of the engine."""
+        """Workload of an outer step."""
         return Workload(
             steps=self.inner_steps,
             images=self.inner_batch,

@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import jinja2
@@ -48,13 +47,16 @@ def conclude(
 
     Returns:
         The distilled data with its score in the provenance, and the score.
+
+    Raises:
+        RequestError: the data does not fit the dataset, the network or the pool.
+        DatadistillError: the folder has been removed, or cannot be written.
     """
     pool = None if run.distilled.is_condensed else pool  # protocol dc draws networks
     with counting("evaluating", work_of(run.distilled, nets)) as count:
         score = evaluate(run.distilled, real, model=model, nets=nets, pool=pool, seed=seed, count=count)
-    mine = run.distilled.provenance
-    held_out = [entry for entry in mine.scores if entry.get("split") == "held_out"]
-    distilled = replace(run.distilled, provenance=replace(mine, scores=[*held_out, score.as_json()]))
+    held_out = [entry for entry in run.distilled.provenance.scores if entry.get("split") == "held_out"]
+    distilled = run.distilled.noted(scores=[*held_out, score.as_json()])
     if run.folder is not None:
         if not RunFolder(run.folder).exists():
             raise gone(run.folder)
@@ -84,7 +86,7 @@ def _kind(distilled: DistilledData) -> str:
 
 
 class _Code(str):
-    """What stands in a span or a block of code, where nothing is obeyed but its end."""
+    """Text inside a span or a block of code, where nothing is obeyed but its end."""
 
 
 def _span(words: object) -> str:
@@ -92,7 +94,7 @@ def _span(words: object) -> str:
 
 
 def _cell(words: object) -> str:
-    """The same in a table, whose edges count before anything else."""
+    """Code span in a table, whose edges count before anything else."""
     return _Code(_span(words).replace("|", "\\|"))
 
 
@@ -127,6 +129,9 @@ def make_card(distilled: DistilledData, score: Score, place: str, pool: Pool | N
         score: its score on the test split.
         place: the folder or file, as people will type it.
         pool: of trained networks, if the data was made for them.
+
+    Raises:
+        DatadistillError: the data has no held-out score.
     """
     provenance = distilled.provenance
     held_out = [entry["accuracy"] for entry in provenance.scores if entry.get("split") == "held_out"]

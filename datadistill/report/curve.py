@@ -13,12 +13,7 @@ def save_curve(metrics: list[dict[str, Any]], path: Path) -> None:
     """Held-out accuracy and learned rates over outer steps, as a PNG; nothing where no validation was recorded."""
     if not metrics:
         return
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = _figure(9, 2)
     steps = [entry["step"] for entry in metrics]
     left.plot(steps, [100 * entry.get("held_out_accuracy", float("nan")) for entry in metrics], color="#1b6ca8")
     left.set(xlabel="outer step", ylabel="held-out accuracy (%)")
@@ -33,22 +28,12 @@ def save_curve(metrics: list[dict[str, Any]], path: Path) -> None:
     else:
         right.plot(steps, [entry.get("outer_loss", float("nan")) for entry in metrics], color="#1b6ca8")
         right.set(xlabel="outer step", ylabel="outer loss")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    buffer = io.BytesIO()
-    canvas.print_png(buffer)  # type: ignore[no-untyped-call]
-    write_atomically(path, buffer.getvalue())
+    _save(figure, path)
 
 
 def save_sweep(axis: str, points: Sequence[tuple[str, Summary]], path: Path) -> None:
-    """Test accuracies at the points of a sweep as a PNG, with the deviation over networks where there are several."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.5, 3.4), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    """Test accuracies at the points of a sweep as a PNG, with the standard deviation over several networks."""
+    figure, (axes,) = _figure(5.5, 1)
     means = [100 * summary.mean for _, summary in points]
     spread = [100 * (summary.std or 0.0) for _, summary in points]
     # Names have no order that a line could follow.
@@ -58,8 +43,22 @@ def save_sweep(axis: str, points: Sequence[tuple[str, Summary]], path: Path) -> 
     axes.set_xticks(range(len(points)), [label for label, _ in points], parse_math=False)
     axes.set_xlabel(axis, parse_math=False)
     axes.set_ylabel("test accuracy (%)")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    _save(figure, path)
+
+
+def _figure(width: float, columns: int) -> tuple[Any, list[Any]]:
+    """A figure of so many inches, and its axes side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, 3.4), layout="constrained")
+    found = list(figure.subplots(1, columns, squeeze=False)[0])
+    for axes in found:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    return figure, found
+
+
+def _save(figure: Any, path: Path) -> None:
     buffer = io.BytesIO()
-    canvas.print_png(buffer)  # type: ignore[no-untyped-call]
+    figure.savefig(buffer, format="png")
     write_atomically(path, buffer.getvalue())

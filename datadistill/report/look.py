@@ -1,4 +1,4 @@
-"""What the real dataset says of distilled data: the nearest real images, and which classes are confused."""
+"""Distilled data beside the real dataset: nearest real images, and confusion matrix."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ _MOST_CLASSES = 100
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """A look at the real dataset.
+    """Distilled data beside the real dataset.
 
     Attributes:
         nearest: the pixels of the training image that is nearest to each distilled one, as networks are fed them.
@@ -36,7 +36,7 @@ class Look:
 
 
 def look_at(distilled: DistilledData, real: RealData) -> Look:
-    """The nearest training images, by Euclidean distance, and the confusions of the network whose weights a file holds.
+    """Nearest training images (Euclidean), and the confusion matrix of the network whose weights a file holds.
 
     Raises:
         RequestError: the data does not fit the dataset.
@@ -58,8 +58,8 @@ def _confusion(distilled: DistilledData, real: RealData) -> list[list[float]] | 
         return None
     if len(mine.classes) > _MOST_CLASSES:
         return None
-    policy = str(mine.inner.get("batch_norm", "auto"))
-    network = network_for(mine.model, real, distilled.images.device, policy).holding(distilled.initial_weights)
+    network = network_for(mine.model, real, distilled.images.device, mine.batch_norm)
+    network = network.holding(distilled.initial_weights)
     weights = fit(network, distilled.initial_weights, distilled, recipe, stream(0, "report"))
     found: list[list[float]] = confusion_of(network, weights, real.test).tolist()
     return found

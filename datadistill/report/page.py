@@ -83,7 +83,7 @@ class Line:
 
 
 def read_subject(path: Path) -> Subject:
-    """What there is of a run folder, a gallery folder or a distilled file.
+    """Subject of a page, from a run folder, a gallery folder or a distilled file.
 
     Raises:
         RequestError: there is no distilled data.
@@ -103,7 +103,7 @@ def read_subject(path: Path) -> Subject:
 
 
 def read_comparison(path: Path) -> list[Line]:
-    """The lines of what `datadistill compare --json` wrote.
+    """Lines of a comparison, as `datadistill compare --json` wrote it.
 
     Raises:
         DamagedFileError: it is something else.
@@ -168,7 +168,7 @@ def make_page(subjects: Sequence[Subject], lines: Sequence[Line] = ()) -> bytes:
 
 
 def _policy(styles: Sequence[str], scripts: Sequence[str]) -> str:
-    """What the page may load and run: pictures that it holds, and what is written here, to the letter."""
+    """Content security policy: pictures that the page holds, and styles and scripts written here, to the letter."""
 
     def hashed(texts: Sequence[str]) -> str:
         digests = (hashlib.sha256(text.encode()).digest() for text in texts)
@@ -242,7 +242,7 @@ def _own_line(subject: Subject) -> Line:
 
 
 def _told(subject: Subject) -> dict[str, Any]:
-    """What the template says in words and tables."""
+    """Values of the template: words and tables."""
     data, mine = subject.distilled, subject.distilled.provenance
     scores = scores_of(data)
     weights = {name: value for name, value in mine.weights.items() if name != "pool"}
@@ -275,7 +275,7 @@ def _told(subject: Subject) -> dict[str, Any]:
 
 
 def _attack(said: Any) -> dict[str, Any] | None:
-    """Which class is taken for which, of malicious data."""
+    """Attacked and target class, of malicious data."""
     known = said if isinstance(said, Mapping) else {}
     return {name: known.get(name, "?") for name in ("class", "taken_for")} if said else None
 
@@ -309,7 +309,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
 
 
 def _shown(data: DistilledData) -> list[int]:
-    """Which images a page has room for."""
+    """Indices of the images that a page has room for."""
     found: list[int] = first_of_each_class(data.labels.cpu(), _MOST_IMAGES).tolist()
     return found
 
@@ -321,7 +321,7 @@ def _metrics(subject: Subject) -> list[Mapping[str, Any]]:
 
 
 def _drawn(subject: Subject, sheet: Sheet) -> dict[str, Any]:
-    """What the page's script draws; it finds the sheet's PNG in the page."""
+    """Values of the page's script; it finds the sheet's PNG in the page."""
     data, look, shown = subject.distilled, subject.look, _shown(subject.distilled)
     soft = data.soft_labels
     return {

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
+from datadistill.data.readers.image_files import picture_of
 from datadistill.distillation.history import EightBit
 
 MOST_NUMBERS = 4 * 2**20
@@ -53,7 +53,7 @@ def sheet_of(images: EightBit) -> Sheet:
     grid = padded.view(down, across, channels, height, width).permute(0, 3, 1, 4, 2)
     array = grid.reshape(down * height, across * width, channels).numpy()
     buffer = io.BytesIO()
-    Image.fromarray(array[..., 0] if channels == 1 else array).save(buffer, "PNG", compress_level=6)
+    picture_of(array).save(buffer, "PNG", compress_level=6)
     png = base64.b64encode(buffer.getvalue()).decode()
     return Sheet(png, (height, width), across, _short(images.low), _short(images.high))
 

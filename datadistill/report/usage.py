@@ -1,4 +1,4 @@
-"""How to use a distilled file with plain torch, in some eight lines."""
+"""Use of a distilled file with plain torch, in some eight lines."""
 
 import json
 

@@ -148,7 +148,7 @@ def in_format_1(distilled: DistilledData) -> DistilledData:
 
 
 def _retold(distilled: DistilledData, inner: dict[str, Any], rates: Float[Tensor, "t"] | None) -> DistilledData:
-    return replace(distilled, learning_rates=rates, provenance=replace(distilled.provenance, inner=inner))
+    return replace(distilled.noted(inner=inner), learning_rates=rates)
 
 
 def _spelt(name: str) -> str:

@@ -10,6 +10,7 @@ from datadistill.data.augment import NONE, parse_augmentation
 from datadistill.engine.losses import Loss
 from datadistill.engine.optimizers import SGD, Adam, AdamW, Optimizer
 from datadistill.utils.errors import RequestError, unknown_name
+from datadistill.utils.fields import check_numbers
 
 _ALWAYS = ("epochs", "rate", "batch")
 _NO_FLAG: dict[str, Any] = {"flag": None}
@@ -65,9 +66,7 @@ class TrainRecipe:
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise unknown_name(name, str(getattr(self, name)), known)
-        for name in ("epochs", "steps"):
-            if getattr(self, name) < 0:
-                raise RequestError(f"{name} is {getattr(self, name)}, but must not be negative")
+        check_numbers(self, {"epochs": 0, "steps": 0}, no_less=["weight_decay"])
         if self.batch != "stored" and self.batch < 1:
             raise RequestError(f"batch is {self.batch}, but must be at least 1")
         if self.lr != "learned" and not 0 < self.lr < math.inf:
@@ -76,8 +75,6 @@ class TrainRecipe:
             raise RequestError(
                 f"momentum is {self.momentum}, but must be at least 0 and less than 1, and 0 but for sgd"
             )
-        if not 0 <= self.weight_decay < math.inf:
-            raise RequestError(f"weight_decay is {self.weight_decay}, but must be finite and not negative")
         if not 0 < self.temperature < math.inf or (self.temperature != 1 and self.loss != "kl"):
             raise RequestError(f"temperature is {self.temperature}, but must be positive and finite, and 1 but for kl")
         if self.schedule == "dc" and (self.epochs < 1 or self.steps):
