@@ -25,6 +25,7 @@ from datadistill.report.card import conclude, judging
 from datadistill.report.live import Refreshing
 from datadistill.report.page import PAGE_NAME
 from datadistill.report.sheet import SHEET_NAME
+from datadistill.report.tracking import Tracking, check_trackers
 from datadistill.utils.errors import Interrupted, RequestError
 from datadistill.utils.interrupts import number_of
 from datadistill.utils.progress import Progress, Screen, counting, say, tell
@@ -61,10 +62,18 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on with the run in --out, or with the newest one in runs/"
     )
+    parser.add_argument(
+        "--track",
+        metavar="A,B",
+        type=lambda text: text.lower().split(","),
+        help="write validations and pictures for trackers too, into the run folder: tensorboard, wandb (extra track)",
+    )
     add_nets_flag(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    trackers = arguments.track or []
+    check_trackers(trackers)
     folder = _folder(arguments)
     before = RunFolder(folder).settings() if folder is not None and _is_resumed(arguments, folder) else None
     recipe, config = _asked(arguments) if before is None else (None, _resumed(arguments, before, folder or Path()))
@@ -81,14 +90,14 @@ def run(arguments: argparse.Namespace) -> None:
         if chosen is not None:
             say(f"taking {chosen.why}.")
             config = _with_experts(chosen, real, folder)
-        with Progress() as progress:
+        with Progress() as progress, Tracking(Refreshing(progress, folder), folder, trackers) as reporter:
             done = distill(
                 real,
                 config=replace(config, pool=pool),
                 out=folder,
                 resume=arguments.resume,
                 command=_repeat(arguments),
-                reporter=Refreshing(progress, folder),
+                reporter=reporter,
             )
         _, score = conclude(done, real.to(resolve_device(config.device)), arguments.nets, pool, config.model)
     except KeyboardInterrupt as error:
@@ -164,7 +173,8 @@ def to_go_on(folder: Path, arguments: argparse.Namespace) -> list[str]:
     words = ["--resume", "--out", str(folder), *_data_root(arguments)]
     for one in RunFolder(folder).settings().reaching(folder, arguments.data_root):
         words += one.words()
-    code = METHODS.get(arguments.method).code if arguments.method else ""
+    words += ["--track", ",".join(arguments.track)] if arguments.track else []
+    code = METHODS.get(arguments.method).code if arguments.method in METHODS.names() else ""
     return [*words, *(["--method", code] if code else [])]
 
 
@@ -174,7 +184,7 @@ def _data_root(arguments: argparse.Namespace) -> list[str]:
 
 def _repeat(arguments: argparse.Namespace) -> str:
     """The command that makes the result from the start, as it belongs into the file."""
-    return repeated(arguments, "distill", ("command", "out", "resume", "data_root", "nets"))
+    return repeated(arguments, "distill", ("command", "out", "resume", "data_root", "nets", "track"))
 
 
 def _print(done: Run, score: Score, recipe: Recipe | None, pool: Pool | None) -> None:
