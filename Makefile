@@ -11,7 +11,7 @@ TESTS ?=
 INPUTS ?= 1000
 SEED ?= 0
 
-.PHONY: demo test lint types fast slow fuzz shapes format clean
+.PHONY: demo test lint types fast slow fuzz shapes docs format clean
 
 demo: $(VENV)/.package
 	$(VENV)/bin/datadistill distill
@@ -40,6 +40,10 @@ fuzz: $(VENV)/.developer
 shapes: $(VENV)/.developer
 	DATADISTILL_SHAPES=1 $(PYTEST) -m "not slow and not fuzz" -k "not loss_falls and not beats_random" \
 		tests/contract tests/data tests/engine tests/evaluation tests/formats tests/methods tests/models tests/training
+
+# The documentation as a site, in site/; a warning is an error.
+docs: $(VENV)/.developer
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 format: $(VENV)/.developer
 	$(PY) -m ruff check --fix .
