@@ -1,53 +1,21 @@
 """A method of the user's own, named by its file."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 import datadistill as dd
 from datadistill.cli.main import main
 from datadistill.methods import METHODS
 
-CODE = """
-from dataclasses import dataclass
-import torch
-from datadistill.engine import SGD, Workload
-from datadistill.methods import Step
-from datadistill.methods.judging import judged_by_protocol
-
-
-@dataclass(frozen=True)
-class Towards:
-    \"\"\"Images that are drawn towards the mean of their class.
-
-    Attributes:
-        strength: weight of the squared distance.
-    \"\"\"
-
-    strength: float = 1.0
-
-    @property
-    def name(self):
-        return "towards"
-
-    def resolve(self, problem):
-        return self
-
-    def init(self, problem, generator):
-        return judged_by_protocol(problem, "noise", generator, self.name, {"strength": self.strength}, "none"), {}
-
-    def workload(self, problem):
-        classes = problem.real.num_classes
-        return Workload(1, problem.count, problem.count, classes, 1, 10, SGD(), derivatives=1)
-
-    def step(self, distilled, state, context, generator):
-        train = context.problem.real.train
-        means = torch.stack([train.take(train.of_class(int(label))).images.mean(0) for label in distilled.labels])
-        apart = distilled.images - means
-        return Step(self.strength * apart.square().sum(), {"images": 2 * self.strength * apart}, state)
-
+PAGE = (ROOT / "docs" / "your-method.md").read_text()
+CODE = (
+    re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
+    + """
 
 class NoMethod:
     pass
@@ -57,6 +25,7 @@ class NoMethod:
 class Half:
     name: str = "half"
 """
+)
 FLAGS = ["--dataset", "digits", "--model", "mlp", "--nets", "1"]
 
 
