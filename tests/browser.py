@@ -64,7 +64,14 @@ class Browser:
             self.said.append(json.dumps(about))
         return answer
 
-    def show(self, address: str, width: int = 1400, height: int = 900, dark: bool = False) -> None:
+    def show(
+        self,
+        address: str,
+        width: int = 1400,
+        height: int = 900,
+        dark: bool = False,
+        ready: str = "document.documentElement?.dataset.ready === 'yes'",
+    ) -> None:
         """Open a page in a window of a size and a colour scheme, and wait until it has drawn its images."""
         self.said.clear()
         self.asked.clear()
@@ -72,7 +79,7 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media="", features=[scheme])
         self.call("Page.navigate", url=address)
-        self.wait_for("document.documentElement?.dataset.ready === 'yes'")
+        self.wait_for(ready)
 
     def run(self, script: str) -> Any:
         """The value of an expression of the page, awaited."""
