@@ -184,7 +184,7 @@ def test_the_quickstart_runs_from_top_to_bottom(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     photographs(tmp_path / "photos")
-    parts = re.findall(r"^    datadistill ([a-z].*)$|^```python\n(.*?)^```", QUICKSTART, re.MULTILINE | re.DOTALL)
+    parts = re.findall(r"^    datadistill ([a-z][^\n]*)$|^```python\n(.*?)^```", QUICKSTART, re.MULTILINE | re.DOTALL)
     commands = [shlex.split(command) for command, _ in parts if command]
     assert [words[0] for words in commands] == [
         *("distill", "evaluate", "compare", "show", "report"),
