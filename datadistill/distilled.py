@@ -19,7 +19,7 @@ from datadistill.engine.functional import Weights
 from datadistill.engine.losses import Labels
 from datadistill.engine.unroll import InnerStep
 from datadistill.utils.errors import DamagedFileError, RequestError, require
-from datadistill.utils.files import is_file, read_tensors, write_tensors
+from datadistill.utils.files import is_file, read_tensors, tensors_file, write_atomically
 from datadistill.utils.schema import from_json, read_header
 
 FORMATS = (1, 2)
@@ -187,7 +187,11 @@ class DistilledData:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically (layout: docs/file-format.md)."""
-        write_tensors(Path(path), self.tensors(), {"datadistill": self.header()})
+        write_atomically(Path(path), self.as_file())
+
+    def as_file(self) -> bytes:
+        """The content of that file."""
+        return tensors_file(self.tensors(), {"datadistill": self.header()})
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything but the provenance, by the names it has in a file."""
@@ -211,6 +215,11 @@ class DistilledData:
         return json.dumps(known, allow_nan=False)
 
 
+def file_of(path: str | Path) -> Path:
+    """The file of distilled data: itself, or the one in a run or gallery folder."""
+    return Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+
+
 def load_distilled(path: str | Path) -> DistilledData:
     """Read distilled data from its file, or from a run or gallery folder that holds one.
 
@@ -218,8 +227,7 @@ def load_distilled(path: str | Path) -> DistilledData:
         RequestError: there is no such file.
         DamagedFileError: the file is damaged or breaks the format; the sentence says where.
     """
-    path = Path(path)
-    file = path / FILE_NAME if path.is_dir() else path
+    file = file_of(path)
     if not is_file(file):
         raise RequestError(f"no distilled data at {path}: give a .safetensors file, or a folder with {FILE_NAME}")
     tensors, metadata = read_tensors(file)

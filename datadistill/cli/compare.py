@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -22,7 +24,7 @@ from datadistill.cli.common import (
 from datadistill.cli.parsing import Parser, one_of
 from datadistill.data import RealData
 from datadistill.distillation.problem import make_problem, started_like
-from datadistill.distilled import DistilledData, load_distilled
+from datadistill.distilled import DistilledData, file_of, load_distilled
 from datadistill.evaluation import EvalConfig, Score, evaluate, evaluate_sets, work_of
 from datadistill.methods import Problem
 from datadistill.models import model_name, same_model
@@ -32,6 +34,7 @@ from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.errors import RequestError
 from datadistill.utils.progress import counting
 from datadistill.utils.runtime import resolve_device, versions
+from datadistill.utils.schema import number_or_none
 
 USAGE = "PATH..."
 DESCRIPTION = """\
@@ -73,11 +76,26 @@ class _Size:
 
 @dataclass(frozen=True)
 class _Line:
-    """One line of the table."""
+    """One line of the table.
+
+    Attributes:
+        name: of the set.
+        images: how many it has.
+        score: by one network, or why there is none.
+        size: bytes of its file, or of the file that it would be; None for the full dataset.
+        cost: seconds of making it: of distilling, or of choosing and tuning; None where they are not known.
+    """
 
     name: str
     images: int
     score: Score | Fault
+    size: int | None = None
+    cost: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-ready; `seconds` are of judging."""
+        mine = {"set": self.name, "distilled_images": self.images, "bytes": self.size, "making_seconds": self.cost}
+        return mine | self.score.as_json()
 
 
 def add_flags(parser: Parser) -> None:
@@ -108,16 +126,17 @@ def run(arguments: argparse.Namespace) -> None:
     faults = {path: evaluate_command.faults_of(models, data, real, config) for path, data in sets.items()}
     lines, sizes = [], dict[_Size, DistilledData]()
     for path, data in sets.items():
+        stored, cost = file_of(path).stat().st_size, number_or_none(data.provenance.cost.get("seconds"))
         for model in models:
             if model in faults[path]:
-                lines.append(_Line(path, len(data.labels), faults[path][model]))
+                lines.append(_Line(path, len(data.labels), faults[path][model], stored, cost))
                 continue
             if names or arguments.full_epochs:
                 sizes.setdefault(_size(path, data, model, config), data)
             work = work_of(data, config.nets, config.protocol, **config.changes)
             with counting(f"evaluating {path}", work) as count:
                 score = evaluate_command.judged(models, data, real, config, model, count)
-            lines.append(_Line(path, len(data.labels), score))
+            lines.append(_Line(path, len(data.labels), score, stored, cost))
     evaluate_command.refuse_if_none_is_judged([line.score for line in lines])
     broken = {str(line.score.model) for line in lines if isinstance(line.score, Fault)}
     sizes = {size: data for size, data in sizes.items() if size.model not in broken}
@@ -189,8 +208,9 @@ def _baseline(
     name: str, problem: Problem, size: _Size, config: EvalConfig, says_like: bool, says_length: bool
 ) -> _Line:
     """Line of a baseline, whose name says which set it is like and how long it trains, where these differ."""
-    info = BASELINES.get(name)
+    info, began = BASELINES.get(name), time.perf_counter()
     sets = info(size.steps, size.epochs, recipe=size.recipe, bar=counting).run(problem)
+    seconds = time.perf_counter() - began
     protocol = "own" if config.protocol == "dc" else config.protocol  # the sets have the recipe
     _, score = evaluate_sets(
         sets,
@@ -206,7 +226,7 @@ def _baseline(
     like = f"{name} (like {size.path})" if size.path and says_like else name
     if says_length and size.recipe is None:
         like += f", {size.steps} steps, {size.epochs} epochs"
-    return _Line(like, len(sets[0].labels), score)
+    return _Line(like, len(sets[0].labels), score, len(sets[0].as_file()), round(seconds, 3))
 
 
 def _full(problem: Problem, size: _Size, config: EvalConfig, epochs: int) -> list[_Line]:
@@ -226,7 +246,7 @@ def _print(lines: list[_Line], real: RealData, arguments: argparse.Namespace) ->
         document = {
             "dataset": real.origin,
             "protocol": arguments.protocol,
-            "results": [{"set": line.name, "distilled_images": line.images, **line.score.as_json()} for line in lines],
+            "results": [line.as_json() for line in lines],
             "chance": 1 / real.num_classes,
             "versions": versions(),
         }

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -16,14 +15,14 @@ from torch import Tensor
 
 from datadistill.distillation.history import EightBit, History, first_of_each_class, load_history
 from datadistill.distillation.run_folder import RunFolder
-from datadistill.distilled import FILE_NAME, DistilledData, load_distilled
+from datadistill.distilled import FILE_NAME, DistilledData, file_of, load_distilled
 from datadistill.evaluation import Score, Summary, percent
 from datadistill.report.look import Look
 from datadistill.report.pictures import Sheet, fitting, sheet_of
 from datadistill.report.usage import use_of
 from datadistill.utils.errors import DamagedFileError, plain
 from datadistill.utils.files import read_json
-from datadistill.utils.schema import from_json
+from datadistill.utils.schema import from_json, number_or_none
 
 PAGE_NAME = "report.html"
 _MOST_IMAGES, _MOST_STEPS, _MOST_LETTERS = 2000, 200, 300
@@ -65,7 +64,7 @@ class Line:
         before: accuracy of untrained networks.
         accuracy: and after training.
         seconds: of judging.
-        cost: seconds of distilling.
+        cost: seconds of making it.
         size: bytes of the file.
         error: why it was not judged.
     """
@@ -89,12 +88,11 @@ def read_subject(path: Path) -> Subject:
         RequestError: there is no distilled data.
         DamagedFileError: the file is damaged.
     """
-    file = path / FILE_NAME if path.is_dir() else path
     distilled, folder = load_distilled(path), RunFolder(path)
     is_run = path.is_dir() and folder.exists()
     return Subject(
         place=str(path),
-        size=file.stat().st_size,
+        size=file_of(path).stat().st_size,
         distilled=distilled,
         metrics=folder.metrics() if is_run else (),
         history=load_history(path) if is_run else None,
@@ -116,11 +114,13 @@ def read_comparison(path: Path) -> list[Line]:
 
 
 def _line_of(path: Path, entry: dict[str, Any]) -> Line:
-    facts = {name: value for name, value in entry.items() if name not in ("set", "distilled_images")}
+    own = ("set", "distilled_images", "bytes", "making_seconds")
+    facts = {name: value for name, value in entry.items() if name not in own}
+    made: dict[str, Any] = {"cost": number_or_none(entry.get("making_seconds")), "size": _count(entry.get("bytes"))}
     try:
         mine: dict[str, Any] = {"name": str(entry["set"]), "images": int(entry["distilled_images"])}
         if "error" in facts:
-            return Line(**mine, model=str(facts["model"]), error=str(facts["error"]))
+            return Line(**mine, **made, model=str(facts["model"]), error=str(facts["error"]))
         score = from_json(Score, facts)
     except (DamagedFileError, KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"{path} is damaged: a result of it cannot be read ({plain(str(error))})") from error
@@ -131,6 +131,7 @@ def _line_of(path: Path, entry: dict[str, Any]) -> Line:
         before=score.before,
         accuracy=score.accuracy,
         seconds=score.seconds,
+        **made,
     )
 
 
@@ -218,21 +219,21 @@ def scores_of(distilled: DistilledData) -> list[Score]:
 def _held_out(distilled: DistilledData) -> tuple[float, int | None] | None:
     """Accuracy on held-out images, and the outer step at which it was measured."""
     for entry in distilled.provenance.scores:
-        accuracy, step = _number(entry.get("accuracy")), entry.get("outer_step")
+        accuracy, step = number_or_none(entry.get("accuracy")), entry.get("outer_step")
         if entry.get("split") == "held_out" and accuracy is not None:
             return accuracy, step if isinstance(step, int) else None
     return None
 
 
-def _number(value: Any) -> float | None:
-    """A finite number, or None for all else."""
-    is_one = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_one else None
+def _count(value: Any) -> int | None:
+    """A number of bytes, or None for all else."""
+    number = number_or_none(value)
+    return None if number is None else int(number)
 
 
 def _own_line(subject: Subject) -> Line:
     mine, scores = subject.distilled.provenance, scores_of(subject.distilled)
-    facts: dict[str, Any] = {"cost": _number(mine.cost.get("seconds")), "size": subject.size}
+    facts: dict[str, Any] = {"cost": number_or_none(mine.cost.get("seconds")), "size": subject.size}
     facts |= {"name": subject.place, "images": len(subject.distilled.labels)}
     if not scores:
         return Line(**facts, model=mine.model, error="no score is recorded: datadistill evaluate judges it")
@@ -258,7 +259,7 @@ def _told(subject: Subject) -> dict[str, Any]:
         "size": subject.size,
         "score": scores[-1] if scores else None,
         "held_out": _held_out(data),
-        "seconds": _number(mine.cost.get("seconds")),
+        "seconds": number_or_none(mine.cost.get("seconds")),
         "outer_steps": f"{steps:,}" if isinstance(steps, int) else steps,
         "device": mine.cost.get("device"),
         "shown": len(_shown(data)),
@@ -367,7 +368,7 @@ def _moments(subject: Subject, shown: Sequence[int]) -> dict[str, Any] | None:
     steps = history.steps.tolist()
     return {
         "steps": steps,
-        "accuracy": [_number(accuracies.get(step, {}).get("held_out_accuracy")) for step in steps],
+        "accuracy": [number_or_none(accuracies.get(step, {}).get("held_out_accuracy")) for step in steps],
         "places": [places[int(history.chosen[place])] for place in kept],
         "sheets": sheets,
     }
@@ -378,9 +379,11 @@ def _curves(subject: Subject) -> dict[str, Any] | None:
     if not entries:
         return None
     curves: dict[str, Any] = {"step": [entry["step"] for entry in entries]}
-    curves |= {name: [_number(entry.get(name)) for entry in entries] for name in _CURVES}
+    curves |= {name: [number_or_none(entry.get(name)) for entry in entries] for name in _CURVES}
     rates = [entry.get("learning_rates") for entry in entries]
     length = max((len(series) for series in rates if isinstance(series, list)), default=0)
-    columns = [[_number(s[t]) if isinstance(s, list) and t < len(s) else None for s in rates] for t in range(length)]
+    columns = [
+        [number_or_none(s[t]) if isinstance(s, list) and t < len(s) else None for s in rates] for t in range(length)
+    ]
     curves["learning_rates"] = columns[:_MOST_STEPS]
     return curves

@@ -217,10 +217,15 @@ def read_json(path: Path) -> Any:
         raise DamagedFileError(f"{path} is damaged: it is not JSON") from error
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file atomically; tensors are copied to the CPU."""
+def tensors_file(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """The content of a safetensors file; tensors are copied to the CPU."""
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, safetensors.torch.save(ready, metadata))
+    return safetensors.torch.save(ready, metadata)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file atomically."""
+    write_atomically(path, tensors_file(tensors, metadata))
 
 
 def look_into(path: Path, look: Callable[[Any], Found]) -> Found:

@@ -171,3 +171,9 @@ def _words(hint: Any) -> str:
         length = f" of {len(options)}" if origin is tuple and options[-1] is not Ellipsis else ""
         return f"a list{length}, each {_words(options[0])}"
     return _NOUNS.get(hint, "an object")
+
+
+def number_or_none(value: Any) -> float | None:
+    """A finite number, or None for all else."""
+    is_one = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_one else None

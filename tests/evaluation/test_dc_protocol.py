@@ -7,6 +7,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -294,6 +295,8 @@ def test_the_baseline_command(place: str, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_compared_with_baselines_and_the_full_dataset(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = dd.load_distilled(place)
+    replace(mine, provenance=replace(mine.provenance, cost={"seconds": 12.5})).save(place)
     words = ["--nets", "2", "--baselines", "random,average", "--full-epochs", "2"]
     assert main(["compare", place, *words, "--json"]) == 0
     results = json.loads(capsys.readouterr().out)["results"]
@@ -301,6 +304,12 @@ def test_compared_with_baselines_and_the_full_dataset(place: str, capsys: pytest
     assert [entry["distilled_images"] for entry in results] == [100, 100, 10, 1438]
     assert [entry["settings"]["epochs"] for entry in results] == [20, 20, 20, 2]
     assert [entry["nets"] for entry in results] == [2, 2, 2, 1]
+    assert results[0]["bytes"] == Path(place).stat().st_size
+    assert results[0]["making_seconds"] == 12.5
+    assert [entry["bytes"] for entry in results[1:]] == [pytest.approx(results[0]["bytes"], rel=0.1), ANY, None]
+    assert results[2]["bytes"] < results[1]["bytes"]
+    assert results[1]["making_seconds"] > 0
+    assert results[3]["making_seconds"] is None
     assert main(["compare", place, *words]) == 0
     assert "digits, protocol own: 20 epochs, rate 0.01, no augmentation" in capsys.readouterr().out
     assert main(["compare", place, "--protocol", "nearest", "--full-epochs", "2"]) == 2

@@ -101,10 +101,11 @@ def test_several_are_compared(tmp_path: Path) -> None:
         },
         **{"accuracy": {"mean": 0.5, "std": 0.1, "ci95": [0.4, 0.6]}, "before": None, "seconds": 2.5, "device": "cpu"},
     }
-    results = [{"set": HOSTILE, "distilled_images": 10, **entry}]
+    results = [{"set": HOSTILE, "distilled_images": 10, "bytes": 4100, "making_seconds": 91.2, **entry}]
     results.append({"set": "other", "distilled_images": 10, "model": "vgg", "error": "does <not> fit"})
     (tmp_path / "table.json").write_text(json.dumps({"results": results}))
     lines = read_comparison(tmp_path / "table.json")
+    assert [(line.size, line.cost) for line in lines] == [(4100, 91.2), (None, None)]
     page = make_page([read_subject(SHIPPED)], lines).decode()
     assert "40.00 to 60.00" in page
     assert "does &lt;not&gt; fit" in page
