@@ -13,6 +13,7 @@ from datadistill.cli import (
     baseline,
     check,
     compare,
+    completion,
     distill,
     evaluate,
     export,
@@ -49,6 +50,7 @@ COMMANDS = {
     "show": show,
     "watch": watch,
     "list": listing,
+    "completion": completion,
 }
 
 _DESCRIPTION = """\

@@ -30,6 +30,10 @@ class Parser(argparse.ArgumentParser):
             sys.stdout.flush()  # here it is known what to do where nobody reads
         super().exit(status, message)
 
+    def actions(self) -> list[argparse.Action]:
+        """All flags and words, as argparse knows them."""
+        return self._actions
+
     def flags(self) -> list[str]:
         """All flags."""
         return [flag for action in self._actions for flag in action.option_strings]
@@ -46,7 +50,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def one_of(kind: str, names: Iterable[str]) -> Callable[[str], str]:
-    """A parser for one of several names, in any case."""
+    """A parser for one of several names, in any case, which are its attribute `names`."""
     known = list(names)
 
     def parse(text: str) -> str:
@@ -56,6 +60,7 @@ def one_of(kind: str, names: Iterable[str]) -> Callable[[str], str]:
         # argparse replaces the text of any ValueError by its own.
         raise argparse.ArgumentTypeError(str(unknown_name(kind, text, known)))
 
+    parse.names = known  # type: ignore[attr-defined]
     return parse
 
 
