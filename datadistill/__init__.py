@@ -8,7 +8,7 @@ score = dd.evaluate(run.distilled, real)
 run.distilled.save("ten-images.safetensors")
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
