@@ -151,7 +151,13 @@ def test_the_readme_repeats_what_was_recorded() -> None:
         assert not found.is_stale(recipes().get(name))
         assert said == percent(Summary(found.value, found.std, (0.0, 0.0)))
         assert published == recipes().get(name).published("after")
-    assert f"to {rows[1][0]} on MNIST" in README
+
+
+def test_every_figure_of_the_readme_is_among_the_results() -> None:
+    results = (ROOT / "docs" / "results.md").read_text()
+    figures = re.findall(r"[\d.]+ ± [\d.]+ %|\d+\.\d+ %|\d+ s\b", README)
+    assert len(figures) > 20
+    assert [figure for figure in figures if figure not in results] == []
 
 
 def anchors(page: Path) -> set[str]:
