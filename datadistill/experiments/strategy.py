@@ -184,7 +184,6 @@ def _matching_trajectories(config: RunConfig, real: RealData, ipc: float, expert
         "augment": _augmentation(real),
         "matched_on": "same" if proxy == config.model else proxy,
         "trained_at": 0.01,
-        "labels": "soft",
     }
     outer = {"lr": 0.02, "lr_lr": 0.03, "betas": (0.9, 0.99), "schedule": "cosine", "eval_every": 200}
     return replace(config, method=METHODS.get("mtt").build(options)).changed({"outer": outer})

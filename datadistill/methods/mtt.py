@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -90,7 +89,6 @@ class MTT:
             0.001 for 10 and 50, in between likewise.
         inner_batch: distilled images per gradient step, in shuffled order; 0 takes all of them.
         images: what the images start from: `real` images, `noise`, `mean` (class means), or `kmeans` (cluster centres).
-        labels: `hard` class indices, or `soft` ones that are learned too, as in DATM (Guo et al. 2024, section 3.3).
         augment: how distilled images are changed in each step: one of these parts for the batch, each image by draws of
             its own; `none` for none. As the experts were trained, as a rule.
         matched_on: the network of the experts and of the students, by name, such as a narrower and so faster one of the
@@ -108,7 +106,6 @@ class MTT:
     learning_rate: float = 0.0
     inner_batch: int = 0
     images: Literal["noise", "mean", "real", "kmeans"] = "real"
-    labels: Literal["hard", "soft"] = "hard"
     augment: str = DSA_STRATEGY
     matched_on: str = "same"
     trained_at: float = 0.0
@@ -148,7 +145,7 @@ class MTT:
         return chosen
 
     def init(self, problem: Problem, generator: torch.Generator) -> tuple[DistilledData, State]:
-        """Images of every class, with hard labels or soft ones that start as those, and one learning rate.
+        """Images of every class with hard labels and one learning rate.
 
         Raises:
             RequestError: initial weights, experts, augmentation or the engine do not fit the method.
@@ -177,8 +174,7 @@ class MTT:
         inner = data.provenance.inner
         if self.trained_at > 0:
             inner = inner | {"rate": self.trained_at, TAKES_LEARNED: False}
-        soft = F.one_hot(data.labels, problem.real.num_classes).to(data.images) if self.labels == "soft" else None
-        return replace(data.noted(inner=inner), learning_rates=rates, soft_labels=soft), {}
+        return replace(data.noted(inner=inner), learning_rates=rates), {}
 
     def step(self, distilled: DistilledData, state: State, context: Context, generator: torch.Generator) -> Step:
         """Trajectory-matching loss, normalised by the expert's displacement (equation 2), and its derivative."""
@@ -202,15 +198,10 @@ class MTT:
         through = outer_step if self.derivative == "exact" else _tesla
         outer = OuterLoss(_distance, [*start.values(), *target.values()])
         found = through(network, SGD(), start, steps, outer, context.engine)
-        gradients = {"images": torch.zeros_like(distilled.images), "learning_rates": found.rates.sum()[None]}
-        slopes = {"images": found.images}
-        if distilled.soft_labels is not None:
-            gradients["soft_labels"] = torch.zeros_like(distilled.soft_labels)
-            slopes["soft_labels"] = found.labels
-        for name, parts in slopes.items():
-            for number, slope in parts.items():
-                gradients[name].index_add_(0, batches[number].to(slope.device), slope)
-        return Step(found.loss, gradients, state)
+        images = torch.zeros_like(distilled.images)
+        for number, slope in found.images.items():
+            images.index_add_(0, batches[number].to(images.device), slope)
+        return Step(found.loss, {"images": images, "learning_rates": found.rates.sum()[None]}, state)
 
     def workload(self, problem: Problem) -> Workload:
         """Workload of an outer step."""
@@ -279,7 +270,7 @@ def _tesla(
     """
     (last,) = deque(walk(network, optimizer, weights, steps, engine.inner_chunk), maxlen=1)
     loss, v = outer(last)
-    images, labels, rates = dict[int, Tensor](), dict[int, Tensor](), list[Tensor]()
+    images, rates = dict[int, Tensor](), list[Tensor]()
     here = replace(engine, storage="recompute")
     for step in steps:
         following: list[Weights] = []
@@ -290,8 +281,7 @@ def _tesla(
 
         found = hypergradient(network, optimizer, weights, [step], at_the_end, here)
         (weights,) = following
-        for sums, slopes in ((images, found.images), (labels, found.labels)):
-            for number, slope in slopes.items():
-                sums[number] = sums[number].add_(slope) if number in sums else slope
+        slope = found.images[step.batch]
+        images[step.batch] = images[step.batch].add_(slope) if step.batch in images else slope
         rates.append(found.rates)
-    return Hypergradient(loss, images, labels, torch.cat(rates))
+    return Hypergradient(loss, images, {}, torch.cat(rates))
