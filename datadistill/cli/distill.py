@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,20 @@ from datadistill.distillation.budget import parse_duration
 from datadistill.distillation.config import RunConfig
 from datadistill.distillation.loop import distill
 from datadistill.distillation.result import Run
-from datadistill.distillation.run_folder import EXPERTS_NAME, RunFolder
+from datadistill.distillation.run_folder import RunFolder
 from datadistill.distillation.settings import Settings
 from datadistill.evaluation import Score, percent
 from datadistill.experiments.job import check_nets
 from datadistill.experiments.recipes import Recipe
-from datadistill.experiments.strategy import Strategy, choose, first_config, with_experts
+from datadistill.experiments.strategy import (
+    AUTO,
+    Strategy,
+    better,
+    carry_out,
+    choose,
+    config_to_start_from,
+    first_attempt,
+)
 from datadistill.methods import METHODS
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.report.card import conclude, judging
@@ -78,27 +87,34 @@ def run(arguments: argparse.Namespace) -> None:
     before = RunFolder(folder).settings() if folder is not None and _is_resumed(arguments, folder) else None
     recipe, config = _asked(arguments) if before is None else (None, _resumed(arguments, before, folder or Path()))
     real = load_for(config, arguments.data_root, None if before is None else before.source)
-    chosen = choose(config, real) if before is None and is_open(arguments) else None
-    config = chosen.config if chosen is not None else config
     pool = None if config.pool is None else load_pool(str(config.pool))
     check_nets(arguments.nets, config.weights, None if pool is None else pool.facts.reserved)
+    chosen = choose(config, real, folder) if before is None and is_open(arguments) else None
     if folder is None:
         ipc = ipc_name(config.images_per_class)
-        folder = new_folder(f"{real.name}-{config.method.name}-{config.weights}-{ipc}")
+        folder = new_folder(f"{real.name}-{AUTO if chosen else config.method.name}-{config.weights}-{ipc}")
     done = None
-    try:
-        if chosen is not None:
-            say(f"taking {chosen.why}.")
-            config = _with_experts(chosen, real, folder)
-        with Progress() as progress, Tracking(Refreshing(progress, folder), folder, trackers) as reporter:
-            done = distill(
+
+    def distilled(config: RunConfig, place: Path) -> Run:
+        with Progress() as progress, Tracking(Refreshing(progress, place), place, trackers) as reporter:
+            return distill(
                 real,
                 config=replace(config, pool=pool),
-                out=folder,
-                resume=arguments.resume,
+                out=place,
+                resume=arguments.resume or (chosen is not None and RunFolder(place).exists()),
                 command=_repeat(arguments),
                 reporter=reporter,
             )
+
+    try:
+        if chosen is not None:
+            say(f"taking {chosen.why}.")
+            done = _carried_out(chosen, real, folder, distilled)
+            config = chosen.first
+        else:
+            done = distilled(config, folder)
+            first = first_attempt(folder)
+            done = done if first is None else better(first, done, Screen(say=say))
         _, score = conclude(done, real.to(resolve_device(config.device)), arguments.nets, pool, config.model)
     except KeyboardInterrupt as error:
         if not RunFolder(folder).exists():
@@ -108,12 +124,14 @@ def run(arguments: argparse.Namespace) -> None:
     _print(done, score, recipe, pool)
 
 
-def _with_experts(chosen: Strategy, real: RealData, folder: Path) -> RunConfig:
+def _carried_out(chosen: Strategy, real: RealData, folder: Path, distilled: Callable[[RunConfig, Path], Run]) -> Run:
+    """The better attempt of a strategy; interrupted before the last one, all of it goes on by the same command."""
     try:
-        return with_experts(chosen, real, folder / EXPERTS_NAME, Screen(bar=counting, say=say))
+        return carry_out(chosen, real, folder, distilled, Screen(bar=counting, say=say))
     except Interrupted as error:
-        what = "interrupted while experts are trained; those that are finished are kept"
-        raise Interrupted(what, folder, error.exit_code - 128) from None
+        if error.folder == folder:
+            raise
+        raise Interrupted("interrupted; what is done is kept", folder, error.exit_code - 128) from None
 
 
 def _folder(arguments: argparse.Namespace) -> Path | None:
@@ -139,7 +157,7 @@ def _asked(arguments: argparse.Namespace) -> tuple[Recipe | None, RunConfig]:
         The recipe, if nothing but the seed, the device and the length differs from it; and the config.
     """
     if is_open(arguments):
-        return None, config_given(arguments, first_config())
+        return None, config_given(arguments, config_to_start_from())
     recipe, base = chosen_config(arguments)
     if recipe is not None and recipe.pool is not None and arguments.pool is None:
         raise RequestError(

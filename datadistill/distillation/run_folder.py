@@ -25,8 +25,8 @@ from datadistill.utils.files import (
 )
 from datadistill.utils.schema import parse_json
 
-EXPERTS_NAME = "experts"
-"""The folder in a run's where experts lie that were trained for it."""
+EXPERTS_NAME, FIRST_NAME = "experts-", "first"
+"""Folders in a run's, for experts that were trained for it (and how many), and for an attempt before it."""
 
 KEPT_CHECKPOINTS = 2
 
@@ -223,4 +223,8 @@ def _is_plain(entry: dict[str, Any]) -> bool:
 
 def _is_leftover(name: str) -> bool:
     """Whether it is what a run leaves behind that was killed before its first word, such as experts made for it."""
-    return name in (".lock", EXPERTS_NAME) or (name.startswith(".") and name.endswith(".part"))
+    return (
+        name in (".lock", FIRST_NAME)
+        or name.startswith(EXPERTS_NAME)
+        or (name.startswith(".") and name.endswith(".part"))
+    )

@@ -1,37 +1,48 @@
-"""Strategies: which method, with which settings, for so many images of some data in so much time.
+"""Strategies: what is distilled, by which methods, for so many images of some data in so much time.
 
-They are for networks that nobody has seen, so for random initial weights. What a strategy takes is written into the run
-folder as if it had been asked for, so that the same run can be made again by name.
+They are for networks that nobody has seen, so for random initial weights. A strategy makes a set quickly, by matching
+gradients or mean features; where there is time for experts, it then makes another one by matching their trajectories,
+and keeps the better of the two by held-out accuracy. Each attempt is a run folder, as if its method had been named.
 """
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from datadistill.data.ipc import resolve_ipc
 from datadistill.data.real import RealData
 from datadistill.distillation.budget import parse_duration
 from datadistill.distillation.config import RunConfig
+from datadistill.distillation.result import Run
+from datadistill.distillation.run_folder import EXPERTS_NAME, FIRST_NAME
+from datadistill.distilled import load_distilled
 from datadistill.engine import kernels
 from datadistill.engine.functional import batch_gradient
 from datadistill.engine.networks import network_for
 from datadistill.methods import METHODS
 from datadistill.methods.dc import DSA_STRATEGY
+from datadistill.models import is_built_in
 from datadistill.models.init import draw_weights
 from datadistill.pretraining.make import make_trajectories
+from datadistill.training.accuracy import Accuracy
 from datadistill.training.recipe import TrainRecipe
-from datadistill.utils.errors import RequestError
+from datadistill.utils.errors import DatadistillError, RequestError
 from datadistill.utils.progress import SILENT, Screen
 from datadistill.utils.runtime import resolve_device, stream
 
-AUTO, LINE = "auto", "the best for so many images and so much time"
+AUTO, LINE = "auto", "what is best for so many images in so much time"
 BUDGET = "10m"
-SHARE = 0.35
-"""Of the time, for experts."""
+FIRST_SHARE, EXPERTS_SHARE = 0.2, 0.3
+"""Of the time, for the first attempt and, at most, for experts."""
 
 EXPERTS = range(3, 13)
 """How many are worth it: images learn fewer by heart, and more give little."""
+
+FEW = 3
+"""Images per class, below which gradients are matched first, and mean features from there on."""
 
 _BATCH, _WAY = 512, 88
 """Images per step of an expert, and how many steps a student is to follow."""
@@ -42,7 +53,7 @@ _TIMED, _TIMES, _CHUNK = 256, 4, 32
 
 @dataclass(frozen=True)
 class Experts:
-    """Experts that a strategy trains first.
+    """Experts that a strategy trains.
 
     Attributes:
         count: how many.
@@ -62,30 +73,33 @@ class Strategy:
     """What is to be run.
 
     Attributes:
-        config: of the run, all but the experts' folder; its budget is for experts and run together.
-        experts: that are trained first, if any.
+        first: the quick attempt.
+        second: the one by trajectories, all but its experts and its share of the time; None without time for experts.
+        experts: that are trained for it.
+        budget: of all together, in seconds; None without a second attempt.
         why: one sentence for people.
     """
 
-    config: RunConfig
+    first: RunConfig
+    second: RunConfig | None
     experts: Experts | None
+    budget: float | None
     why: str
 
 
-def first_config() -> RunConfig:
-    """Config that flags start from, before the dataset is known and a method chosen."""
+def config_to_start_from() -> RunConfig:
+    """Config that flags start from, before the dataset is known and methods are chosen."""
     info = METHODS.get("dm")
     return RunConfig(method=info.build({})).changed({"run": {**info.run, "iterations": None, "model": AUTO}})
 
 
-def choose(config: RunConfig, real: RealData) -> Strategy:
+def choose(config: RunConfig, real: RealData, folder: Path | None = None) -> Strategy:
     """Strategy for some data, number of images and time.
-
-    Trajectories of experts make the better set where there is time for a few experts; without it, mean features do.
 
     Args:
         config: what was asked for; its method is replaced. Without a length it gets `BUDGET`.
         real: the dataset.
+        folder: that of a strategy which was interrupted, to go on with as many experts.
 
     Raises:
         RequestError: initial weights that are not random, or a pool.
@@ -96,43 +110,52 @@ def choose(config: RunConfig, real: RealData) -> Strategy:
         config = replace(config, model=_convnet_for(real))
     if config.iterations is None and config.budget is None:
         config = replace(config, budget=BUDGET)
-    budget = parse_duration(config.budget)
-    ipc = _mean_ipc(config, real)
+    budget, ipc = parse_duration(config.budget), _mean_ipc(config, real)
+    quick = _quick(config, real, ipc)
     if budget is None:
-        return Strategy(
-            _matching_features(config, real, ipc), None, "mean features (dm): no budget, so no time for experts"
-        )
-    experts = _experts(config, real, ipc, budget)
+        return Strategy(quick, None, None, None, f"{quick.method.name} alone: without a budget no time for experts")
+    experts = _experts(config, real, ipc, budget, folder)
     if experts is None:
-        why = f"mean features (dm): {EXPERTS[0]} experts would take more than a third of the time"
-        return Strategy(_matching_features(config, real, ipc), None, why)
+        why = f"{quick.method.name} alone: {EXPERTS[0]} experts to learn from would take too much of the time"
+        return Strategy(quick, None, None, None, why)
+    second = _by_trajectories(config, real, ipc, experts)
     why = (
-        f"trajectories (mtt) of {experts.count} experts ({experts.model}, {experts.training.epochs} epochs), "
-        f"which take some {experts.seconds / 60:.1f} of {budget / 60:.3g} minutes"
+        f"{quick.method.name} for {FIRST_SHARE:.0%} of the time, then mtt with {experts.count} experts "
+        f"({experts.model}, {experts.training.epochs} epochs, some {experts.seconds / 60:.1f} of {budget / 60:.3g} "
+        "minutes), and the better of both by held-out accuracy"
     )
-    return Strategy(_matching_trajectories(config, real, ipc, experts), experts, why)
+    return Strategy(replace(quick, budget=FIRST_SHARE * budget), second, experts, budget, why)
 
 
-def with_experts(chosen: Strategy, real: RealData, out: Path, screen: Screen = SILENT) -> RunConfig:
-    """The run's config, with experts in a folder and the time that is left after they were trained.
+def carry_out(
+    chosen: Strategy,
+    real: RealData,
+    folder: Path,
+    run: Callable[[RunConfig, Path], Run],
+    screen: Screen = SILENT,
+) -> Run:
+    """The better of a strategy's attempts.
 
-    Experts that are there already are kept, and cost no time.
+    The first lies in `FIRST_NAME` of the folder, and the second in the folder itself, as does the first where it is the
+    only one. What is there already is kept, and costs no time.
 
     Args:
         chosen: the strategy.
         real: the dataset.
-        out: the experts' folder.
+        folder: of all.
+        run: carries out a run in a folder, or goes on with it.
         screen: who is told how it is doing.
     """
-    experts, config = chosen.experts, chosen.config
-    if experts is None:
-        return config
-    began, budget = time.perf_counter(), parse_duration(config.budget)
-    assert budget is not None, "experts go by the budget"
+    if chosen.second is None or chosen.experts is None or chosen.budget is None:
+        return run(chosen.first, folder)
+    began = time.perf_counter()
+    first = run(chosen.first, folder / FIRST_NAME)
+    config, experts = chosen.second, chosen.experts
+    place = folder / f"{EXPERTS_NAME}{experts.count}"
     with screen.bar(f"training {experts.count} experts", experts.count * experts.training.epochs) as count:
         trajectories = make_trajectories(
             real,
-            out,
+            place,
             model=experts.model,
             scheme=config.scheme,
             experts=experts.count,
@@ -140,12 +163,34 @@ def with_experts(chosen: Strategy, real: RealData, out: Path, screen: Screen = S
             batch_norm=config.batch_norm,
             seed=config.seed,
             device=str(config.device),
-            resume=out.exists(),
+            resume=place.exists(),
             say=screen.say,
             count=count,
         )
-    left = max(budget - (time.perf_counter() - began), budget / 2)
-    return replace(config, trajectories=trajectories.folder, budget=round(left, 1))
+    least = (1 - FIRST_SHARE - EXPERTS_SHARE) / 2 * chosen.budget
+    left = max(least, chosen.budget - (time.perf_counter() - began))
+    return better(first, run(replace(config, trajectories=trajectories.folder, budget=round(left, 1)), folder), screen)
+
+
+def first_attempt(folder: Path) -> Run | None:
+    """The finished first attempt in a folder, if there is one."""
+    try:
+        data = load_distilled(folder / FIRST_NAME)
+    except DatadistillError:
+        return None
+    (score,) = [score for score in data.provenance.scores if score.get("split") == "held_out"]
+    cost = data.provenance.cost
+    held_out = Accuracy(score["accuracy"], math.nan)
+    return Run(data, held_out, cost["outer_steps"], cost["seconds"], folder / FIRST_NAME, ())
+
+
+def better(first: Run, second: Run, screen: Screen = SILENT) -> Run:
+    """The run whose data has the better held-out accuracy; a sentence says so where it is the first."""
+    if second.held_out.correct >= first.held_out.correct:
+        return second
+    one, two = (f"{run.distilled.provenance.method['name']} ({run.held_out.correct:.1%})" for run in (first, second))
+    screen.say(f"{one} was better on held-out images than {two}: the result is in {first.folder}.")
+    return first
 
 
 def _convnet_for(real: RealData) -> str:
@@ -159,21 +204,35 @@ def _mean_ipc(config: RunConfig, real: RealData) -> float:
     return sum(ipc) / len(ipc) if isinstance(ipc, tuple) else float(ipc)
 
 
+def _is_colour(real: RealData) -> bool:
+    return real.train.images.shape[1] == 3
+
+
 def _augmentation(real: RealData) -> str:
     """How distilled images are changed in training; grey ones, often digits or letters, are not mirrored."""
-    return DSA_STRATEGY if real.train.images.shape[1] == 3 else DSA_STRATEGY.replace("_flip", "")
+    return DSA_STRATEGY if _is_colour(real) else DSA_STRATEGY.replace("_flip", "")
 
 
-def _matching_features(config: RunConfig, real: RealData, ipc: float) -> RunConfig:
-    info = METHODS.get("dm")
-    config = replace(config, method=info.build({"augment": _augmentation(real)}))
-    return config.changed({"outer": info.outer}).changed(info.by_ipc(ipc))
+def _quick(config: RunConfig, real: RealData, ipc: float) -> RunConfig:
+    """Gradients or mean features, with the outer rates of the recipes (`mnist-dc-1`, `cifar-10-dsa-1`, `mnist-dm-10`).
+
+    Gradients are those of a narrower network: four times as many outer steps are worth more than its width.
+    """
+    outer = {"optimizer": "sgd", "lr": 2.0, "momentum": 0.5, "schedule": "cosine", "eval_every": 400}
+    options: dict[str, Any] = {"batch": 32, "images": "real"}
+    if ipc >= FEW:
+        name, outer["lr"] = "dm", 5.0
+        options["augment"] = _augmentation(real)
+    else:
+        name = "dsa" if _is_colour(real) else "dc"
+        options |= {"matched_on": _narrower(config) or "same"}
+        options |= {"augment": _augmentation(real)} if _is_colour(real) else {"trained_with": "crop_scale_rotate45"}
+    return replace(config, method=METHODS.get(name).build(options)).changed({"outer": outer})
 
 
-def _matching_trajectories(config: RunConfig, real: RealData, ipc: float, experts: Experts) -> RunConfig:
-    """As the recipes `cifar-10-mtt-1` and `-10` have it; more images begin from cluster centres."""
-    many, proxy = ipc >= 3, experts.model
-    epochs = experts.training.epochs // _starts(ipc)
+def _by_trajectories(config: RunConfig, real: RealData, ipc: float, experts: Experts) -> RunConfig:
+    """Trajectories with the settings of the recipes `cifar-10-mtt-1` and `-10`."""
+    many, epochs = ipc >= FEW, experts.training.epochs // _starts(ipc)
     options = {
         "student_steps": 20,
         "expert_epochs": epochs,
@@ -182,21 +241,22 @@ def _matching_trajectories(config: RunConfig, real: RealData, ipc: float, expert
         "learning_rate": 0.01 if many else 0.05,
         "images": "kmeans" if many else "mean",
         "augment": _augmentation(real),
-        "matched_on": "same" if proxy == config.model else proxy,
+        "matched_on": experts.model,
         "trained_at": 0.01,
     }
-    outer = {"lr": 0.02, "lr_lr": 0.03, "betas": (0.9, 0.99), "schedule": "cosine", "eval_every": 200}
+    outer = {"lr": 0.02, "lr_lr": 0.03, "betas": (0.9, 0.99), "schedule": "cosine"}
+    outer["eval_every"] = 200 if many else 400
     return replace(config, method=METHODS.get("mtt").build(options)).changed({"outer": outer})
 
 
 def _starts(ipc: float) -> int:
     """Epochs of an expert, in ways of a student: the more images, the later the experts that they can follow."""
-    return 3 if ipc < 3 else 8
+    return 3 if ipc < FEW else 8
 
 
-def _experts(config: RunConfig, real: RealData, ipc: float, budget: float) -> Experts | None:
-    """As many experts as the time bears, or None."""
-    model = _narrower(config.model)
+def _experts(config: RunConfig, real: RealData, ipc: float, budget: float, folder: Path | None) -> Experts | None:
+    """As many experts as the time bears, or as were begun with; None where there are too few."""
+    model = _narrower(config)
     if model is None:
         return None
     count = len(real.train.images)
@@ -204,20 +264,20 @@ def _experts(config: RunConfig, real: RealData, ipc: float, budget: float) -> Ex
     walk = math.ceil(count / batch)
     epochs = max(1, round(_WAY / walk)) * _starts(ipc)
     each = _seconds_of_training(config, real, model) * batch * walk * epochs
-    fits = int(SHARE * budget / each)
+    begun = [path.name.removeprefix(EXPERTS_NAME) for path in folder.glob(f"{EXPERTS_NAME}*")] if folder else []
+    fits = int(begun[0]) if begun and begun[0].isdecimal() else int(EXPERTS_SHARE * budget / each)
     if fits < EXPERTS[0]:
         return None
     training = TrainRecipe(epochs=epochs, lr=0.05, batch=batch, optimizer="sgd", schedule="constant")
-    training = replace(training, augment=_augmentation(real))
     number = min(fits, EXPERTS[-1])
-    return Experts(number, model, training, number * each)
+    return Experts(number, model, replace(training, augment=_augmentation(real)), number * each)
 
 
-def _narrower(model: object) -> str | None:
-    """The network that is matched: a ConvNet of 32 channels, or a built-in network as it is."""
-    if not isinstance(model, str) or ":" in model:
+def _narrower(config: RunConfig) -> str | None:
+    """The network that is matched: a ConvNet of 32 channels, or a built-in network as it is; None for one's own."""
+    if not isinstance(config.model, str) or not is_built_in(config.model):
         return None
-    name = model.lower()
+    name = config.model.lower()
     return f"{name}w32" if name.startswith("convnet") and "w" not in name.removeprefix("convnet") else name
 
 

@@ -1,15 +1,17 @@
 """Strategies: what is chosen for some data, number of images and time, and that it runs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import datadistill as dd
 from datadistill.cli.main import main
 from datadistill.distillation.config import RunConfig
 from datadistill.experiments import strategy
-from datadistill.experiments.strategy import choose, first_config
-from datadistill.utils.errors import RequestError
+from datadistill.experiments.strategy import choose, config_to_start_from
+from datadistill.utils.errors import Interrupted, RequestError
 
 
 @pytest.fixture
@@ -19,30 +21,34 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def asked(**options: object) -> RunConfig:
-    return first_config().changed({"run": {"dataset": "digits", "ipc": 1, **options}})
+    return config_to_start_from().changed({"run": {"dataset": "digits", "ipc": 1, **options}})
 
 
 @pytest.mark.usefixtures("quick")
-def test_time_decides_between_features_and_trajectories(digits: dd.RealData) -> None:
+def test_time_decides_whether_there_are_experts(digits: dd.RealData) -> None:
     short, long = (choose(asked(budget=budget), digits) for budget in ("1s", "10m"))
-    assert (short.config.method.name, short.experts) == ("dm", None)
-    assert long.config.method.name == "mtt"
+    assert (short.first.method.name, short.first.budget, short.second, short.experts) == ("dc", "1s", None, None)
+    assert (long.first.method.name, long.first.budget) == ("dc", strategy.FIRST_SHARE * 600)
+    assert long.second is not None
     assert long.experts is not None
-    assert len(strategy.EXPERTS) + 2 == long.experts.count
-    middle = choose(asked(budget="6s"), digits).experts
+    assert long.second.method.name == "mtt"
+    assert long.experts.count == strategy.EXPERTS[-1]
+    middle = choose(asked(budget="7s"), digits).experts
     assert middle is not None
     assert 3 <= middle.count < long.experts.count
-    assert "experts" in long.why
+    assert "12 experts" in long.why
+    assert "dc alone" in short.why
 
 
 @pytest.mark.usefixtures("quick")
-def test_experts_take_a_third_of_the_time_and_go_as_far_as_students_start(digits: dd.RealData) -> None:
+def test_experts_take_their_share_and_go_as_far_as_students_start(digits: dd.RealData) -> None:
     for ipc, starts in ((1, 3), (10, 8)):
         chosen = choose(asked(ipc=ipc, budget="60s"), digits)
-        experts, method = chosen.experts, chosen.config.method
+        assert chosen.second is not None
+        experts, method = chosen.experts, chosen.second.method
         assert experts is not None
         assert isinstance(method, dd.methods.MTT)
-        assert experts.seconds <= strategy.SHARE * 60
+        assert experts.seconds <= strategy.EXPERTS_SHARE * 60
         assert experts.training.epochs == starts * method.expert_epochs
         assert method.max_start_epoch + method.expert_epochs == experts.training.epochs
         walk = -(-len(digits.train.images) // int(experts.training.batch))
@@ -56,14 +62,28 @@ def test_training_is_timed(digits: dd.RealData) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_the_network_goes_by_the_images_and_grey_ones_are_not_mirrored(digits: dd.RealData) -> None:
-    chosen = choose(asked(budget="1m"), digits)
-    assert chosen.config.model == "convnet"
-    assert isinstance(chosen.config.method, dd.methods.MTT)
-    assert chosen.config.method.matched_on == "convnetw32"
-    assert "flip" not in chosen.config.method.augment
-    own = choose(asked(budget="1m", model="mlp"), digits)
-    assert isinstance(own.config.method, dd.methods.MTT)
-    assert own.config.method.matched_on == "same"
+    chosen = choose(asked(budget="1m"), digits).second
+    assert chosen is not None
+    assert chosen.model == "convnet"
+    assert isinstance(chosen.method, dd.methods.MTT)
+    assert chosen.method.matched_on == "convnetw32"
+    assert "flip" not in chosen.method.augment
+    own = choose(asked(budget="1m", model="mlp"), digits).second
+    assert own is not None
+    assert isinstance(own.method, dd.methods.MTT)
+    assert own.method.matched_on == "mlp"
+
+
+def test_more_images_begin_with_mean_features_and_ones_own_network_has_no_experts(digits: dd.RealData) -> None:
+    assert choose(asked(ipc=10, iterations=3, budget=None), digits).first.method.name == "dm"
+    own = choose(replace(asked(budget="10m"), model=lambda *_: Network()), digits)
+    assert own.experts is None
+    assert isinstance(own.first.method, dd.methods.DC)
+    assert own.first.method.matched_on == "same"
+
+
+class Network(torch.nn.Module):
+    """A network of a user's own."""
 
 
 def test_other_weights_are_refused(digits: dd.RealData) -> None:
@@ -71,19 +91,56 @@ def test_other_weights_are_refused(digits: dd.RealData) -> None:
         choose(asked(weights="fixed-init"), digits)
 
 
-def test_from_the_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def two_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A command that makes two attempts in some seconds."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datadistill.cli.main.keep_freed_memory", lambda: True)
     monkeypatch.setattr(strategy, "_seconds_of_training", lambda config, real, model: 1e-8)
     monkeypatch.setattr(strategy, "EXPERTS", range(2, 3))
-    words = ["distill", "--dataset", "digits", "--model", "convnetD1W8", "--ipc", "1", "--nets", "1"]
-    assert main([*words, "--budget", "4s", "--out", "run"]) == 0
-    assert "taking trajectories (mtt) of 2 experts" in capsys.readouterr().err
-    made = dd.load_distilled("run")
-    assert made.provenance.method["name"] == "mtt"
-    assert "--ipc 1" in made.provenance.recipe
+    return ["distill", "--dataset", "digits", "--model", "convnetD1W8", "--ipc", "1", "--nets", "1", "--budget", "4s"]
+
+
+def test_the_better_attempt_is_the_result(
+    two_experts: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*two_experts, "--out", "run"]) == 0
+    out, err = capsys.readouterr()
+    assert "taking dc for 20% of the time, then mtt with 2 experts" in err
+    first, second = dd.load_distilled("run/first"), dd.load_distilled("run")
+    assert [data.provenance.method["name"] for data in (first, second)] == ["dc", "mtt"]
+    assert "--ipc 1" in second.provenance.recipe
+    one, two = (
+        next(score["accuracy"] for score in data.provenance.scores if score["split"] == "held_out")
+        for data in (first, second)
+    )
+    assert f"run folder  {'run' if two >= one else 'run/first'}\n" in out
     assert main(["distill", "--resume", "--out", "run", "--nets", "1"]) == 0
-    assert main([*words, "--method", "auto", "--steps", "3", "--out", "other"]) == 2
+    again = capsys.readouterr()
+    assert f"run folder  {'run' if two >= one else 'run/first'}\n" in again.out
+    assert ("was better on held-out images than" in again.err) == (two < one)
+
+
+def test_an_interrupted_strategy_goes_on(
+    two_experts: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, folder = strategy.make_trajectories, Path("run")
+
+    def interrupted(*given: object, **options: object) -> None:
+        raise Interrupted("interrupted", folder / "experts-2")
+
+    monkeypatch.setattr(strategy, "make_trajectories", interrupted)
+    assert main([*two_experts, "--out", "run"]) == 130
+    said = capsys.readouterr().err
+    assert "--ipc 1" in said.partition("go on with: ")[2]
+    assert "--out run" in said
+    first = dd.load_distilled("run/first").images
+    monkeypatch.setattr(strategy, "make_trajectories", made)
+    (folder / "experts-2").mkdir()
+    assert main([*two_experts, "--out", "run"]) == 0
+    assert torch.equal(dd.load_distilled("run/first").images, first)
+
+
+def test_flags_of_methods_need_one(two_experts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*two_experts, "--method", "auto", "--steps", "3", "--out", "other"]) == 2
     assert "--steps is a flag of a method: name it with --method, not auto" in capsys.readouterr().err
