@@ -38,7 +38,7 @@ def add_config_flags(
     otherwise = f"{AUTO} where --ipc is given and nothing of a method's, else {default.method.name}"
     parser.add_argument(
         "--method",
-        type=_auto_or_known if recipe else one_of(METHODS.kind, METHODS.names()),
+        type=one_of(METHODS.kind, [*METHODS.names(), AUTO]) if recipe else one_of(METHODS.kind, METHODS.names()),
         metavar="NAME",
         help=f"{', '.join(METHODS.names())}"
         + (f", or {AUTO}: {LINE} (default: {otherwise})" if recipe else f" (default: {default.method.name})"),
@@ -54,10 +54,6 @@ def add_config_flags(
             ours = {case: vars(getattr(config, option.name)) for case, config in cases.items()}
             title = parser.add_argument_group(option.line.rstrip("."))
             add_fields(title, option.group, ours, option.flag.prefix)
-
-
-def _auto_or_known(text: str) -> str:
-    return one_of(METHODS.kind, [*METHODS.names(), AUTO])(text)
 
 
 def is_open(arguments: argparse.Namespace) -> bool:

@@ -10,6 +10,7 @@ import pytest
 
 from datadistill.cli.completion import SHELLS
 from datadistill.cli.main import COMMANDS, main, make_parser
+from datadistill.experiments.strategy import AUTO
 from datadistill.methods import METHODS
 
 
@@ -53,7 +54,7 @@ def test_bash_completes_commands_flags_names_and_files(capsys: pytest.CaptureFix
     text = script("bash", capsys)
     assert completed(["datadistill", "dis"], text, tmp_path) == ["distill"]
     assert completed(["datadistill", "compare", "--base"], text, tmp_path) == ["--baselines"]
-    assert completed(["datadistill", "distill", "--method", ""], text, tmp_path) == METHODS.names()
+    assert completed(["datadistill", "distill", "--method", ""], text, tmp_path) == [*METHODS.names(), AUTO]
     assert "models" in completed(["datadistill", "list", ""], text, tmp_path)
     (tmp_path / "ten.safetensors").touch()
     assert completed(["datadistill", "evaluate", "te"], text, tmp_path) == ["ten.safetensors"]
