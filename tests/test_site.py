@@ -181,6 +181,9 @@ def test_the_quickstart_runs_from_top_to_bottom(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("datadistill.cli.main.keep_freed_memory", lambda: True)
+    monkeypatch.setattr("datadistill.baselines.base._FEW", 1)
+    monkeypatch.setattr("datadistill.baselines.base._NETWORKS", 2)
+    monkeypatch.setattr("datadistill.baselines.features._LEAST_STEPS", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     photographs(tmp_path / "photos")
@@ -193,8 +196,11 @@ def test_the_quickstart_runs_from_top_to_bottom(
     assert re.findall(r"^    ([a-z]\S+)", QUICKSTART, re.MULTILINE).count("datadistill") == len(commands)
     for command, code in parts:
         if command:
-            words = shlex.split(re.sub(r"--budget \w+", "--budget 3s", command.replace("--size 64", "--size 16")))
-            assert main([*words, *(["--nets", "2"] if words[0] in ("distill", "evaluate") else [])]) == 0, command
+            short = re.sub(r"--budget \w+", "--budget 3s", command)
+            short = short.replace("--size 64", "--size 16").replace("--ipc 10 --steps 10", "--ipc 2 --steps 2")
+            words = shlex.split(short)
+            nets = ["--nets", "2"] if words[0] in ("distill", "evaluate", "compare") else []
+            assert main([*words, *nets]) == 0, command
         else:
             names: dict[str, object] = {}
             torch.manual_seed(0)
