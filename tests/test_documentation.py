@@ -83,10 +83,11 @@ README = (ROOT / "README.md").read_text()
 SHORTER = {
     "--size 64": "--size 16",
     "size=64": "size=16",
-    "1024": "64",
-    "--ipc 10 --steps 10": "--ipc 2 --steps 2",
+    "4096": "256",
+    "--ipc 10": "--ipc 2",
     "steps=10": "steps=2",
     "10m": "3s",
+    "30m": "3s",
 }
 
 

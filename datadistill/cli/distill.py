@@ -22,11 +22,9 @@ from datadistill.experiments.recipes import Recipe
 from datadistill.experiments.strategy import (
     AUTO,
     Strategy,
-    better,
     carry_out,
     choose,
     config_to_start_from,
-    first_attempt,
 )
 from datadistill.methods import METHODS
 from datadistill.pretraining.pool import Pool, load_pool
@@ -113,9 +111,8 @@ def run(arguments: argparse.Namespace) -> None:
             config = chosen.first
         else:
             done = distilled(config, folder)
-            first = first_attempt(folder)
-            done = done if first is None else better(first, done, Screen(say=say))
-        _, score = conclude(done, real.to(resolve_device(config.device)), arguments.nets, pool, config.model)
+        nets = arguments.nets if arguments.nets or chosen is None else chosen.nets
+        _, score = conclude(done, real.to(resolve_device(config.device)), nets, pool, config.model)
     except KeyboardInterrupt as error:
         if not RunFolder(folder).exists():
             raise

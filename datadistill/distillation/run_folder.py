@@ -25,9 +25,7 @@ from datadistill.utils.files import (
 )
 from datadistill.utils.schema import parse_json
 
-EXPERTS_NAME, FIRST_NAME = "experts-", "first"
-"""Folders in a run's, for experts that were trained for it (and how many), and for an attempt before it."""
-
+CONFIG_NAME = "config.json"
 KEPT_CHECKPOINTS = 2
 
 
@@ -61,7 +59,7 @@ class RunFolder:
 
     @property
     def _config(self) -> Path:
-        return self.path / "config.json"
+        return self.path / CONFIG_NAME
 
     @property
     def _metrics(self) -> Path:
@@ -222,9 +220,5 @@ def _is_plain(entry: dict[str, Any]) -> bool:
 
 
 def _is_leftover(name: str) -> bool:
-    """Whether it is what a run leaves behind that was killed before its first word, such as experts made for it."""
-    return (
-        name in (".lock", FIRST_NAME)
-        or name.startswith(EXPERTS_NAME)
-        or (name.startswith(".") and name.endswith(".part"))
-    )
+    """Whether it is what a run killed before its first word leaves behind."""
+    return name == ".lock" or (name.startswith(".") and name.endswith(".part"))

@@ -17,19 +17,19 @@ from datadistill.data.real import RealData
 from datadistill.distillation.budget import parse_duration
 from datadistill.distillation.config import RunConfig
 from datadistill.distillation.result import Run
-from datadistill.distillation.run_folder import EXPERTS_NAME, FIRST_NAME
-from datadistill.distilled import load_distilled
+from datadistill.distillation.run_folder import CONFIG_NAME, RunFolder
+from datadistill.distilled import FILE_NAME
 from datadistill.engine import kernels
 from datadistill.engine.functional import batch_gradient
 from datadistill.engine.networks import network_for
 from datadistill.methods import METHODS
 from datadistill.methods.dc import DSA_STRATEGY
-from datadistill.models import is_built_in
+from datadistill.models import ModelFactory, is_built_in
 from datadistill.models.init import draw_weights
 from datadistill.pretraining.make import make_trajectories
-from datadistill.training.accuracy import Accuracy
-from datadistill.training.recipe import TrainRecipe
-from datadistill.utils.errors import DatadistillError, RequestError
+from datadistill.training.recipe import EPOCHS_AUGMENTED, TrainRecipe
+from datadistill.utils.errors import RequestError
+from datadistill.utils.files import write_atomically
 from datadistill.utils.progress import SILENT, Screen
 from datadistill.utils.runtime import resolve_device, stream
 
@@ -40,6 +40,12 @@ FIRST_SHARE, EXPERTS_SHARE = 0.2, 0.3
 
 EXPERTS = range(3, 13)
 """How many are worth it: images learn fewer by heart, and more give little."""
+
+EXPERTS_NAME, FIRST_NAME, SECOND_NAME = "experts-", "first", "second"
+"""Folders in a strategy's: experts (and how many), and its attempts."""
+
+WIDTHS, NETS = (128, 64, 32, 16), range(3, 21)
+"""Of the network that a set is for, where none is named; and how many judge it."""
 
 FEW = 3
 """Images per class, below which gradients are matched first, and mean features from there on."""
@@ -77,6 +83,7 @@ class Strategy:
         second: the one by trajectories, all but its experts and its share of the time; None without time for experts.
         experts: that are trained for it.
         budget: of all together, in seconds; None without a second attempt.
+        nets: fresh networks to judge by: as many as half of the time trains, 3 at least.
         why: one sentence for people.
     """
 
@@ -84,6 +91,7 @@ class Strategy:
     second: RunConfig | None
     experts: Experts | None
     budget: float | None
+    nets: int
     why: str
 
 
@@ -106,25 +114,26 @@ def choose(config: RunConfig, real: RealData, folder: Path | None = None) -> Str
     """
     if config.weights != "random-init" or config.pool is not None or config.attack is not None:
         raise RequestError("method auto is for networks with random initial weights: name a --method for anything else")
-    if config.model == AUTO:
-        config = replace(config, model=_convnet_for(real))
     if config.iterations is None and config.budget is None:
         config = replace(config, budget=BUDGET)
     budget, ipc = parse_duration(config.budget), _mean_ipc(config, real)
+    config, judging = _with_network(config, real, ipc, budget or parse_duration(BUDGET) or 0.0)
+    nets = max(NETS[0], min(NETS[-1], int((budget or math.inf) / 2 / judging)))
     quick = _quick(config, real, ipc)
     if budget is None:
-        return Strategy(quick, None, None, None, f"{quick.method.name} alone: without a budget no time for experts")
+        why = f"{quick.method.name} alone on {config.model}: without a budget no time for experts"
+        return Strategy(quick, None, None, None, nets, why)
     experts = _experts(config, real, ipc, budget, folder)
     if experts is None:
-        why = f"{quick.method.name} alone: {EXPERTS[0]} experts to learn from would take too much of the time"
-        return Strategy(quick, None, None, None, why)
+        why = f"{quick.method.name} alone on {config.model}: {EXPERTS[0]} experts would take too much of the time"
+        return Strategy(quick, None, None, None, nets, why)
     second = _by_trajectories(config, real, ipc, experts)
     why = (
-        f"{quick.method.name} for {FIRST_SHARE:.0%} of the time, then mtt with {experts.count} experts "
-        f"({experts.model}, {experts.training.epochs} epochs, some {experts.seconds / 60:.1f} of {budget / 60:.3g} "
-        "minutes), and the better of both by held-out accuracy"
+        f"{quick.method.name} on {config.model} for {FIRST_SHARE:.0%} of the time, then mtt with {experts.count} "
+        f"experts ({experts.model}, {experts.training.epochs} epochs, some {experts.seconds / 60:.1f} of "
+        f"{budget / 60:.3g} minutes), and the better of both by held-out accuracy"
     )
-    return Strategy(replace(quick, budget=FIRST_SHARE * budget), second, experts, budget, why)
+    return Strategy(replace(quick, budget=FIRST_SHARE * budget), second, experts, budget, nets, why)
 
 
 def carry_out(
@@ -134,10 +143,10 @@ def carry_out(
     run: Callable[[RunConfig, Path], Run],
     screen: Screen = SILENT,
 ) -> Run:
-    """The better of a strategy's attempts.
+    """The better of a strategy's attempts, with a copy of its run folder in the strategy's own.
 
-    The first lies in `FIRST_NAME` of the folder, and the second in the folder itself, as does the first where it is the
-    only one. What is there already is kept, and costs no time.
+    Attempts and experts lie in folders below; what is there already is kept, and costs no time. From the first one on
+    there are distilled data in the folder itself, the best so far.
 
     Args:
         chosen: the strategy.
@@ -145,12 +154,38 @@ def carry_out(
         folder: of all.
         run: carries out a run in a folder, or goes on with it.
         screen: who is told how it is doing.
+
+    Raises:
+        RequestError: the folder holds something else.
     """
     if chosen.second is None or chosen.experts is None or chosen.budget is None:
         return run(chosen.first, folder)
+    if RunFolder(folder).exists() or not RunFolder(folder / FIRST_NAME).exists():
+        RunFolder(folder).check_free()
     began = time.perf_counter()
     first = run(chosen.first, folder / FIRST_NAME)
-    config, experts = chosen.second, chosen.experts
+    _copy(folder / FIRST_NAME, folder, FILE_NAME)
+    experts = _trained(chosen.second, chosen.experts, real, folder, screen)
+    least = (1 - FIRST_SHARE - EXPERTS_SHARE) / 2 * chosen.budget
+    left = max(least, chosen.budget - (time.perf_counter() - began))
+    second = run(replace(chosen.second, trajectories=experts, budget=round(left, 1)), folder / SECOND_NAME)
+    best, other = (second, first) if second.held_out.correct >= first.held_out.correct else (first, second)
+    one, two = (f"{run.distilled.provenance.method['name']} ({run.held_out.correct:.1%})" for run in (best, other))
+    screen.say(f"on held-out images {one} is better than {two}: it is the result.")
+    assert best.folder is not None
+    _copy(best.folder, folder)
+    return replace(best, folder=folder)
+
+
+def _copy(attempt: Path, folder: Path, only: str = "*") -> None:
+    """Copy files of an attempt; its settings, which make a folder a run's, come last."""
+    names = [path.relative_to(attempt) for path in attempt.rglob(only) if path.is_file() and path.name != ".lock"]
+    for name in sorted(names, key=lambda name: name == Path(CONFIG_NAME)):
+        write_atomically(folder / name, (attempt / name).read_bytes())
+
+
+def _trained(config: RunConfig, experts: Experts, real: RealData, folder: Path, screen: Screen) -> Path:
+    """The folder of the experts."""
     place = folder / f"{EXPERTS_NAME}{experts.count}"
     with screen.bar(f"training {experts.count} experts", experts.count * experts.training.epochs) as count:
         trajectories = make_trajectories(
@@ -167,36 +202,25 @@ def carry_out(
             say=screen.say,
             count=count,
         )
-    least = (1 - FIRST_SHARE - EXPERTS_SHARE) / 2 * chosen.budget
-    left = max(least, chosen.budget - (time.perf_counter() - began))
-    return better(first, run(replace(config, trajectories=trajectories.folder, budget=round(left, 1)), folder), screen)
+    return trajectories.folder
 
 
-def first_attempt(folder: Path) -> Run | None:
-    """The finished first attempt in a folder, if there is one."""
-    try:
-        data = load_distilled(folder / FIRST_NAME)
-    except DatadistillError:
-        return None
-    (score,) = [score for score in data.provenance.scores if score.get("split") == "held_out"]
-    cost = data.provenance.cost
-    held_out = Accuracy(score["accuracy"], math.nan)
-    return Run(data, held_out, cost["outer_steps"], cost["seconds"], folder / FIRST_NAME, ())
+def _with_network(config: RunConfig, real: RealData, ipc: float, budget: float) -> tuple[RunConfig, float]:
+    """The config with a network, and the seconds in which one of them is trained on the distilled images.
 
-
-def better(first: Run, second: Run, screen: Screen = SILENT) -> Run:
-    """The run whose data has the better held-out accuracy; a sentence says so where it is the first."""
-    if second.held_out.correct >= first.held_out.correct:
-        return second
-    one, two = (f"{run.distilled.provenance.method['name']} ({run.held_out.correct:.1%})" for run in (first, second))
-    screen.say(f"{one} was better on held-out images than {two}: the result is in {first.folder}.")
-    return first
-
-
-def _convnet_for(real: RealData) -> str:
-    """The field's network, with another block for each doubling of 32 pixels."""
+    Without one that is asked for it is the field's, with another block for each doubling of 32 pixels, and as wide as
+    leaves training on the distilled images, by which they are validated and judged, a tenth of the time.
+    """
+    asked, images = config.model, ipc * real.num_classes
     extra = max(0, round(math.log2(min(real.train.images.shape[2:]) / 32)))
-    return f"convnetD{3 + extra}" if extra else "convnet"
+    names = [f"convnet{f'd{3 + extra}' if extra else ''}{f'w{width}' if width < 128 else ''}" for width in WIDTHS]
+    judging = math.inf
+    for name in names if asked == AUTO else [asked]:
+        config = replace(config, model=name)
+        judging = _seconds_of_training(config, real, name) * images * EPOCHS_AUGMENTED
+        if judging <= budget / 10:
+            break
+    return config, max(judging, 1e-3)
 
 
 def _mean_ipc(config: RunConfig, real: RealData) -> float:
@@ -281,7 +305,7 @@ def _narrower(config: RunConfig) -> str | None:
     return f"{name}w32" if name.startswith("convnet") and "w" not in name.removeprefix("convnet") else name
 
 
-def _seconds_of_training(config: RunConfig, real: RealData, model: str) -> float:
+def _seconds_of_training(config: RunConfig, real: RealData, model: str | ModelFactory) -> float:
     """Seconds by the clock for one image in one epoch of an expert, on all cores."""
     device = resolve_device(config.device)
     if device.type == "cpu":

@@ -37,7 +37,7 @@ def test_time_decides_whether_there_are_experts(digits: dd.RealData) -> None:
     assert middle is not None
     assert 3 <= middle.count < long.experts.count
     assert "12 experts" in long.why
-    assert "dc alone" in short.why
+    assert "dc alone on convnet" in short.why
 
 
 @pytest.mark.usefixtures("quick")
@@ -67,6 +67,10 @@ def test_the_network_goes_by_the_images_and_grey_ones_are_not_mirrored(digits: d
     assert chosen.model == "convnet"
     assert isinstance(chosen.method, dd.methods.MTT)
     assert chosen.method.matched_on == "convnetw32"
+    wide, slow = (choose(asked(budget=budget), digits) for budget in ("10m", "2s"))
+    assert (wide.first.model, slow.first.model) == ("convnet", "convnet")
+    assert (wide.nets, slow.nets) == (20, 10)
+    assert choose(asked(budget="2s", ipc=10), digits).first.model == "convnetw16"
     assert "flip" not in chosen.method.augment
     own = choose(asked(budget="1m", model="mlp"), digits).second
     assert own is not None
@@ -101,24 +105,23 @@ def two_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["distill", "--dataset", "digits", "--model", "convnetD1W8", "--ipc", "1", "--nets", "1", "--budget", "4s"]
 
 
-def test_the_better_attempt_is_the_result(
-    two_experts: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_better_attempt_is_the_result(two_experts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*two_experts, "--out", "run"]) == 0
     out, err = capsys.readouterr()
-    assert "taking dc for 20% of the time, then mtt with 2 experts" in err
-    first, second = dd.load_distilled("run/first"), dd.load_distilled("run")
-    assert [data.provenance.method["name"] for data in (first, second)] == ["dc", "mtt"]
-    assert "--ipc 1" in second.provenance.recipe
-    one, two = (
-        next(score["accuracy"] for score in data.provenance.scores if score["split"] == "held_out")
-        for data in (first, second)
-    )
-    assert f"run folder  {'run' if two >= one else 'run/first'}\n" in out
+    assert "taking dc on convnetD1W8 for 20% of the time, then mtt with 2 experts" in err
+    found = {}
+    for name in ("first", "second"):
+        data = dd.load_distilled(Path("run", name))
+        assert "--ipc 1" in data.provenance.recipe
+        found[name] = next(score["accuracy"] for score in data.provenance.scores if score["split"] == "held_out")
+        assert data.provenance.method["name"] == {"first": "dc", "second": "mtt"}[name]
+    best = "first" if found["first"] > found["second"] else "second"
+    assert torch.equal(dd.load_distilled("run").images, dd.load_distilled(Path("run", best)).images)
+    assert "run folder  run\n" in out
+    assert {"report.html", "sheet.png", "README.md"} <= {path.name for path in Path("run").iterdir()}
     assert main(["distill", "--resume", "--out", "run", "--nets", "1"]) == 0
-    again = capsys.readouterr()
-    assert f"run folder  {'run' if two >= one else 'run/first'}\n" in again.out
-    assert ("was better on held-out images than" in again.err) == (two < one)
+    assert main([*two_experts, "--out", "run"]) == 2
+    assert "holds a run already: add --resume" in capsys.readouterr().err
 
 
 def test_an_interrupted_strategy_goes_on(
@@ -135,10 +138,19 @@ def test_an_interrupted_strategy_goes_on(
     assert "--ipc 1" in said.partition("go on with: ")[2]
     assert "--out run" in said
     first = dd.load_distilled("run/first").images
+    assert torch.equal(dd.load_distilled("run").images, first)
     monkeypatch.setattr(strategy, "make_trajectories", made)
     (folder / "experts-2").mkdir()
     assert main([*two_experts, "--out", "run"]) == 0
     assert torch.equal(dd.load_distilled("run/first").images, first)
+
+
+def test_a_folder_with_something_else_is_left_alone(two_experts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine").mkdir()
+    Path("mine", "distilled.safetensors").write_bytes(b"mine")
+    assert main([*two_experts, "--out", "mine"]) == 2
+    assert "mine is not empty: give a new folder with --out" in capsys.readouterr().err
+    assert Path("mine", "distilled.safetensors").read_bytes() == b"mine"
 
 
 def test_flags_of_methods_need_one(two_experts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
