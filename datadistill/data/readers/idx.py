@@ -105,23 +105,6 @@ def _array(path: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(shape).copy()
 
 
-def read_idx(path: Path, sha256: str, shape: tuple[int, ...]) -> UInt8[Tensor, "..."]:
-    """An official file, checked against its checksum before it is unpacked.
-
-    Args:
-        path: the gzipped file.
-        sha256: the official file's checksum, hexadecimal.
-        shape: the array's shape.
-
-    Raises:
-        DamagedFileError: truncated, altered, or another file.
-        DatadistillError: it cannot be read at all.
-    """
-    packed = read_bytes(path, _most(shape))
-    check_digest(packed, sha256, path)
-    return _unpack(packed, shape, path)
-
-
 def read_idx_pairs(
     paths: tuple[Path, ...], sha256: tuple[str, ...], counts: tuple[Counts, Counts], size: int
 ) -> tuple[Labelled, Labelled]:
@@ -147,7 +130,7 @@ def read_idx_pairs(
     return train, Labelled(test_images[..., None], test_labels.long()).checked(counts[1], paths[3])
 
 
-def _unpack(packed: bytes, shape: tuple[int, ...], path: Path, sha256: str | None = None) -> UInt8[Tensor, "..."]:
+def _unpack(packed: bytes, shape: tuple[int, ...], path: Path, sha256: str) -> UInt8[Tensor, "..."]:
     """The array in a file, gzipped or not; `sha256` is of the unpacked file."""
     header = struct.pack(f">HBB{len(shape)}I", 0, _UNSIGNED_BYTE, len(shape), *shape)
     length = len(header) + int(np.prod(shape))
@@ -159,8 +142,7 @@ def _unpack(packed: bytes, shape: tuple[int, ...], path: Path, sha256: str | Non
         raise damaged(path, f"it cannot be unpacked ({error})") from error
     if not raw.startswith(header) or len(raw) != length:
         raise damaged(path, f"it does not hold {shape} unsigned bytes")
-    if sha256 is not None:
-        check_digest(raw, sha256, path)
+    check_digest(raw, sha256, path)
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=len(header)).reshape(shape).copy())
 
 
