@@ -13,8 +13,8 @@ from datadistill.utils.registry import Registry
 Made = TypeVar("Made", bound=Callable[..., Any])
 
 _HOW, _WORD = "how", "flag"
-_MOST = 1e30
-"""Near the largest number of single precision: what is more is as good as infinite."""
+_MOST = 3e38
+"""The largest number of single precision, nearly."""
 
 
 @dataclass(frozen=True)
