@@ -28,6 +28,9 @@ _NO_FLAG: dict[str, Any] = {"flag": None}
 class EvalConfig:
     """Configuration of an evaluation.
 
+    What is None is as the data says. Where it says nothing: 20 networks, or all that the pool has for judging; and for
+    protocol `dc` 300 epochs, 1000 with augmentation, no augmentation, and a rate of 0.01.
+
     Attributes:
         model: another network than the one it was made for.
         weights: `own`: where the data was made to start, so that fixed-init data is judged from its saved initial
