@@ -140,7 +140,9 @@ def test_all_that_the_readme_shows_runs_from_top_to_bottom(
 
 
 def test_make_demo_is_the_program_without_flags() -> None:
-    asked = subprocess.run(["make", "--dry-run", "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
+    asked = subprocess.run(
+        ["make", "--dry-run", "--no-print-directory", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert asked.stdout.splitlines()[-1] == ".venv/bin/datadistill distill"
 
 

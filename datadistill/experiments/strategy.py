@@ -118,7 +118,7 @@ def choose(config: RunConfig, real: RealData, folder: Path | None = None) -> Str
         config = replace(config, budget=BUDGET)
     budget, ipc = parse_duration(config.budget), _mean_ipc(config, real)
     config, judging = _with_network(config, real, ipc, budget or parse_duration(BUDGET) or 0.0)
-    nets = max(NETS[0], min(NETS[-1], int((budget or math.inf) / 2 / judging)))
+    nets = int(max(NETS[0], min(NETS[-1], (budget or math.inf) / 2 / judging)))
     quick = _quick(config, real, ipc)
     if budget is None:
         why = f"{quick.method.name} alone on {config.model}: without a budget no time for experts"
