@@ -4,6 +4,7 @@ import math
 import sys
 
 from datadistill.utils.interrupts import answer_with, leave, number_of, stop
+from datadistill.utils.workers import started
 
 if sys.platform != "win32":
     import resource
@@ -27,6 +28,13 @@ def run_and_exit() -> None:
     answer_with(leave)
     if _limit() < _LEAST:
         sys.exit(f"datadistill: {_TOO_LITTLE}")
+    with started(sys.argv[1:]):
+        code = _run()
+    sys.exit(code)
+
+
+def _run() -> int:
+    """The command, and its exit code."""
     try:
         from datadistill.cli.main import main  # some seconds, in which nothing is being done yet
     except MemoryError:
@@ -41,7 +49,7 @@ def run_and_exit() -> None:
         answer_with(leave)
     except KeyboardInterrupt as error:  # just before the command, or just after it
         leave(number_of(error), None)
-    sys.exit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from datadistill.pretraining.initial_weights import KINDS
 from datadistill.pretraining.pool import Pool
 from datadistill.report.card import judging
 from datadistill.training.recipe import DC, TrainRecipe, changed
+from datadistill.utils import ranks
 from datadistill.utils.errors import RequestError
 from datadistill.utils.progress import counting, say, tell
 from datadistill.utils.runtime import versions
@@ -113,7 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
     usual = (arguments.steps or steps_for(STEPS, arguments.ipc), arguments.epochs or EPOCHS)
     steps, epochs = usual if settings is None else (1, 1)
     folder = None if arguments.out is None else RunFolder(Path(arguments.out))
-    if folder is not None:
+    if folder is not None and ranks.leads():
         folder.check_free()
     real = load_data(arguments.dataset or "mnist", arguments)
     problem = make_problem(
@@ -135,6 +136,8 @@ def run(arguments: argparse.Namespace) -> None:
     scores, score = evaluate_sets(
         sets, problem.real, model=arguments.model, nets=arguments.nets, pool=problem.pool, bar=counting
     )
+    if not ranks.leads():
+        return
     ipc = ",".join(map(str, problem.ipc)) if isinstance(problem.ipc, tuple) else problem.ipc
     recipe = f"datadistill baseline --how {info.name} --dataset {shlex.quote(real.origin)} "
     recipe += f"--model {shlex.quote(problem.model)} "

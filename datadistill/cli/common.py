@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from datadistill.cli.parsing import add_fields, add_option, given_fields, in_cases, one_of
+from datadistill.cli.parsing import add_fields, add_option, given_fields, in_cases, one_of, positive_int
 from datadistill.data import Options, RealData, is_named, load
 from datadistill.distillation.config import RunConfig
 from datadistill.distilled import DistilledData
@@ -56,6 +56,17 @@ def add_data_root_flag(parser: argparse._ActionsContainer) -> None:
         metavar="DIR",
         help="where official dataset files lie; what is not there is fetched into the cache "
         "(default: the environment variable DATADISTILL_DATA)",
+    )
+
+
+def add_workers_flag(parser: argparse.ArgumentParser) -> None:
+    """`--workers`, which `utils.workers` answers before anything is parsed."""
+    parser.add_argument(
+        "--workers",
+        type=positive_int,
+        metavar="N",
+        help="processes of this machine that share the networks (default: one, with a thread for each core); under "
+        "torchrun and srun leave it out (docs/ranks.md)",
     )
 
 
@@ -148,7 +159,7 @@ def repeated(arguments: argparse.Namespace, command: str, skipped: tuple[str, ..
         command: its name.
         skipped: flags that make no difference to the result.
     """
-    words = ["datadistill", command]
+    words, skipped = ["datadistill", command], (*skipped, "workers")
     for name, value in vars(arguments).items():
         if name == "method" and value in METHODS.names():
             value = METHODS.get(value).code or value

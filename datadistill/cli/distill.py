@@ -33,6 +33,7 @@ from datadistill.report.live import Refreshing
 from datadistill.report.page import PAGE_NAME
 from datadistill.report.sheet import SHEET_NAME
 from datadistill.report.tracking import Tracking, check_trackers
+from datadistill.utils import ranks
 from datadistill.utils.errors import Interrupted, RequestError
 from datadistill.utils.interrupts import number_of
 from datadistill.utils.progress import Progress, Screen, counting, say, tell
@@ -82,19 +83,22 @@ def run(arguments: argparse.Namespace) -> None:
     trackers = arguments.track or []
     check_trackers(trackers)
     folder = _folder(arguments)
-    before = RunFolder(folder).settings() if folder is not None and _is_resumed(arguments, folder) else None
+    before = ranks.from_first(lambda: _settings(arguments, folder))
     recipe, config = _asked(arguments) if before is None else (None, _resumed(arguments, before, folder or Path()))
     real = load_for(config, arguments.data_root, None if before is None else before.source)
     pool = None if config.pool is None else load_pool(str(config.pool))
     check_nets(arguments.nets, config.weights, None if pool is None else pool.facts.reserved)
-    chosen = choose(config, real, folder) if before is None and is_open(arguments) else None
+    is_chosen = before is None and is_open(arguments)
+    chosen = ranks.from_first(lambda: choose(config, real, folder)) if is_chosen else None
     if folder is None:
         ipc = ipc_name(config.images_per_class)
-        folder = new_folder(f"{real.name}-{AUTO if chosen else config.method.name}-{config.weights}-{ipc}")
+        name = f"{real.name}-{AUTO if chosen else config.method.name}-{config.weights}-{ipc}"
+        folder = Path(ranks.from_first(lambda: str(new_folder(name))))
     done = None
+    written = trackers if ranks.leads() else []
 
     def distilled(config: RunConfig, place: Path) -> Run:
-        with Progress() as progress, Tracking(Refreshing(progress, place), place, trackers) as reporter:
+        with Progress() as progress, Tracking(Refreshing(progress, place), place, written) as reporter:
             return distill(
                 real,
                 config=replace(config, pool=pool),
@@ -118,7 +122,8 @@ def run(arguments: argparse.Namespace) -> None:
             raise
         what = "interrupted; what is done is kept" if done is None else "interrupted while judging; the run is done"
         raise Interrupted(what, folder, number_of(error)) from None
-    _print(done, score, recipe, pool)
+    if ranks.leads():
+        _print(done, score, recipe, pool)
 
 
 def _carried_out(chosen: Strategy, real: RealData, folder: Path, distilled: Callable[[RunConfig, Path], Run]) -> Run:
@@ -135,16 +140,21 @@ def _folder(arguments: argparse.Namespace) -> Path | None:
     """The run folder, where it is known before the run's settings."""
     if arguments.out is not None:
         return Path(arguments.out)
-    if not arguments.resume:
-        return None
+    return Path(ranks.from_first(_newest)) if arguments.resume else None
+
+
+def _newest() -> str:
+    """The run folder in `runs` that was begun last."""
     runs = [path for path in Path("runs").glob("*") if RunFolder(path).exists()]
     if not runs:
         raise RequestError("there is no run to resume in runs/: name its folder with --out")
-    return max(runs, key=lambda path: (path / "config.json").stat().st_mtime_ns)
+    return str(max(runs, key=lambda path: (path / "config.json").stat().st_mtime_ns))
 
 
-def _is_resumed(arguments: argparse.Namespace, folder: Path) -> bool:
-    return bool(arguments.resume) and RunFolder(folder).exists()
+def _settings(arguments: argparse.Namespace, folder: Path | None) -> Settings | None:
+    """Settings of the run that is resumed, if it is there."""
+    is_there = folder is not None and arguments.resume and RunFolder(folder).exists()
+    return RunFolder(folder).settings() if folder is not None and is_there else None
 
 
 def _asked(arguments: argparse.Namespace) -> tuple[Recipe | None, RunConfig]:
@@ -186,6 +196,7 @@ def to_go_on(folder: Path, arguments: argparse.Namespace) -> list[str]:
     if not RunFolder(folder).exists():
         return [*shlex.split(_repeat(arguments))[2:], *_data_root(arguments), "--out", str(folder)]
     words = ["--resume", "--out", str(folder), *_data_root(arguments)]
+    words += [] if arguments.workers is None else ["--workers", str(arguments.workers)]
     for one in RunFolder(folder).settings().reaching(folder, arguments.data_root):
         words += one.words()
     words += ["--track", ",".join(arguments.track)] if arguments.track else []

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 from datadistill import __version__
@@ -27,10 +27,20 @@ from datadistill.cli import (
     show,
     watch,
 )
+from datadistill.cli.common import add_workers_flag
 from datadistill.cli.parsing import Parser, command_line
 from datadistill.methods.external import register_code
-from datadistill.utils.errors import DatadistillError, Interrupted, explain_os_error, sentence, unknown_name
+from datadistill.utils import ranks
+from datadistill.utils.errors import (
+    DatadistillError,
+    Interrupted,
+    RequestError,
+    explain_os_error,
+    sentence,
+    unknown_name,
+)
 from datadistill.utils.interrupts import number_of
+from datadistill.utils.place import is_started_by_others, place_given
 from datadistill.utils.runtime import is_out_of_memory, keep_freed_memory, print_anything
 
 COMMANDS = {
@@ -52,6 +62,9 @@ COMMANDS = {
     "list": listing,
     "completion": completion,
 }
+
+SHARED = ("distill", "baseline", "evaluate", "compare", "pretrain", "rank", "reproduce", "audit")
+"""Commands that several ranks do together; rank 0 alone does the others."""
 
 _DESCRIPTION = """\
 Dataset distillation: a labelled dataset becomes a handful of synthetic images
@@ -80,6 +93,8 @@ def make_parser(only: str | None = None) -> tuple[Parser, dict[str, Parser]]:
         by_name[name] = commands.add_parser(name, help=line, description=module.DESCRIPTION, usage=usage)
         if only in (None, name):
             module.add_flags(by_name[name])
+            if name in SHARED:
+                add_workers_flag(by_name[name])
     return parser, by_name
 
 
@@ -93,6 +108,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_anything()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        is_first = place_given().rank == 0
+    except DatadistillError as error:
+        return _fail(str(error), error.exit_code)
+    if is_first:
+        return _run(given)
+    with Path(os.devnull).open("w") as unheard, redirect_stdout(unheard), redirect_stderr(unheard):
+        return _run(given) if given and given[0].lower() in SHARED else 0
+
+
+def _run(given: list[str]) -> int:
+    """Run one command; the arguments and the exit code are those of `main`."""
+    try:
         if not given:
             make_parser()[0].print_help()
             return 0
@@ -103,11 +130,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser, commands = make_parser(given[0] if given[0] in COMMANDS else None)
         parsed, rest = parser.parse_known_args(given)
         (commands[parsed.command] if parsed.command else parser).refuse(rest)
-        COMMANDS[parsed.command].run(parsed)
+        if getattr(parsed, "workers", None) and is_started_by_others():
+            raise RequestError("--workers starts processes, as torchrun and srun do: leave it out under these")
+        with ranks.joined() if parsed.command in SHARED else nullcontext():
+            COMMANDS[parsed.command].run(parsed)
         if sys.stdout is not None:
             sys.stdout.flush()
     except Interrupted as error:
         return _fail(f"{error}; go on with: {_again(given, parsed, error.folder)}", error.exit_code)
+    except ranks.RankLost as error:
+        return _fail(f"{error}{'; go on with --resume' if hasattr(parsed, 'resume') else ''}", error.exit_code)
     except DatadistillError as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:

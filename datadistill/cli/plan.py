@@ -13,7 +13,7 @@ from datadistill.distillation.state import Best, RunState, pack
 from datadistill.distilled import DistilledData
 from datadistill.engine import Network, Prediction, kernels, predict
 from datadistill.engine.config import Storage
-from datadistill.engine.planner import memory_limit
+from datadistill.engine.planner import Workload, memory_limit
 from datadistill.utils.errors import RequestError
 from datadistill.utils.progress import say, tell
 from datadistill.utils.runtime import stream, versions
@@ -39,6 +39,9 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument(
         "--iterations", type=positive_int, metavar="N", default=1000, help="outer steps (default: %(default)s)"
     )
+    parser.add_argument(
+        "--ranks", type=positive_int, metavar="N", default=1, help="processes that share the work (docs/ranks.md)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document")
 
 
@@ -49,9 +52,12 @@ def run(arguments: argparse.Namespace) -> None:
     if problem.device.type == "cpu" and problem.engine.kernels != "off":
         kernels.prepare(say)
         problem = problem.with_kernels(problem.engine.kernels)
-    demand, image = method.workload(problem), problem.real.train.images[:1]
+    whole, image = method.workload(problem), problem.real.train.images[:1]
+    demand = whole.of_rank(arguments.ranks)
     network = problem.with_model(demand.model).network
+    weights = sum(weight.numel() * weight.element_size() for weight in network.module.parameters())
     chosen = predict(network, image, demand, problem.engine)
+    exchanged = whole.exchanged(arguments.ranks, image.numel() * image.element_size(), weights, chosen.engine.chunk)
     others = []
     for storage in _STORAGES if problem.engine.storage == "auto" else ():
         if storage == chosen.engine.storage:
@@ -67,7 +73,10 @@ def run(arguments: argparse.Namespace) -> None:
             "model": problem.model,
             "dataset": problem.real.origin,
             "inner_steps": demand.steps,
-            "networks": demand.networks,
+            "networks": whole.networks,
+            "ranks": arguments.ranks,
+            "networks_per_rank": demand.networks,
+            "exchanged_bytes": exchanged,
             "chosen": _document(chosen),
             "all": [_document(other) for other in others or [chosen]],
             "memory_limit_bytes": memory_limit(problem.engine, problem.device),
@@ -93,6 +102,8 @@ def run(arguments: argparse.Namespace) -> None:
     limit = memory_limit(problem.engine, problem.device)
     tell(f"memory   {_size(chosen.peak_bytes)} above the data and the program; {_size(limit)} may be used")
     tell(f"time     {_duration(chosen.seconds * arguments.iterations)} for {arguments.iterations:,} outer steps")
+    if arguments.ranks > 1:
+        tell(f"ranks    {_shares(whole, demand, exchanged)}; {_size(exchanged)} from all to each in an outer step")
     tell(f"disk     {_size(disk)} for the run folder")
     tell(
         f"engine   storage {engine.storage}, hvp {engine.hvp}, execution {engine.execution}, "
@@ -104,6 +115,13 @@ def run(arguments: argparse.Namespace) -> None:
         tell(
             "         this is more than may be used: fewer networks, a smaller --batch or a smaller --inner-chunk help"
         )
+
+
+def _shares(whole: Workload, demand: Workload, exchanged: int) -> str:
+    """What one of several ranks does of an outer step."""
+    if demand.networks < whole.networks:
+        return f"{demand.networks} of {whole.networks} networks each, or classes"
+    return "pieces of the real batch" if exchanged else "all do the same, in the same time as one"
 
 
 def _kernels(network: Network) -> str:

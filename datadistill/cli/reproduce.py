@@ -14,6 +14,7 @@ from datadistill.experiments.recipes.record import range_text
 from datadistill.experiments.reproduce import Changes, reproduce
 from datadistill.experiments.verdict import Line, Verdict, check, parse_line
 from datadistill.report.card import CURVE_NAME
+from datadistill.utils import ranks
 from datadistill.utils.errors import DatadistillError, RequestError
 from datadistill.utils.progress import Progress, Screen, clock, counting, say, tell
 
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
         baselines=not arguments.no_baselines,
         screen=Screen(Progress, counting, say),
     )
-    if arguments.record:
+    if arguments.record and ranks.leads():
         record_measured(recipe.name, verdict.as_measured())
     if arguments.json:
         print(json.dumps(verdict.as_json(), indent=2))

@@ -26,6 +26,7 @@ from datadistill.data.own import Datasets, as_real, from_arrays, from_datasets, 
 from datadistill.data.readers.solar import solar_cells
 from datadistill.data.real import RealData, Source, Split
 from datadistill.data.transforms import Normalization, Whitening
+from datadistill.utils import ranks
 from datadistill.utils.errors import RequestError
 from datadistill.utils.fields import check_names, options_in, with_options
 from datadistill.utils.progress import Bar, counting, say
@@ -147,6 +148,12 @@ def load(
     if not isinstance(data_root, str | Path | None):
         raise RequestError(f"data_root is {data_root!r:.60}, but must be a folder's path")
     check_names(options, options_in(Options), "a dataset")
+    return ranks.first_here(lambda: _loaded(name, data_root, say, bar, **options))
+
+
+def _loaded(
+    name: str | Path, data_root: str | Path | None, say: Callable[[str], None], bar: Bar, **options: Any
+) -> RealData:
     zca = options.pop("zca", False)
     how = Options(**options)
     if isinstance(name, Path) or (not is_named(name) and is_external(name)):

@@ -37,6 +37,7 @@ from datadistill.engine import Engine
 from datadistill.methods import record_of
 from datadistill.methods.base import Context, Method, Problem, State, Step, Synthesis, plan
 from datadistill.training.accuracy import Accuracy
+from datadistill.utils import ranks
 from datadistill.utils.errors import DamagedFileError, DatadistillError, Interrupted, RequestError
 from datadistill.utils.fields import with_options
 from datadistill.utils.interrupts import Stopped, StopRequest, number_of
@@ -77,7 +78,7 @@ def distill(
         Interrupted: Ctrl-C, or another of `SIGNALS`; the run is saved in `out`.
         DatadistillError: it could not go on.
     """
-    config, reporter = config_of(method, config, options), reporter or Silent()
+    config, reporter = config_of(method, config, options), (reporter if ranks.leads() else None) or Silent()
     method, length = config.method, Length(config.iterations, parse_duration(config.budget))
     problem = make_problem(as_real(real), config)
     for remark in problem.network.remarks:
@@ -87,10 +88,10 @@ def distill(
     started = None if isinstance(resolved, Synthesis) else resolved.init(problem, stream(problem.seed, "start"))
     facts = {"versions": versions(), "threads": torch.get_num_threads(), "recipe": command}
     settings = settings_of(problem, config, **facts)
-    folder = None if out is None else RunFolder(Path(out))
-    before = folder.settings() if folder is not None and resume and folder.exists() else None
+    folder = None if out is None or not ranks.leads() else RunFolder(Path(out))
+    before = ranks.from_first(lambda: folder.settings() if folder and resume and folder.exists() else None)
+    command = before.recipe if before is not None else command
     if before is not None and folder is not None:
-        command = before.recipe
         if is_longer(before, settings):
             check_can_be_longer(before_longer(before, config), folder.path)
             command = lengthened(before, settings.asked["iterations"]).recipe
@@ -109,13 +110,14 @@ def distill(
         fallback = _planned(problem, resolved)
         loop = _Loop(problem, resolved, config.outer, length, template, method_state, fallback, reporter, folder)
         state = loop.first() if folder is None else _open(folder, before, settings, loop, config, resume)
-        return loop.finish(loop.run(state, stop))
+        return loop.finish(loop.run(loop.agreed(state), stop))
 
 
 def _planned(problem: Problem, method: Method) -> Fallback:
     """Engine of a run, planned once, before the first step."""
-    workload = method.workload(problem)
-    return Fallback(plan(method, problem), workload, problem.with_model(workload.model).network, problem.device)
+    workload = method.workload(problem).of_rank(ranks.count())
+    engine = ranks.from_first(lambda: plan(method, problem))
+    return Fallback(engine, workload, problem.with_model(workload.model).network, problem.device)
 
 
 def _check_same(folder: RunFolder, before: Settings, settings: Settings) -> None:
@@ -193,6 +195,13 @@ class _Loop:
         variables = Variables.of(self.template, record_of(self.method).learns, self.outer)
         return RunState(variables, method_state=self.method_state)
 
+    def agreed(self, state: RunState) -> RunState:
+        """The state of rank 0, which is that of all ranks but for what the last bits of other processors do."""
+        if ranks.count() == 1:
+            return state
+        checkpoint = ranks.from_first(lambda: pack(state))
+        return state if ranks.leads() else unpack(checkpoint, self.first())
+
     def made_longer(self, state: RunState, before: Settings, config: RunConfig) -> RunState:
         """A state that a longer run goes through too: the last look of a run is none of its own, unless it was due.
 
@@ -239,12 +248,12 @@ class _Loop:
             self._say(remark)
         is_paced = is_paced or state.is_paced
         state = replace(state, fallbacks=fallbacks, remarks=(*state.remarks, *remarks), is_paced=is_paced)
-        state = self._improve(state, step, progress, time.perf_counter() - began)
+        state = self._improve(state, step, progress, self._seconds(began))
         loss = state.loss
         if state.step % self.outer.eval_every == 0 or self._is_over(state):
             if self._has_diverged(state):
                 return (self._roll_back(good, state, f"the outer loss rose to {state.loss:.3g}"),) * 2
-            validated = self._validate(state)
+            validated = self._validate(self.agreed(state))
             if validated is None:
                 return (self._roll_back(good, state, "the held-out loss is not finite"),) * 2
             state = good = validated
@@ -300,6 +309,11 @@ class _Loop:
             return self.method.step(distilled, state.method_state, context, generator)
 
         return *self.fallback.run(state.fallbacks, step), bool(asked)
+
+    def _seconds(self, began: float) -> float:
+        """Seconds of the run; where it ends by the clock, by that of rank 0."""
+        seconds = time.perf_counter() - began
+        return seconds if self.length.budget is None else ranks.from_first(lambda: seconds)
 
     def _improve(self, state: RunState, step: Step, progress: float, seconds: float) -> RunState:
         rate = self._rate(state, progress)

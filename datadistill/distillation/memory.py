@@ -10,6 +10,7 @@ from datadistill.engine.compiled import forget
 from datadistill.engine.config import Engine
 from datadistill.engine.functional import Network
 from datadistill.engine.planner import Workload, cheaper
+from datadistill.utils import ranks
 from datadistill.utils.runtime import is_out_of_memory
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ class Fallback(NamedTuple):
         return engine
 
     def run(self, level: int, work: Callable[[Engine], T]) -> tuple[T, int, tuple[str, ...]]:
-        """Do some work, and once more with each cheaper engine as long as memory runs out.
+        """Do some work, and once more with each cheaper engine as long as memory runs out, on whichever rank.
 
         Args:
             level: how many choices were given up before.
@@ -53,7 +54,9 @@ class Fallback(NamedTuple):
         engine, remarks = self.at(level), list[str]()
         while True:
             try:
-                return work(engine), level, tuple(remarks)
+                with ranks.together():
+                    done = work(engine)
+                return done, level, tuple(remarks)
             except (MemoryError, RuntimeError) as error:
                 following = cheaper(engine, self.workload)
                 if not is_out_of_memory(error) or following is None:

@@ -18,6 +18,7 @@ from datadistill.models import SCHEMES, has_own_weights, model_name
 from datadistill.pretraining.initial_weights import KINDS, Fixed
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.pretraining.trajectories import Trajectories, load_trajectories
+from datadistill.utils import ranks
 from datadistill.utils.errors import RequestError, unknown_name
 from datadistill.utils.progress import Reporter
 from datadistill.utils.runtime import resolve_device
@@ -94,8 +95,8 @@ def with_kernels(problem: Problem, before: Sequence[str] | None, reporter: Repor
     asked = problem.engine.kernels
     if problem.device.type != "cpu" or asked == "off":
         return problem, ()
-    kernels.prepare(reporter.say)
-    operations = kernels.chosen(asked, kernels.measured())
+    ranks.first_here(lambda: kernels.prepare(reporter.say))
+    operations = ranks.from_first(lambda: kernels.chosen(asked, kernels.measured()))
     if before is not None and set(before) != set(operations):
         operations = tuple(name for name in before if name in kernels.measured())
         if len(operations) < len(before):

@@ -7,6 +7,7 @@ import torch
 
 from datadistill.distilled import DistilledData
 from datadistill.training.accuracy import Accuracy
+from datadistill.utils import ranks
 from datadistill.utils.runtime import peak_memory
 
 
@@ -40,6 +41,7 @@ def with_cost(distilled: DistilledData, seconds: float, steps: int, accuracy: fl
         "peak_bytes": peak_memory(device),
         "device": str(device),
         "threads": torch.get_num_threads(),
+        **({"ranks": ranks.count()} if ranks.count() > 1 else {}),
     }
     scores = [{"split": "held_out", "accuracy": accuracy, "outer_step": at}]
     return distilled.noted(cost=cost, scores=scores)

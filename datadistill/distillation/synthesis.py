@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from datadistill.distillation.run_folder import RunFolder
 from datadistill.distillation.validation import held_out
 from datadistill.distilled import FILE_NAME, DistilledData, load_distilled
 from datadistill.methods.base import Problem, Synthesis
+from datadistill.utils import ranks
 from datadistill.utils.errors import DamagedFileError, Interrupted, RequestError, require
 from datadistill.utils.interrupts import Stopped, StopRequest
 from datadistill.utils.progress import Reporter, Status
@@ -48,7 +50,7 @@ def _pieces(
     pieces, count = list[DistilledData](), method.pieces(problem)
     for number in range(count):
         path = None if folder is None else folder.place("pieces") / f"{number:06d}.safetensors"
-        saved = None if path is None else _saved(path, pieces, problem, reporter)
+        saved = ranks.from_first(partial(_saved, path, pieces, problem, reporter) if path else lambda: None)
         if saved is not None:
             pieces.append(saved)
             continue

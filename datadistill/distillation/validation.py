@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from datadistill.distillation.state import Best
 from datadistill.distilled import DistilledData
+from datadistill.engine.functional import Weights
 from datadistill.engine.parallel import each_on_one_core
 from datadistill.methods.base import Problem, Step
 from datadistill.pretraining.initial_weights import Random
@@ -12,6 +13,7 @@ from datadistill.training.accuracy import Accuracy, accuracy_of
 from datadistill.training.carried import recipe_of
 from datadistill.training.fit import fit
 from datadistill.training.recipe import TrainRecipe
+from datadistill.utils import ranks
 from datadistill.utils.runtime import stream
 
 NETWORKS = 4
@@ -52,10 +54,12 @@ def _stepped(
     network, wanted = problem.network, problem.with_targets(problem.real.held_out)
     count = 1 if problem.starts.fixed is not None else networks
     starts = problem.starts.sample(count, stream(problem.seed, purpose))
-    return [
-        accuracy_of(network, fit(network, start, distilled, recipe, stream(problem.seed, f"{purpose}-noise")), wanted)
-        for start in starts
-    ]
+
+    def one(start: Weights) -> Accuracy:
+        draws = stream(problem.seed, f"{purpose}-noise")
+        return accuracy_of(network, fit(network, start, distilled, recipe, draws), wanted)
+
+    return ranks.shared(lambda mine: [one(start) for start in mine], starts)
 
 
 def _trained(

@@ -17,6 +17,7 @@ from datadistill.engine.functional import Network, Weights
 from datadistill.engine.hypergradient import Hypergradient, hypergradient
 from datadistill.engine.optimizers import Optimizer
 from datadistill.engine.unroll import InnerStep
+from datadistill.utils import ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,8 @@ def outer_step(
         return [found.loss, found.rates, *data]
 
     key = (getattr(outer.of, "__qualname__", ""), optimizer, inside, surrogate_width, first, numbers)
-    values = iter(replayed(network, key, flat, given))
+    with ranks.alone():  # a graph holds the operations of one GPU
+        values = iter(replayed(network, key, flat, given))
     loss, rates = next(values), next(values)
     images = {number: next(values) for number in firsts}
     return Hypergradient(loss, images, {number: next(values) for number in firsts if soft}, rates)

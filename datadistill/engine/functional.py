@@ -3,7 +3,7 @@
 import copy
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,7 +20,8 @@ from torch.overrides import TorchFunctionMode
 from datadistill.engine import kernels
 from datadistill.engine.losses import CROSS_ENTROPY, Labels, Loss
 from datadistill.engine.overrides import Replaced, dropouts
-from datadistill.engine.parallel import map_on_cores, shared_out
+from datadistill.engine.parallel import map_here, map_on_cores, shared_out
+from datadistill.utils import ranks
 from datadistill.utils.errors import RequestError
 from datadistill.utils.runtime import is_out_of_memory
 
@@ -324,29 +325,39 @@ def batch_gradient(
     chunk: int,
     noise: int | None = None,
     precision: str = "float32",
+    is_large: bool = False,
 ) -> tuple[Float[Tensor, ""], Weights]:
     """Mean loss over a batch and its gradient, in chunks that bound the memory, fit the cache and share the cores.
 
     Where a batch's images depend on each other the batch stays whole: chunks would be another function. What is drawn
-    to augment a batch does not depend on how it is cut.
+    to augment a batch does not depend on how it is cut. Chunks of a large batch, such as the real one of an outer step,
+    are worth sharing out among processes too.
 
     Returns:
         The loss and the gradient by weight name, both without a graph.
     """
 
-    def part(pieces: list[slice]) -> tuple[Tensor, Weights]:
-        total, summed = torch.zeros((), dtype=images.dtype, device=images.device), Weights()
-        for piece in pieces:
-            share = (piece.stop - piece.start) / len(labels)
-            with _arithmetic(precision, images.device):
-                loss, gradients = network.gradient(
-                    as_leaves(weights), images[piece], labels[piece], noise=noise_of(noise, piece, len(labels))
-                )
-            total += loss.detach() * share
-            add_to(summed, gradients, share)
-        return total, summed
+    def of_piece(piece: slice) -> tuple[Tensor, Weights]:
+        with _arithmetic(precision, images.device):
+            loss, gradients = network.gradient(
+                as_leaves(weights), images[piece], labels[piece], noise=noise_of(noise, piece, len(labels))
+            )
+        return loss.detach(), gradients
 
-    parts = map_on_cores(part, shared_out(pieces_of(network, len(labels), chunk), images.device), images.device)
+    def summed(pieces: Iterable[slice], found: Iterable[tuple[Tensor, Weights]]) -> tuple[Tensor, Weights]:
+        total, sums = torch.zeros((), dtype=images.dtype, device=images.device), Weights()
+        for piece, (loss, gradients) in zip(pieces, found, strict=True):
+            share = (piece.stop - piece.start) / len(labels)
+            total += loss * share
+            add_to(sums, gradients, share)
+        return total, sums
+
+    pieces = pieces_of(network, len(labels), chunk)
+    if is_large and ranks.are_at_hand():
+        # Each by itself, so that the sum does not depend on how many ranks there are.
+        return summed(pieces, map_on_cores(of_piece, pieces, images.device))
+    groups = shared_out(pieces, images.device)
+    parts = map_here(lambda group: summed(group, map(of_piece, group)), groups, images.device)
     for _, gradients in parts[1:]:
         add_to(parts[0][1], gradients, 1.0)
     return torch.stack([loss for loss, _ in parts]).sum(), parts[0][1]

@@ -39,7 +39,7 @@ from datadistill.engine.config import Engine
 from datadistill.engine.functional import Network, Weights, add_to, as_leaves, noise_of, pieces_of
 from datadistill.engine.hvp import HVP, data_leaves, differentiate_again
 from datadistill.engine.optimizers import Optimizer, UpdateVJP
-from datadistill.engine.parallel import map_on_cores, shared_out
+from datadistill.engine.parallel import map_here, shared_out
 from datadistill.engine.surrogate import widened
 from datadistill.engine.unroll import InnerStep, Position, advance
 
@@ -222,7 +222,7 @@ class _All:
             return gradient, weights, data
 
         pieces = shared_out(pieces_of(self.network, count, self.engine.inner_chunk), step.images.device)
-        parts = map_on_cores(part, pieces, step.images.device)
+        parts = map_here(part, pieces, step.images.device)
         for gradient, weights, _ in parts[1:]:
             add_to(parts[0][0], gradient, 1.0)
             add_to(parts[0][1], weights, 1.0)

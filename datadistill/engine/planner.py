@@ -24,6 +24,7 @@ from datadistill.engine.memory import LiveBytes
 from datadistill.engine.optimizers import Optimizer
 from datadistill.engine.surrogate import kinks_of
 from datadistill.engine.unroll import InnerStep
+from datadistill.utils import ranks
 from datadistill.utils.errors import RequestError
 
 PIECE_BYTES = 8 << 20
@@ -55,6 +56,7 @@ class Workload:
         window: the last steps that are differentiated, of a stretch that ends anywhere; 0: all of them.
         derivatives: how often the network is differentiated: 0 where the loss has none, 1 or 2.
         model: the network that does the work, by name; `same` is the one that is distilled for.
+        parts: ranks that share the pieces of the real batch.
     """
 
     steps: int
@@ -68,6 +70,31 @@ class Workload:
     window: int = 0
     derivatives: int = 2
     model: str = "same"
+    parts: int = 1
+
+    def of_rank(self, count: int) -> "Workload":
+        """What each of so many ranks does: some of the networks; of a single one, a part of the real batch."""
+        if count == 1:
+            return self
+        if self.networks > 1:
+            return replace(self, networks=-(-self.networks // count))
+        return replace(self, parts=count) if self.derivatives > 1 and self.real else self
+
+    def exchanged(self, count: int, image: int, weights: int, chunk: int) -> int:
+        """Bytes that so many ranks give each other in an outer step.
+
+        Args:
+            count: of ranks.
+            image: bytes of an image.
+            weights: bytes of a network's weights.
+            chunk: real images in a piece.
+        """
+        if count == 1:
+            return 0
+        if self.networks > 1:  # each network has derivatives of its own, of all images that it is trained on
+            batches = min(self.steps, -(-self.distilled // self.images))
+            return self.networks * batches * self.images * image
+        return -(-self.real // chunk) * weights if self.derivatives > 1 and self.real > chunk > 0 else 0
 
 
 @dataclass(frozen=True)
@@ -140,6 +167,8 @@ def settle(network: Network, image: Float[Tensor, "1 c h w"], workload: Workload
             big = workload.derivatives > 1 and engine.storage != "full"
             big = big and probe.hvp(engine, workload.images).peak > BIG_BYTES
             engine = replace(engine, inner_chunk=min(FEW_IMAGES, workload.images) if big else workload.images)
+    elif engine.chunk == 0 and workload.parts > 1 and engine.execution != "graph":
+        engine = replace(engine, chunk=-(-workload.real // workload.parts))
     if engine.storage == "auto":
         engine = replace(engine, storage=_storage(probe, engine, memory_limit(engine, device)))
     return engine
@@ -152,7 +181,7 @@ def predict(network: Network, image: Float[Tensor, "1 c h w"], workload: Workloa
 
 
 def memory_limit(engine: Engine, device: torch.device) -> int:
-    """Bytes that may be used: what the engine says, else half of what the device has."""
+    """Bytes that may be used: what the engine says, else half of what the device has, by ranks that share it."""
     if engine.memory > 0:
         return int(engine.memory * 2**30)
     if device.type == "cuda":
@@ -162,7 +191,7 @@ def memory_limit(engine: Engine, device: torch.device) -> int:
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     with suppress(ValueError, OSError):  # a container's
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(limits, default=8 << 30) // 2
+    return min(limits, default=8 << 30) // 2 // ranks.count_here()
 
 
 def cheaper(engine: Engine, workload: Workload) -> Engine | None:
@@ -235,7 +264,7 @@ class _Probe:
         inner = engine.inner_chunk or workload.images
         inner_pieces = len(pieces_of(self.network, workload.images, inner))
         real = engine.chunk or workload.real
-        real_pieces = len(pieces_of(self.network, workload.real, real))
+        real_pieces = -(-len(pieces_of(self.network, workload.real, real)) // workload.parts)
         if self.network.couples_images:
             inner, real = workload.images, workload.real
         whole = engine.hvp == "reverse" and engine.execution != "compiled" and inner_pieces == 1

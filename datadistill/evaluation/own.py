@@ -14,6 +14,7 @@ from datadistill.pretraining.pool import Networks, Pool
 from datadistill.training.accuracy import accuracy_of
 from datadistill.training.carried import inner_of, recipe_of
 from datadistill.training.fit import path, walk_of
+from datadistill.utils import ranks
 from datadistill.utils.errors import RequestError
 from datadistill.utils.runtime import stream
 
@@ -41,7 +42,7 @@ def judge_own(trial: Trial) -> Score:
         return [accuracy_of(network, weights, trial.judged_on).correct for weights in reached]
 
     if recipe.takes_own_steps:
-        found = [along(net) for net in range(nets)]
+        found = ranks.shared(lambda mine: [along(net) for net in mine], range(nets))
     else:
         found = accuracies_of(trial, network, recipe, draw, nets)
     by_step = tuple(summarize(list(step), len(trial.judged_on)) for step in zip(*found, strict=True))

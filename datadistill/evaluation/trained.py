@@ -9,6 +9,7 @@ from datadistill.evaluation.config import Trial
 from datadistill.training.accuracy import accuracy_of
 from datadistill.training.fit import fit
 from datadistill.training.recipe import TrainRecipe
+from datadistill.utils import ranks
 from datadistill.utils.interrupts import Stopped, StopRequest
 from datadistill.utils.runtime import stream
 
@@ -33,8 +34,8 @@ def accuracies_of(
         def count() -> None:
             with lock:
                 trial.count()
-            if stop.requested:  # ends every thread; otherwise all would finish first
-                raise Stopped(stop.requested)
+            if requested := ranks.stopped(stop.requested):  # ends every thread; otherwise all would finish first
+                raise Stopped(requested)
 
         def one(net: int) -> list[float]:
             with network.alone:

@@ -10,6 +10,7 @@ from datadistill.methods import record_of
 from datadistill.pretraining.make import make_pool, make_trajectories
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.pretraining.trajectories import Trajectories
+from datadistill.utils import ranks
 from datadistill.utils.errors import RequestError
 from datadistill.utils.progress import SILENT, Screen
 
@@ -50,7 +51,7 @@ def get_pool(
         Interrupted: a signal; networks that are finished are kept, and the next call goes on with them.
     """
     path = folder / asked.file_name
-    if path.exists():
+    if ranks.from_first(path.exists):
         pool = load_pool(path)
         _check_same(pool, asked)
         return pool

@@ -1,5 +1,6 @@
 """Reproduction of a recipe: its run, its scores, and the verdict against its expected ranges."""
 
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from datadistill.experiments.runner import Experiment
 from datadistill.experiments.verdict import Verdict
 from datadistill.report.card import CURVE_NAME
 from datadistill.report.curve import save_sweep
+from datadistill.utils import ranks
 from datadistill.utils.errors import Interrupted, RequestError, told
 from datadistill.utils.fields import Flag
 from datadistill.utils.files import locked, read_json, refuse_links, write_json
@@ -87,7 +89,8 @@ def reproduce(
     for point in recipe.points:
         check_nets(nets, recipe.config(point).weights, None if recipe.pool is None else recipe.pool.reserved)
     asked = {"recipe": recipe.name, "digest": recipe.digest, **asdict(changes), "nets": nets, "device": on.type}
-    _check_folder(folder, asked, resume)
+    if ranks.leads():
+        _check_folder(folder, asked, resume)
     config = recipe.config()
     real = load(config.dataset, data_root, zca=config.data.zca)
     pool = None
@@ -98,16 +101,17 @@ def reproduce(
         own["trajectories"] = get_trajectories(recipe, Path(pools).with_name("trajectories"), real, device, screen)
     command = f"{recipe.command} --seed {changes.seed}"
     command += "".join(f" --{name} {value}" for name, value in changes.length.items() if value is not None)
-    with locked(folder) as check:
-        write_json(folder / ASKED, asked)
+    with locked(folder) if ranks.leads() else nullcontext(lambda: None) as check:
+        if ranks.leads():
+            write_json(folder / ASKED, asked)
         work = Experiment(recipe, real.to(on), own, nets, baselines, folder, command, screen, check)
         try:
             lines = work.lines()
         except KeyboardInterrupt as error:
             raise Interrupted("interrupted; what is finished is kept", folder, number_of(error)) from None
-    if recipe.sweep is not None:
+    if recipe.sweep is not None and ranks.leads():
         save_sweep(recipe.sweep.axis, [(line.name, line.accuracy) for line in lines], folder / CURVE_NAME)
-    threads = RunFolder(work.place(recipe.points[0])).settings().threads
+    threads = ranks.from_first(lambda: RunFolder(work.place(recipe.points[0])).settings().threads)
     return Verdict(recipe, tuple(lines), _shortened(recipe, changes), changes.seed, on.type, threads, folder)
 
 

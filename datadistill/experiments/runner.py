@@ -29,6 +29,7 @@ from datadistill.methods import Problem
 from datadistill.pretraining.pool import Pool
 from datadistill.report.card import conclude
 from datadistill.training.carried import shared_recipe
+from datadistill.utils import ranks
 from datadistill.utils.errors import DamagedFileError, require
 from datadistill.utils.files import read_json, write_json
 from datadistill.utils.progress import Screen
@@ -108,27 +109,37 @@ class Experiment:
 
     def _once(self, name: str, judge: Callable[[], Line]) -> Line:
         """A line from the results so far, or a new one, which is kept."""
+        line = ranks.from_first(lambda: self._results().get(name))
+        if line is None:
+            line = replace(judge(), name=name)
+            if ranks.leads():
+                self.check()
+                entries = {name: asdict(line) for name, line in {**self._results(), name: line}.items()}
+                write_json(self.folder / RESULTS, entries)
+        return line
+
+    def _results(self) -> dict[str, Line]:
+        """The lines so far, by name.
+
+        Raises:
+            DamagedFileError: their file is damaged.
+        """
         path = self.folder / RESULTS
         results = read_json(path) if path.exists() else {}
         try:
             require(isinstance(results, dict), "it is not a JSON object")
-            if name in results:
-                return parse_line(results[name])
+            return {name: parse_line(line) for name, line in results.items()}
         except DamagedFileError as error:
             raise DamagedFileError(
                 f"{path} is damaged ({error}): remove it, and add --resume to judge again"
             ) from error
-        line = replace(judge(), name=name)
-        self.check()
-        write_json(path, results | {name: asdict(line)})
-        return line
 
     def _config(self, point: Point) -> RunConfig:
         return replace(self.recipe.config(point), **self.changes)
 
     def _distill(self, config: RunConfig, place: Path) -> Run:
         """The run of a folder, which goes on with what is there."""
-        resume = RunFolder(place).exists()
+        resume = ranks.from_first(RunFolder(place).exists)
         with self.screen.watch() as reporter:
             return distill(self.real, config=config, out=place, resume=resume, command=self.command, reporter=reporter)
 
@@ -192,7 +203,7 @@ class Experiment:
 
     def _baseline(self, name: str) -> Line:
         info, problem = BASELINES.get(name), self._shared_problem
-        mine = load_distilled(self.place(self.recipe.points[0]))
+        mine = ranks.from_first(lambda: load_distilled(self.place(self.recipe.points[0])))
         recipe, rates, steps, epochs = shared_recipe(mine), mine.learning_rates, 1, 1
         if rates is not None and recipe is None:
             steps, epochs = len(mine.batches), len(rates) // len(mine.batches)

@@ -23,6 +23,7 @@ from datadistill.models import model_name
 from datadistill.pretraining.initial_weights import KINDS, InitialWeights, origin
 from datadistill.pretraining.pool import Pool
 from datadistill.pretraining.trajectories import Trajectories
+from datadistill.utils import ranks
 from datadistill.utils.errors import RequestError
 from datadistill.utils.runtime import stream
 
@@ -287,7 +288,8 @@ def plan(method: Method, problem: Problem) -> Engine:
     workload = method.workload(problem)
     if workload not in problem.cache:
         network = problem.with_model(workload.model).network
-        problem.cache[workload] = settle(network, problem.real.train.images[:1], workload, problem.engine)
+        mine = workload.of_rank(ranks.count())
+        problem.cache[workload] = settle(network, problem.real.train.images[:1], mine, problem.engine)
     engine: Engine = problem.cache[workload]
     return engine
 

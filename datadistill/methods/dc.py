@@ -193,7 +193,7 @@ def match(
     """
     real = pair.real
     _, target = batch_gradient(
-        network, weights, real.images, real.labels, engine.chunk, precision=engine.real_precision
+        network, weights, real.images, real.labels, engine.chunk, precision=engine.real_precision, is_large=True
     )
     leaf = images.detach().requires_grad_()
     with torch.enable_grad():

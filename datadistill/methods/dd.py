@@ -161,7 +161,9 @@ class DD:
 
         def outer(last: Weights, images: Tensor, labels: Tensor) -> tuple[Float[Tensor, ""], Weights]:
             precision = engine.real_precision
-            return batch_gradient(problem.network, last, images, labels, engine.chunk, precision=precision)
+            return batch_gradient(
+                problem.network, last, images, labels, engine.chunk, precision=precision, is_large=True
+            )
 
         def through(one: tuple[Weights, list[InnerStep]]) -> Hypergradient:
             loss = OuterLoss(outer, [real.images, real.labels])

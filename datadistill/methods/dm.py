@@ -84,20 +84,21 @@ class DM:
         for label in range(problem.real.num_classes):
             chosen = some_of_class(problem, label, self.batch, generator)
             draws.append((label, chosen, siamese(parts, train.images.shape[-1], generator)))
-        images = torch.zeros_like(distilled.images)
 
-        def of_class(draw: tuple[int, Tensor, Transform]) -> Tensor:
+        def of_class(draw: tuple[int, Tensor, Transform]) -> tuple[Tensor, Tensor]:
             label, chosen, change = draw
             target = mean_feature(problem.features, weights, change(train.take(chosen).images), engine.chunk)
-            mine = torch.nonzero(distilled.labels == label).flatten()
-            leaf = distilled.images[mine].detach().requires_grad_()
+            leaf = distilled.images[distilled.labels == label].detach().requires_grad_()
             with torch.enable_grad():
                 feature = problem.features.logits(weights, change(leaf)).mean(0)
                 loss = ((feature - target) ** 2).sum()
-            (images[mine],) = torch.autograd.grad(loss, [leaf])
-            return loss.detach()
+            (gradient,) = torch.autograd.grad(loss, [leaf])
+            return loss.detach(), gradient
 
-        losses = map_on_cores(of_class, draws, problem.device)
+        losses, gradients = zip(*map_on_cores(of_class, draws, problem.device), strict=True)
+        images = torch.zeros_like(distilled.images)
+        for (label, _, _), gradient in zip(draws, gradients, strict=True):
+            images[distilled.labels == label] = gradient
         return Step(torch.stack(losses).sum(), {"images": images}, state)
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -35,10 +35,12 @@ from datadistill.pretraining.trajectories import (
 )
 from datadistill.training.accuracy import accuracy_of
 from datadistill.training.fit import fit
+from datadistill.utils import ranks
 from datadistill.utils.errors import DamagedFileError, DatadistillError, Interrupted, RequestError, require, told
 from datadistill.utils.fields import check_names, options_in, with_options
 from datadistill.utils.files import (
     digest_of,
+    gone,
     locked,
     read_json,
     read_tensors,
@@ -107,8 +109,11 @@ def make_pool(
     with maker.opened(resume, lambda: load_pool(out).facts) as check:
         if check is not None:
             maker.train_missing(check, lambda path: _read_part(path, network), _write_part)
-            _joined(maker, facts, config.test).save(out)
-            shutil.rmtree(parts, ignore_errors=True)
+            pool = _joined(maker, facts, config.test)
+            if ranks.leads():
+                pool.save(out)
+                shutil.rmtree(parts, ignore_errors=True)
+        ranks.wait_for([out])
     return load_pool(out)
 
 
@@ -166,15 +171,17 @@ def make_trajectories(
     with maker.opened(resume, lambda: load_trajectories(out).facts) as check:
         if check is not None:
             maker.train_missing(check, lambda path: read_expert(path, epochs).check(), write)
-            finished = [read_expert(path, epochs).facts for path in maker.files]
-            facts = replace(
-                facts,
-                digests=tuple(expert.digest for expert in finished),
-                accuracies=tuple(expert.accuracy for expert in finished),
-                seconds=round(sum(expert.seconds for expert in finished), 3),
-            )
-            save_facts(out, facts)
-            maker.config.unlink()
+            if ranks.leads():
+                finished = [read_expert(path, epochs).facts for path in maker.files]
+                facts = replace(
+                    facts,
+                    digests=tuple(expert.digest for expert in finished),
+                    accuracies=tuple(expert.accuracy for expert in finished),
+                    seconds=round(sum(expert.seconds for expert in finished), 3),
+                )
+                save_facts(out, facts)
+                maker.config.unlink()
+        ranks.wait_for([maker.whole])
     return load_trajectories(out)
 
 
@@ -196,7 +203,7 @@ def _prepare(
         say(remark)
     say(size(sum(weight.numel() for weight in network.module.parameters())))
     if on.type == "cpu":
-        kernels.prepare(say)
+        ranks.first_here(lambda: kernels.prepare(say))
     known = {
         "dataset": real.origin,
         "classes": real.classes,
@@ -260,7 +267,7 @@ class _Maker:
 
     @contextmanager
     def opened(self, resume: bool, load: Callable[[], NetworkFacts]) -> Iterator[Callable[[], None] | None]:
-        """Make or check the folder, and hold it (`utils.files.locked`).
+        """Make or check the folder, and hold it (`utils.files.locked`); rank 0 does so for all.
 
         Gives the function that sees whether it is still there; None where all is made already.
 
@@ -271,6 +278,19 @@ class _Maker:
         Raises:
             RequestError: something else is in the way, or another process is at work.
         """
+        with self._held(resume, load) if ranks.leads() else nullcontext(self._check) as check:
+            is_made = ranks.from_first(lambda: check is None)
+            if not is_made:
+                ranks.wait_for([self.config])
+            yield None if is_made else check
+
+    def _check(self) -> None:
+        """What ranks that do not hold the folder ask of it."""
+        if not self.config.exists():
+            raise gone(self.folder)
+
+    @contextmanager
+    def _held(self, resume: bool, load: Callable[[], NetworkFacts]) -> Iterator[Callable[[], None] | None]:
         if not self.out.name or self.out.name == "..":
             raise RequestError(f"there is something at {self.out} already: give another place with --out")
         refuse_links(self.folder, itself=self.folder != self.out)
@@ -345,7 +365,8 @@ class _Maker:
             write(files[index], weights, began)
 
         with StopRequest() as stop:
-            each_on_one_core(one, self._missing(read), self.device)
+            each_on_one_core(one, ranks.from_first(lambda: self._missing(read)), self.device)
+        ranks.wait_for(files)
 
     def _missing(self, read: Callable[[Path], object]) -> list[int]:
         """The networks that are not finished; the epochs of the others are counted."""
@@ -370,9 +391,9 @@ class _Maker:
         def count() -> None:
             with self._alone:
                 self.count()
-            if stop.requested:
+            if requested := ranks.stopped(stop.requested):
                 what = f"interrupted; {self.word}s that are finished are kept"
-                raise Interrupted(what, self.folder, stop.requested)
+                raise Interrupted(what, self.folder, requested)
 
         def keep(weights: Weights) -> None:
             epochs.append({name: weight.cpu() for name, weight in weights.items()})

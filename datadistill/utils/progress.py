@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from datadistill.utils import ranks
 from datadistill.utils.errors import printable
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -105,24 +106,23 @@ def describe(status: Status) -> str:
 @contextmanager
 def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
     """A bar on standard error for `total` equal pieces of work; gives the function that counts one."""
-    console = Console(stderr=True)
+    console, count_one = Console(stderr=True), ranks.tally()
     if console.is_terminal:
         bar = rich.progress.Progress(console=console, transient=True)
         try:
             with _UNREAD:
                 bar.start()
             task = bar.add_task(escape(printable(title)), total=total)
-            yield lambda: bar.advance(task)
+            yield lambda: bar.update(task, completed=count_one())
         finally:
             with _UNREAD:
                 bar.stop()
         return
     began = last = time.monotonic()
-    done = 0
 
     def count() -> None:
-        nonlocal done, last
-        done += 1
+        nonlocal last
+        done = count_one()
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:
             last = now

@@ -14,6 +14,7 @@ import pytest
 import torch
 import trained
 from conftest import start_of, step_of
+from forked import in_ranks
 
 import datadistill as dd
 from datadistill.baselines import RandomReal
@@ -294,6 +295,29 @@ def test_resumed_later_is_uninterrupted(row: Row, digits: dd.RealData, tmp_path:
     cut = resumed((3, 31, 79), tmp_path / "cut", go)
     assert same(whole.distilled, cut.distilled)
     assert whole.metrics == cut.metrics
+
+
+def in_several(count: int, folder: Path, go: Callable[..., dd.Run]) -> Made:
+    """What ranks make together; rank 0 writes it."""
+    for distilled in in_ranks(count, lambda: go(out=folder / "run", resume=True).distilled, folder / "ranks"):
+        assert same(distilled, dd.load_distilled(folder / "run")), "ranks have come to different results"
+    return Made(distilled, timeless(folder / "run"))
+
+
+SHARED = [next(row for row in ROWS if row.name == name) for name in ("dd", "dc", "dm")]
+"""What ranks share in them: the real batch, classes, and those that are given back by class."""
+
+
+@table
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_ranks_do_what_one_process_does(
+    row: Row, count: int, digits: dd.RealData, made: Callable[[Row, str], Made], tmp_path: Path
+) -> None:
+    if count == 2 and row not in SHARED:
+        pytest.skip("is among the slow tests, with three ranks")
+    whole, found = made(row, "short"), in_several(count, tmp_path, partial(short, row, digits))
+    assert same(whole.distilled, found.distilled)
+    assert whole.metrics == found.metrics
 
 
 @table
