@@ -1,6 +1,6 @@
 """Whether a command that is killed at any moment and resumed ends with the bits of one that was left alone.
 
-    python benchmarks/kills.py [--signal KILL|TERM] [--seeds FIRST:END] [--case NAME,...] [--work DIR]
+    python benchmarks/kills.py [--signal KILL|TERM] [--seeds FIRST:END] [--case NAME,...] [--ranks N,...] [--work DIR]
 
 Each seed draws moments, one to three, at which one of the commands is killed (SIGKILL) or asked to end (SIGTERM), and
 resumed after each; then it is let go on to its end. Commands are `distill` with every method, `pretrain` for pools and
@@ -8,6 +8,10 @@ for trajectories, `evaluate` and `reproduce`: tiny, on digits, one thread, PyTor
 uninterrupted one are every tensor of every safetensors file, the last checkpoint too, and every figure of JSON
 documents and metrics but seconds, bytes and versions. A command that was asked to end must say so in one line, with
 exit code 143.
+
+With --ranks each command is run by one of these numbers of ranks, drawn anew each time, one of which gets the signal.
+The others must end by themselves, in time, and rank 0 must say so in one line, unless it was killed; the uninterrupted
+run that all is compared with is of one process.
 
 Every process is a fork of this one, which has loaded the package already: a seed takes some seconds. DIR keeps the
 uninterrupted runs for the next call. Prints one JSON line, also when it is interrupted: the seeds `tried`, the `kills`
@@ -57,7 +61,7 @@ CASES = {
     "dm": f"distill --method dm {SHORT} --batch 16",
     "mtt": f"distill --method mtt {SHORT} --trajectories {FIXTURES}/digits-experts --model ConvNetD1W16 "
     "--student-steps 3 --max-start-epoch 2",
-    "rat_bptt": f"distill --method rat_bptt {SHORT} --inner-steps 10 --window 4 --batch 64",
+    "rat_bptt": f"distill --method rat_bptt {SHORT} --inner-steps 10 --window 4 --batch 64 --networks 2",
     "krr": f"distill --method krr {SHORT} --batch 64 --bodies 2 --body-steps 2 --max-age 6",
     "random_teacher": f"distill --method random_teacher {SHORT} --weights random-init",
     "pool": f"pretrain {MLP} --nets 6 --reserved 2 --epochs 3 --out pool.safetensors",
@@ -76,55 +80,99 @@ TINY = Recipe(
     expect=Expect(nets=3, accuracy=(0.0, 1.0)),
     baselines=("random",),
 )
+DEADLINE = 120.0
 UNCOMPARED = ("seconds", "peak_bytes", "versions", "threads", "recipe", "digests", "sha256")
 RESUMED = ("distill", "pretrain", "reproduce")
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended.
+    """How a command ended.
 
     Attributes:
-        code: its exit code; minus the signal where that killed it.
-        said: on standard error.
+        code: exit code of the process that was sent the signal, or of the first; minus the signal where that killed it.
+        others: exit codes of the other ranks.
+        said: on standard error, by rank 0.
         seconds: from its start.
     """
 
     code: int
+    others: list[int]
     said: str
     seconds: float
 
 
-def run(words: Sequence[str], folder: Path, after: float | None = None, number: int = 0) -> Ended:
-    """One command in a fork of this process, which is sent a signal after so many seconds."""
+@dataclass(frozen=True)
+class Sent:
+    """A signal for a command.
+
+    Attributes:
+        number: of the signal.
+        after: seconds from the command's start.
+        rank: that gets it.
+    """
+
+    number: int
+    after: float
+    rank: int = 0
+
+
+def run(words: Sequence[str], folder: Path, sent: Sent | None = None, ranks: int = 1) -> Ended:
+    """One command in forks of this process, one of which may be sent a signal.
+
+    Raises:
+        TimeoutError: some rank did not end.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    meeting = folder.with_name(f"{folder.name}.meeting")
+    meeting.unlink(missing_ok=True)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until they are answered there as the program does
-    process = os.fork()
-    if process == 0:
-        _become(words, folder)
+    processes = []
+    for rank in range(ranks):
+        process = os.fork()
+        if process == 0:
+            _become(words, folder, place(rank, ranks, meeting))
+        processes.append(process)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    began, sent = time.monotonic(), after is None
+    began, codes, due = time.monotonic(), dict[int, int](), sent
     try:
-        while not os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            if not sent and time.monotonic() - began >= (after or 0.0):
-                os.kill(process, number)
-                sent = True
+        while len(codes) < ranks:
+            for rank, process in enumerate(processes):
+                if rank not in codes and (found := os.waitpid(process, os.WNOHANG))[0]:
+                    codes[rank] = os.waitstatus_to_exitcode(found[1])
+            now = time.monotonic() - began
+            if due is not None and now >= due.after:
+                if due.rank not in codes:
+                    os.kill(processes[due.rank], due.number)
+                due = None
+            if now > DEADLINE:
+                raise TimeoutError(f"rank {sorted(set(range(ranks)) - set(codes))} has not ended")
             time.sleep(0.001)
-    except KeyboardInterrupt:
-        os.kill(process, signal.SIGKILL)
-        raise
     finally:
-        status = os.waitpid(process, 0)[1]
+        for rank in set(range(ranks)) - set(codes):
+            os.kill(processes[rank], signal.SIGKILL)
+            os.waitpid(processes[rank], 0)
+        meeting.unlink(missing_ok=True)
     said = (folder / ".said").read_text() if (folder / ".said").exists() else ""
-    return Ended(os.waitstatus_to_exitcode(status), said, time.monotonic() - began)
+    first = 0 if sent is None else sent.rank
+    return Ended(codes.pop(first), list(codes.values()), said, time.monotonic() - began)
 
 
-def _become(words: Sequence[str], folder: Path) -> None:
+def place(rank: int, ranks: int, meeting: Path) -> dict[str, str]:
+    """The environment of a rank; nothing for a single process."""
+    here = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks}
+    named = {name: str(value) for name, value in here.items()} | {"DATADISTILL_MEETING": str(meeting)}
+    return named if ranks > 1 else {}
+
+
+def _become(words: Sequence[str], folder: Path, variables: dict[str, str]) -> None:
     """The program, in this process, which ends with it."""
-    code, sys.argv = 70, ["datadistill", *words]
+    code, sys.argv, rank = 70, ["datadistill", *words], variables.get("RANK", "0")
     try:
         os.chdir(folder)
+        os.environ.update(variables)
         for name, stream in ((".printed", 1), (".said", 2)):
+            name += f"-{rank}" if rank != "0" else ""
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
         answer_with(leave)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -159,7 +207,7 @@ def _results(folder: Path, is_printed: bool) -> Iterator[tuple[str, Any]]:
         yield from leaves("printed", json.loads((folder / ".printed").read_text()), UNCOMPARED)
 
 
-def trial(seed: int, number: int, cases: Sequence[str], work: Path) -> tuple[int, dict[str, Any]]:
+def trial(seed: int, number: int, cases: Sequence[str], ranks: Sequence[int], work: Path) -> tuple[int, dict[str, Any]]:
     """How many kills met a process, and what is wrong, if anything."""
     draw, case = random.Random(f"{seed} {number}"), cases[seed % len(cases)]
     words = CASES[case].format(work=work).split()
@@ -167,23 +215,41 @@ def trial(seed: int, number: int, cases: Sequence[str], work: Path) -> tuple[int
     seconds, kills = float((work / "whole" / f"{case}.seconds").read_text()), 0
     folder = work / "cut" / f"{number}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
-    for _ in range(draw.choice((1, 1, 2, 3))):
-        ended = run(again, folder, draw.uniform(0, seconds), number)
-        if ended.code in (-number, 128 + number):
-            kills += 1
-        elif ended.code:
-            return kills, {"case": case, "why": f"exit code {ended.code} when killed: {ended.said[-300:]}"}
-        if ended.code == 128 + number and not _is_a_line(ended.said):
-            return kills, {"case": case, "why": f"said when it was asked to end: {ended.said[-300:]}"}
-        if number == signal.SIGTERM and ended.code == -number:
-            return kills, {"case": case, "why": "it was killed by a signal that it is to answer"}
-    ended = run(again, folder)
-    if ended.code:
+    try:
+        for _ in range(draw.choice((1, 1, 2, 3))):
+            # More ranks than cores take longer.
+            after, count = draw.uniform(0, seconds), draw.choice(ranks)
+            sent = Sent(number, after * count, draw.randrange(count))
+            ended = run(again, folder, sent, count)
+            if ended.code in (-number, 128 + number):
+                kills += 1
+            if wrong := _what_is_wrong(ended, sent):
+                return kills, {"case": case, "ranks": count, "why": f"{wrong}: {ended.said[-300:]}"}
+        ended = run(again, folder, ranks=draw.choice(ranks))
+    except TimeoutError as error:
+        return kills, {"case": case, "why": str(error)}
+    if ended.code or any(ended.others):
         return kills, {"case": case, "why": f"exit code {ended.code} when resumed: {ended.said[-300:]}"}
     is_printed = "--json" in words
     changes = differences(results(work / "whole" / case, is_printed), results(folder, is_printed))
     shutil.rmtree(folder)
     return kills, {"case": case, "differs": changes} if changes else {}
+
+
+def _what_is_wrong(ended: Ended, sent: Sent) -> str:
+    """With how a command ended by a signal, if that met it."""
+    met = ended.code in (-sent.number, 128 + sent.number)
+    if not met:
+        return f"exit code {ended.code} when killed" if ended.code or any(ended.others) else ""
+    if sent.number == signal.SIGTERM:
+        if ended.code == -sent.number:
+            return "it was killed by a signal that it is to answer"
+        # A rank that has ended already, or one that cannot save any more, is none to ask for another end.
+        wrong = [code for code in ended.others if code != 128 + sent.number]
+        return f"others ended with {wrong}" if wrong else "" if _is_a_line(ended.said) else "said when asked to end"
+    wrong = [code for code in ended.others if code not in (0, 1)]
+    is_said = sent.rank == 0 or not any(ended.others) or "without a word" in ended.said
+    return f"others ended with {wrong}" if wrong else "" if is_said else "said when a rank was killed"
 
 
 def _is_a_line(said: str) -> bool:
@@ -212,6 +278,9 @@ def main() -> None:
     parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
     parser.add_argument("--seeds", type=_seeds, default=range(22), metavar="FIRST:END", help="(default: 0:22)")
     parser.add_argument("--case", type=lambda text: text.split(","), default=list(CASES), metavar="NAME,...")
+    parser.add_argument(
+        "--ranks", type=lambda text: [int(word) for word in text.split(",")], default=[1], metavar="N,..."
+    )
     parser.add_argument("--work", type=Path, metavar="DIR", help="(default: a temporary folder)")
     given = parser.parse_args()
     if unknown := set(given.case) - CASES.keys():
@@ -229,10 +298,11 @@ def main() -> None:
         answer_with(stop)
         with suppress(KeyboardInterrupt):  # what has been tried by then is printed
             for seed in given.seeds:
-                found.append(trial(seed, int(number), given.case, work))
+                found.append(trial(seed, int(number), given.case, given.ranks, work))
                 tried.append(seed)
     failures = [{"seed": seed, **wrong} for seed, (_, wrong) in zip(tried, found, strict=False) if wrong]
     line = {"signal": given.signal, "seeds": [given.seeds[0], given.seeds[0] + len(tried)], "tried": len(tried)}
+    line |= {"ranks": given.ranks} if given.ranks != [1] else {}
     line |= {"kills": sum(met for met, _ in found), "same_bits": len(tried) - len(failures), "failures": failures}
     print(json.dumps(line))
     sys.exit(1 if failures else 0)

@@ -131,6 +131,23 @@ def test_whatever_is_killed_ends_with_the_same_bits(number: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", ["KILL", "TERM"])
+def test_whatever_rank_is_killed_all_end_and_any_number_goes_on(number: str) -> None:
+    (row,) = rows_of("benchmarks/kills.py", "--signal", number, "--ranks", "1,2,3", "--seeds", "2000:2020")
+    assert (row["signal"], row["tried"], row["same_bits"], row["failures"]) == (number, 20, 20, [])
+    assert row["kills"] >= 10
+
+
+@pytest.mark.slow
+def test_ranks_prints_json() -> None:
+    first, model = rows_of("benchmarks/ranks.py", "--rounds", "1", "--only", "distill,model", "--ranks", "1,2")
+    assert first.keys() >= FACTS
+    assert first["speed"].keys() == {"alone", "threads", "ranks"}
+    assert min(first["seconds"].values()) > 0
+    assert all(row["seconds"] > 0 and row["predicted"] > 0 for row in model["ranks"].values())
+
+
+@pytest.mark.slow
 def test_kills_find_what_differs(tmp_path: Path) -> None:
     command = ["benchmarks/kills.py", "--seeds", "0:1", "--case", "dd", "--work", str(tmp_path)]
     rows_of(*command)
