@@ -176,3 +176,11 @@ def test_other_judges_print_the_same(name: str, capsys: pytest.CaptureFixture[st
     assert in_ranks_of_program(3, words, folder) == [codes] * 3
     several = "".join((folder / f"said-{rank}").read_text() for rank in range(3))
     assert timeless(json.loads(one)) == timeless(json.loads(several[several.index("{") : several.rindex("}") + 1]))
+
+
+@pytest.mark.slow
+def test_a_chosen_method_is_the_same_on_all_ranks() -> None:
+    """What is timed, and what is left of the time, are those of rank 0."""
+    words = ["distill", "--dataset", "digits", "--device", "cpu", "--ipc", "1", "--budget", "12s", "--nets", "2"]
+    assert do(2, [*words, "--out", "run"], "ranks").count("run folder  run") == 1
+    assert dd.load_distilled("run").provenance.cost["ranks"] == 2
