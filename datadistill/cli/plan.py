@@ -164,6 +164,8 @@ def _disk(start: DistilledData) -> int:
 
 
 def _size(count: int) -> str:
+    if count < 2**17:
+        return f"{count / 2**10:.1f} KiB"
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 

@@ -28,6 +28,7 @@ from datadistill.models import ModelFactory, is_built_in
 from datadistill.models.init import draw_weights
 from datadistill.pretraining.make import make_trajectories
 from datadistill.training.recipe import EPOCHS_AUGMENTED, TrainRecipe
+from datadistill.utils import ranks
 from datadistill.utils.errors import RequestError
 from datadistill.utils.files import write_atomically
 from datadistill.utils.progress import SILENT, Screen

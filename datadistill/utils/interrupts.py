@@ -65,7 +65,8 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.requested = 0
+        self.requested = self._patience = 0
+        self._is_urgent = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -88,8 +89,25 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
-            raise Stopped(number)
+            self._is_urgent = True
+            self.answer()
         self.requested = self.requested or number
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """Within it a second Ctrl-C waits too."""
+        self._patience += 1
+        try:
+            yield
+        finally:
+            self._patience -= 1
+            self.answer()
+
+    def answer(self) -> None:
+        """Interrupt, if a second Ctrl-C has come and need not wait."""
+        if self._is_urgent and not self._patience:
+            self._is_urgent = False
+            raise Stopped(signal.SIGINT)
 
 
 @contextmanager
@@ -101,7 +119,7 @@ def held() -> Iterator[None]:
     """
     request = StopRequest()
     try:
-        with request:
+        with request as current, current.patient():
             yield
     finally:
         if request.requested:

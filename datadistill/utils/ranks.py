@@ -14,6 +14,8 @@ Nothing of this happens before `join`, which programs call whose every rank does
 
 import json
 import os
+import select
+import signal
 import socket
 import threading
 import time
@@ -28,8 +30,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from datadistill.utils.errors import DatadistillError, RequestError, sentence
-from datadistill.utils.interrupts import Stopped, number_of
+from datadistill.utils.errors import DatadistillError, Interrupted, RequestError, sentence
+from datadistill.utils.interrupts import SIGNALS, Stopped, held, number_of
 from datadistill.utils.place import Place, place_given
 from datadistill.utils.runtime import is_out_of_memory
 from datadistill.utils.values import Parts, value_of
@@ -192,6 +194,8 @@ class _Watch(threading.Thread):
     as a machine without power, is missed here, while the main thread waits: then this rank ends, whose last checkpoint
     is whole.
 
+    Signals arrive through a socket, because the main thread cannot answer one while it waits for other ranks.
+
     Attributes:
         signal: that a rank was sent; 0 while there was none.
         store: where ranks leave words for each other.
@@ -200,12 +204,20 @@ class _Watch(threading.Thread):
     def __init__(self, place: Place, store: Any) -> None:
         super().__init__(daemon=True)
         self.signal, self._told = 0, False
+        self._out, self._into = socket.socketpair()
+        self._into.setblocking(False)
+        self._before: int | None = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.set_wakeup_fd(self._into.fileno(), warn_on_full_buffer=False)
         self._place, self.store, self._over = place, store, threading.Event()
         self._seen = dict.fromkeys(range(place.count), ("", time.monotonic()))
 
     def run(self) -> None:
         beats, due = 0, 0.0
-        while not self._over.wait(min(1.0, SILENCE / _BEATS)):
+        while not self._over.is_set():
+            if select.select([self._out], [], [], min(1.0, SILENCE / _BEATS))[0]:
+                caught = [number for number in self._out.recv(64) if number in SIGNALS]
+                self.signal = self.signal or next(iter(caught), 0)
             try:
                 if self.signal and not self._told:
                     self.store.set("signal", str(self.signal))
@@ -236,6 +248,10 @@ class _Watch(threading.Thread):
 
     def stop(self) -> None:
         self._over.set()
+        if self._before is not None:
+            signal.set_wakeup_fd(self._before)
+        self._into.send(b"\0")
+        self.join(1.0)
 
 
 @contextmanager
@@ -265,10 +281,11 @@ def together() -> Iterator[None]:
         yield
     except (Exception, KeyboardInterrupt) as error:
         if not is_known(error):
-            with suppress(RankLost):
+            with suppress(RankLost), held():
                 _meet(error)
         raise
-    _meet(None)
+    with held():
+        _meet(None)
 
 
 def shared(work: Callable[[Sequence[Item]], list[Answer]], items: Sequence[Item]) -> list[Answer]:
@@ -340,10 +357,10 @@ def stopped(requested: int) -> int:
 
 
 def is_known(error: BaseException | None) -> bool:
-    """Whether all ranks have met over an error, or over the one that it was raised for."""
-    if error is None:
-        return False
-    return isinstance(error, RankLost) or getattr(error, _KNOWN, False) or is_known(error.__context__)
+    """Whether all ranks have met over an error; of an interrupted run, over the signal."""
+    if isinstance(error, Interrupted) and is_known(error.__context__):
+        return True
+    return isinstance(error, RankLost) or getattr(error, _KNOWN, False)
 
 
 def _gathered(make: Callable[[], Answer]) -> list[Answer]:
@@ -354,10 +371,10 @@ def _gathered(make: Callable[[], Answer]) -> list[Answer]:
             parts = Parts.of(make())
     except (Exception, KeyboardInterrupt) as error:
         trouble = error
-    sizes = _meet(trouble, parts.sizes)
-    on = torch.device("cuda", torch.cuda.current_device()) if any(size[1] for size in sizes) else torch.device("cpu")
-    plain = _spread(parts.plain, [size[0] for size in sizes])
-    fast = _spread(parts.fast, [size[1] for size in sizes], on)
+    with held():
+        sizes = _meet(trouble, parts.sizes)
+        plain = _spread(parts.plain, [size[0] for size in sizes])
+        fast = _spread(parts.fast, [size[1] for size in sizes], "cuda" if any(size[1] for size in sizes) else "cpu")
     return [value_of(one, other, size[2]) for one, other, size in zip(plain, fast, sizes, strict=True)]
 
 
@@ -426,7 +443,7 @@ def _all_gather(mine: Tensor) -> list[Tensor]:
     return everybody
 
 
-def _spread(mine: Tensor, sizes: list[int], on: str | torch.device = "cpu") -> list[Tensor]:
+def _spread(mine: Tensor, sizes: list[int], on: str = "cpu") -> list[Tensor]:
     """Bytes of all ranks, of so many each."""
     if max(sizes) == 0:
         return [mine[:0]] * len(sizes)

@@ -24,8 +24,8 @@ class Parts:
     @classmethod
     def of(cls, value: Any) -> "Parts":
         tensors = list[Tensor]()
-        words = json.dumps(_described(value, tensors)).encode()
-        text = torch.frombuffer(bytearray(words), dtype=torch.uint8)
+        words = b"" if value is None else json.dumps(_described(value, tensors)).encode()
+        text = torch.frombuffer(bytearray(words + b" "), dtype=torch.uint8)[: len(words)]
         plain, fast = ([_bytes(t) for t in tensors if t.is_cuda is on_gpu] for on_gpu in (False, True))
         return cls(
             torch.cat([*plain, text]), torch.cat(fast) if fast else torch.empty(0, dtype=torch.uint8), len(words)

@@ -2,7 +2,9 @@
 
 import math
 import os
+import re
 import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +16,7 @@ from forked import codes_of, in_ranks, start
 from datadistill.training.accuracy import Accuracy
 from datadistill.utils import ranks
 from datadistill.utils.errors import DatadistillError, RequestError
-from datadistill.utils.interrupts import Stopped
+from datadistill.utils.interrupts import Stopped, StopRequest
 from datadistill.utils.place import Place, place_given
 
 
@@ -105,7 +107,7 @@ def test_what_goes_wrong_on_one_is_raised_on_all(
 
     (after, text, number, code), other = in_ranks(2, work, tmp_path)
     assert after == other[0] == [0, 1, 2]
-    assert pytest.importorskip("re").match(says, text)
+    assert re.match(says, text)
     assert number == other[2]
     assert code == other[3]
 
@@ -169,6 +171,52 @@ def test_a_rank_without_a_sign_of_life_is_missed(tmp_path: Path, monkeypatch: py
     os.kill(stopped, signal.SIGKILL)
     assert codes_of([stopped]) == [-9]
     assert "rank 1 gave no sign of life for 2 seconds" in (tmp_path / "said-0").read_text()
+
+
+def _started(work: Callable[[], None], folder: Path) -> list[int]:
+    """Two ranks that have said that they are ready, by a file each."""
+    processes, until = [start(rank, 2, work, folder) for rank in range(2)], time.monotonic() + 20
+    while len(list(folder.glob("ready-*"))) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    return processes
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.001, 0.01])
+def test_two_ctrl_c_end_all_wherever_they_are(pause: float, tmp_path: Path) -> None:
+    def work() -> None:
+        with ranks.joined(), StopRequest():
+            (tmp_path / f"ready-{ranks.rank()}").touch()
+            while True:
+                ranks.shared(list, range(4))
+
+    processes = _started(work, tmp_path)
+    for _ in range(2):
+        for process in processes:
+            os.kill(process, signal.SIGINT)
+            time.sleep(pause)
+    assert codes_of(processes) == [1, 1]
+    for rank in range(2):  # the second one may come when a rank is about to leave
+        assert re.search(r"Stopped|KeyboardInterrupt", (tmp_path / f"error-{rank}").read_text().splitlines()[-1])
+
+
+def test_a_signal_to_a_rank_that_waits_reaches_the_others(tmp_path: Path) -> None:
+    def work() -> None:
+        with ranks.joined(), StopRequest() as request:
+
+            def mine(items: Sequence[int]) -> list[int]:
+                (tmp_path / f"ready-{ranks.rank()}").touch()
+                while ranks.rank() == 1:
+                    time.sleep(0.02)
+                    if number := ranks.stopped(request.requested):
+                        raise Stopped(number)
+                return list(items)
+
+            ranks.shared(mine, range(2))
+
+    processes = _started(work, tmp_path)
+    os.kill(processes[0], signal.SIGTERM)
+    assert codes_of(processes) == [1, 1]
+    assert all("Stopped" in (tmp_path / f"error-{rank}").read_text().splitlines()[-1] for rank in range(2))
 
 
 def test_a_rank_that_does_not_come_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
