@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from datadistill.cli.common import print_table
-from datadistill.cli.config import add_config_flags, problem_given
+from datadistill.cli.config import add_config_flags, is_open, problem_given
 from datadistill.cli.parsing import Parser, positive_int
 from datadistill.distillation.optimizer import Outer, Variables
 from datadistill.distillation.state import Best, RunState, pack
@@ -47,6 +47,8 @@ def add_flags(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     method, problem = problem_given(arguments)
+    if is_open(arguments):
+        say(f"distill would choose methods by itself; this is of {method.name}: name another one with --method.")
     method = method.resolve(problem)
     disk = _disk(method.init(problem, stream(problem.seed, "start"))[0])
     if problem.device.type == "cpu" and problem.engine.kernels != "off":

@@ -65,3 +65,11 @@ def test_a_wrong_request_is_one_sentence(flags: list[str], reason: str, capsys: 
     printed = capsys.readouterr().err
     assert reason in printed
     assert printed.count("\n") == 1
+
+
+def test_it_says_where_distill_would_choose_the_method(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--dataset", "digits", "--model", "mlp", "--ipc", "1", "--json"]
+    assert main(words) == 0
+    assert "distill would choose methods by itself; this is of dd" in capsys.readouterr().err
+    assert main([*words, "--method", "dd"]) == 0
+    assert "by itself" not in capsys.readouterr().err
