@@ -6,6 +6,7 @@ and keeps the better of the two by held-out accuracy. Each attempt is a run fold
 """
 
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -48,11 +49,18 @@ EXPERTS_NAME, FIRST_NAME, SECOND_NAME = "experts-", "first", "second"
 WIDTHS, NETS = (128, 64, 32, 16), range(3, 21)
 """Of the network that a set is for, where none is named; and how many judge it."""
 
+NARROW = 32
+"""Channels of the ConvNet that is matched: many outer steps are worth more than its width."""
+
 FEW = 3
 """Images per class, below which gradients are matched first, and mean features from there on."""
 
 _BATCH, _WAY = 512, 88
 """Images per step of an expert, and how many steps a student is to follow."""
+
+_STUDENT_STEPS, _INNER_BATCH = 20, 50
+_OUTER_STEPS, _GRADIENTS = 300, 5
+"""Outer steps that trajectories need to be worth it, and what a student's step costs, in gradients."""
 
 _TIMED, _TIMES, _CHUNK = 256, 4, 32
 """Images on which training is timed, how often, and how many at a time."""
@@ -126,7 +134,7 @@ def choose(config: RunConfig, real: RealData, folder: Path | None = None) -> Str
         return Strategy(quick, None, None, None, nets, why)
     experts = _experts(config, real, ipc, budget, folder)
     if experts is None:
-        why = f"{quick.method.name} alone on {config.model}: {EXPERTS[0]} experts would take too much of the time"
+        why = f"{quick.method.name} alone on {config.model}: trajectories of experts would take too much of the time"
         return Strategy(quick, None, None, None, nets, why)
     second = _by_trajectories(config, real, ipc, experts)
     why = (
@@ -242,10 +250,7 @@ def _augmentation(real: RealData) -> str:
 
 
 def _quick(config: RunConfig, real: RealData, ipc: float) -> RunConfig:
-    """Gradients or mean features, with the outer rates of the recipes (`mnist-dc-1`, `cifar-10-dsa-1`, `mnist-dm-10`).
-
-    Gradients are those of a narrower network: four times as many outer steps are worth more than its width.
-    """
+    """Gradients or mean features, with the rates of the recipes `mnist-dc-1`, `cifar-10-dsa-1` and `mnist-dm-10`."""
     outer = {"optimizer": "sgd", "lr": 2.0, "momentum": 0.5, "schedule": "cosine", "eval_every": 400}
     options: dict[str, Any] = {"batch": 32, "images": "real"}
     if ipc >= FEW:
@@ -262,9 +267,9 @@ def _by_trajectories(config: RunConfig, real: RealData, ipc: float, experts: Exp
     """Trajectories with the settings of the recipes `cifar-10-mtt-1` and `-10`."""
     many, epochs = ipc >= FEW, experts.training.epochs // _starts(ipc)
     options = {
-        "student_steps": 20,
+        "student_steps": _STUDENT_STEPS,
         "expert_epochs": epochs,
-        "inner_batch": 50 if many else 0,
+        "inner_batch": _INNER_BATCH if many else 0,
         "max_start_epoch": experts.training.epochs - epochs,
         "learning_rate": 0.01 if many else 0.05,
         "images": "kmeans" if many else "mean",
@@ -291,7 +296,12 @@ def _experts(config: RunConfig, real: RealData, ipc: float, budget: float, folde
     batch = max(1, min(_BATCH, count // 8))
     walk = math.ceil(count / batch)
     epochs = max(1, round(_WAY / walk)) * _starts(ipc)
-    each = _seconds_of_training(config, real, model) * batch * walk * epochs
+    seconds = _seconds_of_training(config, real, model)
+    images = ipc * real.num_classes if ipc < FEW else _INNER_BATCH
+    step = seconds * images * _STUDENT_STEPS * _GRADIENTS
+    if step * _OUTER_STEPS > (1 - FIRST_SHARE - EXPERTS_SHARE) * budget:
+        return None
+    each = seconds * batch * walk * epochs
     begun = [path.name.removeprefix(EXPERTS_NAME) for path in folder.glob(f"{EXPERTS_NAME}*")] if folder else []
     fits = int(begun[0]) if begun and begun[0].isdecimal() else int(EXPERTS_SHARE * budget / each)
     if fits < EXPERTS[0]:
@@ -302,11 +312,14 @@ def _experts(config: RunConfig, real: RealData, ipc: float, budget: float, folde
 
 
 def _narrower(config: RunConfig) -> str | None:
-    """The network that is matched: a ConvNet of 32 channels, or a built-in network as it is; None for one's own."""
+    """The network that is matched: a narrow ConvNet, or a built-in network as it is; None for one's own."""
     if not isinstance(config.model, str) or not is_built_in(config.model):
         return None
     name = config.model.lower()
-    return f"{name}w32" if name.startswith("convnet") and "w" not in name.removeprefix("convnet") else name
+    width = re.search(r"w(\d+)", name)
+    if not name.startswith("convnet") or (width and int(width[1]) <= NARROW):
+        return name
+    return (name.replace(width[0], "") if width else name) + f"w{NARROW}"
 
 
 def _seconds_of_training(config: RunConfig, real: RealData, model: str | ModelFactory) -> float:

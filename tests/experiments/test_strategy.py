@@ -72,6 +72,8 @@ def test_the_network_goes_by_the_images_and_grey_ones_are_not_mirrored(digits: d
     assert (wide.nets, slow.nets) == (20, 10)
     assert choose(asked(budget="2s", ipc=10), digits).first.model == "convnetw16"
     assert "flip" not in chosen.method.augment
+    narrow = [choose(asked(budget="1m", model=f"ConvNetW{width}IN"), digits).second for width in (64, 16)]
+    assert [config and config.method.matched_on for config in narrow] == ["convnetinw32", "convnetw16in"]  # type: ignore[union-attr]
     own = choose(asked(budget="1m", model="mlp"), digits).second
     assert own is not None
     assert isinstance(own.method, dd.methods.MTT)
