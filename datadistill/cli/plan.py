@@ -79,6 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
             "ranks": arguments.ranks,
             "networks_per_rank": demand.networks,
             "exchanged_bytes": exchanged,
+            "weight_bytes": weights,
             "chosen": _document(chosen),
             "all": [_document(other) for other in others or [chosen]],
             "memory_limit_bytes": memory_limit(problem.engine, problem.device),

@@ -184,3 +184,23 @@ def test_a_chosen_method_is_the_same_on_all_ranks() -> None:
     words = ["distill", "--dataset", "digits", "--device", "cpu", "--ipc", "1", "--budget", "12s", "--nets", "2"]
     assert do(2, [*words, "--out", "run"], "ranks").count("run folder  run") == 1
     assert dd.load_distilled("run").provenance.cost["ranks"] == 2
+
+
+def planned(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert main(["plan", *MLP, "--method", "dd", "--ipc", "1", "--steps", "1", "--epochs", "2", *words, "--json"]) == 0
+    return dict(json.loads(capsys.readouterr().out))
+
+
+def test_plan_says_what_a_rank_does(capsys: pytest.CaptureFixture[str]) -> None:
+    several = ["--weights", "random-init", "--networks", "8"]
+    alone, ranks = planned(capsys, *several), planned(capsys, *several, "--ranks", "4")
+    assert [alone[name] for name in ("networks", "networks_per_rank", "exchanged_bytes")] == [8, 8, 0]
+    digit = 8 * 8 * 4
+    assert [ranks[name] for name in ("networks", "networks_per_rank", "exchanged_bytes")] == [8, 2, 8 * 10 * digit]
+    one = planned(capsys, "--weights", "fixed-init", "--chunk", "32", "--batch", "128", "--ranks", "4")
+    assert one["exchanged_bytes"] == 4 * one["weight_bytes"], "four pieces, each with a gradient"
+
+
+def test_plan_says_where_ranks_are_no_gain(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *MLP, "--method", "krr", "--ipc", "1", "--ranks", "2"]) == 0
+    assert "ranks    all do the same, in the same time as one" in capsys.readouterr().out
