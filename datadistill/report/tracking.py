@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.distilled import FILE_NAME, load_distilled
@@ -29,7 +30,7 @@ class Tracker(Protocol):
     since: int
 
     def log(self, step: int, figures: dict[str, float]) -> None: ...
-    def draw(self, step: int, picture: np.ndarray[Any, Any]) -> None: ...
+    def draw(self, step: int, picture: NDArray[np.uint8]) -> None: ...
     def close(self) -> None: ...
 
 
@@ -52,7 +53,7 @@ class TensorBoard:
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    def draw(self, step: int, picture: np.ndarray[Any, Any]) -> None:
+    def draw(self, step: int, picture: NDArray[np.uint8]) -> None:
         self._writer.add_image("images", picture, step, dataformats="HWC")
 
     def close(self) -> None:
@@ -83,7 +84,7 @@ class WandB:
     def log(self, step: int, figures: dict[str, float]) -> None:
         self._run.log(figures, step=step)
 
-    def draw(self, step: int, picture: np.ndarray[Any, Any]) -> None:
+    def draw(self, step: int, picture: NDArray[np.uint8]) -> None:
         self._run.log({"images": self._wandb.Image(picture)}, step=step)
 
     def close(self) -> None:
