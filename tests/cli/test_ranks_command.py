@@ -207,3 +207,21 @@ def test_plan_says_what_a_rank_does(capsys: pytest.CaptureFixture[str]) -> None:
 def test_plan_says_where_ranks_are_no_gain(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *MLP, "--method", "krr", "--ipc", "1", "--ranks", "2"]) == 0
     assert "ranks    all do the same, in the same time as one" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_variables_of_srun() -> None:
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    command = [sys.executable, "-m", "datadistill", *RUN, "--iterations", "2", "--out", "run"]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **step, "SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_JOB_ID": str(os.getpid())},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    printed = [rank.communicate()[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert ["run folder  run" in text for text in printed] == [True, False]
