@@ -116,7 +116,7 @@ def choose(config: RunConfig, real: RealData, folder: Path | None = None) -> Str
     Args:
         config: what was asked for; its method is replaced. Without a length it gets `BUDGET`.
         real: the dataset.
-        folder: that of a strategy which was interrupted, to go on with as many experts.
+        folder: that of a strategy which was interrupted, to go on with the same network and as many experts.
 
     Raises:
         RequestError: initial weights that are not random, or a pool.
@@ -125,6 +125,8 @@ def choose(config: RunConfig, real: RealData, folder: Path | None = None) -> Str
         raise RequestError("method auto is for networks with random initial weights: name a --method for anything else")
     if config.iterations is None and config.budget is None:
         config = replace(config, budget=BUDGET)
+    if config.model == AUTO and folder is not None and (begun := _asked_of(folder / FIRST_NAME)):
+        config = replace(config, model=begun["model"] if is_built_in(begun["model"]) else AUTO)
     budget, ipc = parse_duration(config.budget), _mean_ipc(config, real)
     config, judging = _with_network(config, real, ipc, budget or parse_duration(BUDGET) or 0.0)
     nets = int(max(NETS[0], min(NETS[-1], (budget or math.inf) / 2 / judging)))
@@ -178,8 +180,9 @@ def carry_out(
     experts = _trained(chosen.second, chosen.experts, real, folder, screen)
     least = (1 - FIRST_SHARE - EXPERTS_SHARE) / 2 * chosen.budget
     spent = ranks.from_first(lambda: time.perf_counter() - began)
-    left = max(least, chosen.budget - spent)
-    second = run(replace(chosen.second, trajectories=experts, budget=round(left, 1)), folder / SECOND_NAME)
+    begun = _asked_of(folder / SECOND_NAME)
+    left = begun["budget"] if begun else round(max(least, chosen.budget - spent), 1)
+    second = run(replace(chosen.second, trajectories=experts, budget=left), folder / SECOND_NAME)
     best, other = (second, first) if second.held_out.correct >= first.held_out.correct else (first, second)
     one, two = (f"{run.distilled.provenance.method['name']} ({run.held_out.correct:.1%})" for run in (best, other))
     screen.say(f"on held-out images {one} is better than {two}: it is the result.")
@@ -187,6 +190,11 @@ def carry_out(
         return best
     _copy(best.folder, folder)
     return replace(best, folder=folder)
+
+
+def _asked_of(attempt: Path) -> dict[str, Any] | None:
+    """What an attempt that has begun was asked for."""
+    return RunFolder(attempt).settings().asked if RunFolder(attempt).exists() else None
 
 
 def _copy(attempt: Path, folder: Path, only: str = "*") -> None:

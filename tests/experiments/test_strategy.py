@@ -128,6 +128,17 @@ def test_the_better_attempt_is_the_result(two_experts: list[str], capsys: pytest
     assert main(["distill", "--resume", "--out", "run", "--nets", "1"]) == 0
     assert main([*two_experts, "--out", "run"]) == 2
     assert "holds a run already: add --resume" in capsys.readouterr().err
+    Path("run", "config.json").unlink()  # as if it had been killed before the end
+    assert main([*two_experts, "--out", "run"]) == 0
+    assert torch.equal(dd.load_distilled("run").images, dd.load_distilled(Path("run", best)).images)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_strategy_goes_on_with_its_network(digits: dd.RealData, tmp_path: Path) -> None:
+    narrow = choose(asked(budget="2s", ipc=10), digits)
+    dd.distill(digits, config=replace(narrow.first, iterations=1, budget=None), out=tmp_path / "first")
+    again = choose(asked(budget="10m", ipc=10), digits, tmp_path)
+    assert again.first.model == narrow.first.model == "convnetw16"
 
 
 def test_an_interrupted_strategy_goes_on(
