@@ -46,7 +46,7 @@ def save_sweep(axis: str, points: Sequence[tuple[str, Summary]], path: Path) -> 
     _save(figure, path)
 
 
-def _figure(width: float, columns: int) -> tuple[Any, list[Any]]:
+def _figure(width: int | float, columns: int) -> tuple[Any, list[Any]]:
     """A figure of so many inches, and its axes side by side."""
     from matplotlib.figure import Figure
 
