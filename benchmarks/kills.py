@@ -48,6 +48,7 @@ from datadistill.__main__ import run_and_exit
 from datadistill.data import load
 from datadistill.distillation import validation
 from datadistill.experiments.recipes import Expect, Recipe
+from datadistill.utils import ranks as meetings
 from datadistill.utils.interrupts import SIGNALS, answer_with, leave, stop
 from datadistill.utils.registry import Registry
 
@@ -81,6 +82,7 @@ TINY = Recipe(
     baselines=("random",),
 )
 DEADLINE = 120.0
+meetings.SECONDS_TO_MEET = 20.0  # forks start at once
 UNCOMPARED = ("seconds", "peak_bytes", "versions", "threads", "recipe", "digests", "sha256")
 RESUMED = ("distill", "pretrain", "reproduce")
 
@@ -244,9 +246,12 @@ def _what_is_wrong(ended: Ended, sent: Sent) -> str:
     if sent.number == signal.SIGTERM:
         if ended.code == -sent.number:
             return "it was killed by a signal that it is to answer"
-        # A rank that has ended already, or one that cannot save any more, is none to ask for another end.
-        wrong = [code for code in ended.others if code != 128 + sent.number]
-        return f"others ended with {wrong}" if wrong else "" if _is_a_line(ended.said) else "said when asked to end"
+        # One that had done all its work by then ends well; and where the signal came before the ranks had met, the
+        # others wait for that one in vain, and say so.
+        in_vain = ended.seconds > meetings.SECONDS_TO_MEET
+        wrong = [code for code in ended.others if code not in (0, 128 + sent.number, *([1] if in_vain else []))]
+        is_said = _is_a_line(ended.said) or (in_vain and "does not find the others" in ended.said)
+        return f"others ended with {wrong}" if wrong else "" if is_said else "said when asked to end"
     wrong = [code for code in ended.others if code not in (0, 1)]
     is_said = sent.rank == 0 or not any(ended.others) or "without a word" in ended.said
     return f"others ended with {wrong}" if wrong else "" if is_said else "said when a rank was killed"
