@@ -250,7 +250,8 @@ def _what_is_wrong(ended: Ended, sent: Sent) -> str:
         # others wait for that one in vain, and say so.
         in_vain = ended.seconds > meetings.SECONDS_TO_MEET
         wrong = [code for code in ended.others if code not in (0, 128 + sent.number, *([1] if in_vain else []))]
-        is_said = _is_a_line(ended.said) or (in_vain and "does not find the others" in ended.said)
+        were_done = sent.rank != 0 and not any(ended.others)
+        is_said = were_done or _is_a_line(ended.said) or (in_vain and "does not find the others" in ended.said)
         return f"others ended with {wrong}" if wrong else "" if is_said else "said when asked to end"
     wrong = [code for code in ended.others if code not in (0, 1)]
     is_said = sent.rank == 0 or not any(ended.others) or "without a word" in ended.said
