@@ -11,6 +11,7 @@ from datadistill.cli.parsing import Parser, add_fields, given_fields, in_cases, 
 from datadistill.data import RealData, Source, load
 from datadistill.data.ipc import PROPORTIONAL
 from datadistill.distillation.config import RunConfig
+from datadistill.distillation.optimizer import Outer
 from datadistill.distillation.problem import make_problem
 from datadistill.experiments.recipes import Recipe, recipes
 from datadistill.experiments.strategy import AUTO, LINE
@@ -57,10 +58,15 @@ def add_config_flags(
 
 
 def is_open(arguments: argparse.Namespace) -> bool:
-    """Whether the flags leave it to a strategy which method is taken."""
+    """Whether the flags leave it to a strategy which method is taken, and with what outer loop.
+
+    Raises:
+        RequestError: method auto beside a flag of a method or of the outer loop, which it would not heed.
+    """
     own = [name for info in METHODS for name in given_fields(arguments, info.make)]
+    own += [f"outer_{name}" for name in given_fields(arguments, Outer, "outer_")]
     if arguments.method == AUTO and own:
-        raise RequestError(f"--{own[0].replace('_', '-')} is a flag of a method: name it with --method, not {AUTO}")
+        raise RequestError(f"--{own[0].replace('_', '-')} goes with a method: name one with --method, not {AUTO}")
     if arguments.method is not None or getattr(arguments, "recipe", None) is not None:
         return str(arguments.method) == AUTO
     return arguments.ipc is not None and arguments.weights in (None, "random-init") and not own

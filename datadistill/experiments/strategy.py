@@ -9,7 +9,7 @@ import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,16 @@ from datadistill.engine.networks import network_for
 from datadistill.methods import METHODS
 from datadistill.methods.dc import DSA_STRATEGY
 from datadistill.models import ModelFactory, is_built_in
+from datadistill.models.gate import passed
 from datadistill.models.init import draw_weights
 from datadistill.pretraining.make import make_trajectories
 from datadistill.training.recipe import EPOCHS_AUGMENTED, TrainRecipe
 from datadistill.utils import ranks
 from datadistill.utils.errors import RequestError
-from datadistill.utils.files import write_atomically
+from datadistill.utils.files import read_json, refuse_links, write_atomically, write_json
 from datadistill.utils.progress import SILENT, Screen
 from datadistill.utils.runtime import resolve_device, stream
+from datadistill.utils.schema import from_json
 
 AUTO, LINE = "auto", "what is best for so many images in so much time"
 BUDGET = "10m"
@@ -43,8 +45,8 @@ FIRST_SHARE, EXPERTS_SHARE = 0.2, 0.3
 EXPERTS = range(3, 13)
 """How many are worth it: images learn fewer by heart, and more give little."""
 
-EXPERTS_NAME, FIRST_NAME, SECOND_NAME = "experts-", "first", "second"
-"""Folders in a strategy's: experts (and how many), and its attempts."""
+BEGUN_NAME, EXPERTS_NAME, FIRST_NAME, SECOND_NAME = "strategy.json", "experts", "first", "second"
+"""In a strategy's folder: what it was begun with, its experts, and its attempts."""
 
 WIDTHS, NETS = (128, 64, 32, 16), range(3, 21)
 """Of the network that a set is for, where none is named; and how many judge it."""
@@ -64,6 +66,19 @@ _OUTER_STEPS, _GRADIENTS = 300, 5
 
 _TIMED, _TIMES, _CHUNK = 256, 4, 32
 """Images on which training is timed, how often, and how many at a time."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What goes by the clock, and stays as it was when a strategy is gone on with.
+
+    Attributes:
+        model: the network.
+        experts: how many.
+    """
+
+    model: str
+    experts: int
 
 
 @dataclass(frozen=True)
@@ -119,14 +134,17 @@ def choose(config: RunConfig, real: RealData, folder: Path | None = None) -> Str
         folder: that of a strategy which was interrupted, to go on with the same network and as many experts.
 
     Raises:
-        RequestError: initial weights that are not random, or a pool.
+        RequestError: initial weights that are not random, a pool, or a folder that names a network which only the user
+            may ask for.
+        DamagedFileError: what the folder was begun with cannot be read.
     """
     if config.weights != "random-init" or config.pool is not None or config.attack is not None:
         raise RequestError("method auto is for networks with random initial weights: name a --method for anything else")
     if config.iterations is None and config.budget is None:
         config = replace(config, budget=BUDGET)
-    if config.model == AUTO and folder is not None and (begun := _asked_of(folder / FIRST_NAME)):
-        config = replace(config, model=begun["model"] if is_built_in(begun["model"]) else AUTO)
+    begun = None if folder is None else _begun(folder)
+    if begun is not None and config.model == AUTO:
+        config = replace(config, model=passed("network", None, begun.model, file=f"{folder}/{BEGUN_NAME}"))
     budget, ipc = parse_duration(config.budget), _mean_ipc(config, real)
     config, judging = _with_network(config, real, ipc, budget or parse_duration(BUDGET) or 0.0)
     nets = int(max(NETS[0], min(NETS[-1], (budget or math.inf) / 2 / judging)))
@@ -134,7 +152,7 @@ def choose(config: RunConfig, real: RealData, folder: Path | None = None) -> Str
     if budget is None:
         why = f"{quick.method.name} alone on {config.model}: without a budget no time for experts"
         return Strategy(quick, None, None, None, nets, why)
-    experts = _experts(config, real, ipc, budget, folder)
+    experts = _experts(config, real, ipc, budget, begun)
     if experts is None:
         why = f"{quick.method.name} alone on {config.model}: trajectories of experts would take too much of the time"
         return Strategy(quick, None, None, None, nets, why)
@@ -171,8 +189,8 @@ def carry_out(
     """
     if chosen.second is None or chosen.experts is None or chosen.budget is None:
         return run(chosen.first, folder)
-    if ranks.leads() and (RunFolder(folder).exists() or not RunFolder(folder / FIRST_NAME).exists()):
-        RunFolder(folder).check_free()
+    if ranks.leads():
+        _begin(folder, chosen)
     began = time.perf_counter()
     first = run(chosen.first, folder / FIRST_NAME)
     if ranks.leads():
@@ -180,8 +198,8 @@ def carry_out(
     experts = _trained(chosen.second, chosen.experts, real, folder, screen)
     least = (1 - FIRST_SHARE - EXPERTS_SHARE) / 2 * chosen.budget
     spent = ranks.from_first(lambda: time.perf_counter() - began)
-    begun = _asked_of(folder / SECOND_NAME)
-    left = begun["budget"] if begun else round(max(least, chosen.budget - spent), 1)
+    place = RunFolder(folder / SECOND_NAME)
+    left = place.settings().asked["budget"] if place.exists() else round(max(least, chosen.budget - spent), 1)
     second = run(replace(chosen.second, trajectories=experts, budget=left), folder / SECOND_NAME)
     best, other = (second, first) if second.held_out.correct >= first.held_out.correct else (first, second)
     one, two = (f"{run.distilled.provenance.method['name']} ({run.held_out.correct:.1%})" for run in (best, other))
@@ -192,9 +210,18 @@ def carry_out(
     return replace(best, folder=folder)
 
 
-def _asked_of(attempt: Path) -> dict[str, Any] | None:
-    """What an attempt that has begun was asked for."""
-    return RunFolder(attempt).settings().asked if RunFolder(attempt).exists() else None
+def _begun(folder: Path) -> Begun | None:
+    path = folder / BEGUN_NAME
+    return from_json(Begun, read_json(path)) if path.exists() else None
+
+
+def _begin(folder: Path, chosen: Strategy) -> None:
+    """Take a free folder, or one that a strategy was begun in and not ended."""
+    if RunFolder(folder).exists() or not (folder / BEGUN_NAME).exists():
+        RunFolder(folder).check_free()
+    refuse_links(folder)
+    if chosen.experts is not None and isinstance(chosen.first.model, str):
+        write_json(folder / BEGUN_NAME, asdict(Begun(chosen.first.model, chosen.experts.count)))
 
 
 def _copy(attempt: Path, folder: Path, only: str = "*") -> None:
@@ -206,7 +233,7 @@ def _copy(attempt: Path, folder: Path, only: str = "*") -> None:
 
 def _trained(config: RunConfig, experts: Experts, real: RealData, folder: Path, screen: Screen) -> Path:
     """The folder of the experts."""
-    place = folder / f"{EXPERTS_NAME}{experts.count}"
+    place = folder / EXPERTS_NAME
     with screen.bar(f"training {experts.count} experts", experts.count * experts.training.epochs) as count:
         trajectories = make_trajectories(
             real,
@@ -295,7 +322,7 @@ def _starts(ipc: float) -> int:
     return 3 if ipc < FEW else 8
 
 
-def _experts(config: RunConfig, real: RealData, ipc: float, budget: float, folder: Path | None) -> Experts | None:
+def _experts(config: RunConfig, real: RealData, ipc: float, budget: float, begun: Begun | None) -> Experts | None:
     """As many experts as the time bears, or as were begun with; None where there are too few."""
     model = _narrower(config)
     if model is None:
@@ -307,11 +334,10 @@ def _experts(config: RunConfig, real: RealData, ipc: float, budget: float, folde
     seconds = _seconds_of_training(config, real, model)
     images = ipc * real.num_classes if ipc < FEW else _INNER_BATCH
     step = seconds * images * _STUDENT_STEPS * _GRADIENTS
-    if step * _OUTER_STEPS > (1 - FIRST_SHARE - EXPERTS_SHARE) * budget:
+    if begun is None and step * _OUTER_STEPS > (1 - FIRST_SHARE - EXPERTS_SHARE) * budget:
         return None
     each = seconds * batch * walk * epochs
-    begun = [path.name.removeprefix(EXPERTS_NAME) for path in folder.glob(f"{EXPERTS_NAME}*")] if folder else []
-    fits = int(begun[0]) if begun and begun[0].isdecimal() else int(EXPERTS_SHARE * budget / each)
+    fits = int(EXPERTS_SHARE * budget / each) if begun is None else begun.experts
     if fits < EXPERTS[0]:
         return None
     training = TrainRecipe(epochs=epochs, lr=0.05, batch=batch, optimizer="sgd", schedule="constant")

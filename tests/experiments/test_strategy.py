@@ -11,7 +11,7 @@ from datadistill.cli.main import main
 from datadistill.distillation.config import RunConfig
 from datadistill.experiments import strategy
 from datadistill.experiments.strategy import choose, config_to_start_from
-from datadistill.utils.errors import Interrupted, RequestError
+from datadistill.utils.errors import DamagedFileError, Interrupted, RequestError
 
 
 @pytest.fixture
@@ -134,11 +134,37 @@ def test_the_better_attempt_is_the_result(two_experts: list[str], capsys: pytest
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_strategy_goes_on_with_its_network(digits: dd.RealData, tmp_path: Path) -> None:
-    narrow = choose(asked(budget="2s", ipc=10), digits)
-    dd.distill(digits, config=replace(narrow.first, iterations=1, budget=None), out=tmp_path / "first")
+def test_a_strategy_goes_on_with_what_it_was_begun_with(digits: dd.RealData, tmp_path: Path) -> None:
+    begun = tmp_path / "strategy.json"
+    begun.write_text('{"model": "convnetw16", "experts": 5}')
     again = choose(asked(budget="10m", ipc=10), digits, tmp_path)
-    assert again.first.model == narrow.first.model == "convnetw16"
+    assert again.first.model == "convnetw16"
+    assert again.experts is not None
+    assert again.experts.count == 5
+    begun.write_text('{"model": "net.py:make", "experts": 5}')
+    with pytest.raises(RequestError, match=r"net\.py:make, which is code: say --model net\.py:make"):
+        choose(asked(budget="10m", ipc=10), digits, tmp_path)
+    begun.write_text('{"model": "convnetw16", "experts": "many"}')
+    with pytest.raises(DamagedFileError):
+        choose(asked(budget="10m", ipc=10), digits, tmp_path)
+
+
+def test_nothing_is_written_through_a_link_or_over_a_run_inside(
+    two_experts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("theirs").mkdir()
+    Path("elsewhere").mkdir()
+    Path("theirs", "checkpoint").symlink_to(tmp_path / "elsewhere")
+    Path("theirs", "strategy.json").write_text('{"model": "convnetD1W8", "experts": 2}')
+    assert main([*two_experts, "--out", "theirs"]) == 2
+    assert "is a link, and nothing is written or deleted through one" in capsys.readouterr().err
+    assert list(Path("elsewhere").iterdir()) == []
+    Path("mine", "first").mkdir(parents=True)
+    Path("mine", "README.md").write_text("mine")
+    Path("mine", "first", "config.json").write_text("{}")
+    assert main([*two_experts, "--out", "mine"]) == 2
+    assert "mine is not empty" in capsys.readouterr().err
+    assert Path("mine", "README.md").read_text() == "mine"
 
 
 def test_an_interrupted_strategy_goes_on(
@@ -147,7 +173,7 @@ def test_an_interrupted_strategy_goes_on(
     made, folder = strategy.make_trajectories, Path("run")
 
     def interrupted(*given: object, **options: object) -> None:
-        raise Interrupted("interrupted", folder / "experts-2")
+        raise Interrupted("interrupted", folder / "experts")
 
     monkeypatch.setattr(strategy, "make_trajectories", interrupted)
     assert main([*two_experts, "--out", "run"]) == 130
@@ -157,7 +183,7 @@ def test_an_interrupted_strategy_goes_on(
     first = dd.load_distilled("run/first").images
     assert torch.equal(dd.load_distilled("run").images, first)
     monkeypatch.setattr(strategy, "make_trajectories", made)
-    (folder / "experts-2").mkdir()
+    (folder / "experts").mkdir()
     assert main([*two_experts, "--out", "run"]) == 0
     assert torch.equal(dd.load_distilled("run/first").images, first)
 
@@ -172,4 +198,6 @@ def test_a_folder_with_something_else_is_left_alone(two_experts: list[str], caps
 
 def test_flags_of_methods_need_one(two_experts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*two_experts, "--method", "auto", "--steps", "3", "--out", "other"]) == 2
-    assert "--steps is a flag of a method: name it with --method, not auto" in capsys.readouterr().err
+    assert "--steps goes with a method: name one with --method, not auto" in capsys.readouterr().err
+    assert main([*two_experts, "--method", "auto", "--outer-lr", "3", "--out", "other"]) == 2
+    assert "--outer-lr goes with a method: name one with --method, not auto" in capsys.readouterr().err
