@@ -36,7 +36,7 @@ def add_config_flags(
     add_data_flags(parser, default.dataset)
     if recipe:
         parser.add_argument("--recipe", metavar="NAME", help="start from this recipe: datadistill list recipes")
-    otherwise = f"{AUTO} where --ipc is given and nothing of a method's, else {default.method.name}"
+    otherwise = f"{AUTO} where --ipc is given and nothing of a method or the outer loop, else {default.method.name}"
     parser.add_argument(
         "--method",
         type=one_of(METHODS.kind, [*METHODS.names(), AUTO]) if recipe else one_of(METHODS.kind, METHODS.names()),
