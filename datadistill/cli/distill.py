@@ -50,7 +50,8 @@ take their weights from a pool of trained networks: datadistill pretrain. The ot
 methods start from their papers' settings: a ConvNet with random weights.
 
 With --ipc and nothing of a method's or of the outer loop, or with --method auto, the
-method is chosen for the data, the number of images and the budget, for networks that nobody has seen.
+method is chosen for the data, the number of images and the budget, for networks that
+nobody has seen.
 
 examples:
   datadistill distill
