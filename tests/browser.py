@@ -19,6 +19,31 @@ _FLAGS = (
 )
 
 
+_OVERLAPPING = """((nodes, outside) => {
+  const boxes = [...document.querySelectorAll(nodes)].filter(node => node.checkVisibility() && !node.closest(outside))
+    .map(node => [node, node.getBoundingClientRect()]).filter(([, box]) => box.width && box.height).slice(0, 400);
+  const found = [];
+  for (let i = 0; i < boxes.length; i++) for (let j = i + 1; j < boxes.length; j++) {
+    const [[one, a], [other, b]] = [boxes[i], boxes[j]];
+    if (one.contains(other) || other.contains(one)) continue;
+    if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2
+      && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2)
+      found.push(one.outerHTML.slice(0, 80) + " | " + other.outerHTML.slice(0, 80));
+  }
+  return found;
+})"""
+
+
+def overlapping(nodes: str, outside: str = "nothing") -> str:
+    """JavaScript that lists pairs of the first 400 visible nodes whose boxes overlap by more than two pixels.
+
+    Args:
+        nodes: their selector.
+        outside: selector of what holds nodes that are left out.
+    """
+    return f"{_OVERLAPPING}({json.dumps(nodes)}, {json.dumps(outside)})"
+
+
 class Browser:
     """One page of a browser.
 

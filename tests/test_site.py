@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from browser import CHROMIUM, Browser, browser
+from browser import CHROMIUM, Browser, browser, overlapping
 from conftest import ROOT
 from PIL import Image
 
@@ -124,20 +124,7 @@ CUT_OFF = """[...document.querySelectorAll(".md-content *, .md-header *")].filte
     && (box.left < -1 || box.right > document.documentElement.clientWidth + 1);
 }).map(node => node.outerHTML.slice(0, 200))"""
 
-OVERLAPPING = """(() => {
-  const boxes = [...document.querySelectorAll(".md-content :is(h1, h2, h3, p, dt, dd, pre, table, img, math[display])")]
-    .filter(node => node.checkVisibility()).map(node => [node, node.getBoundingClientRect()])
-    .filter(([, box]) => box.width && box.height).slice(0, 400);
-  const found = [];
-  for (let i = 0; i < boxes.length; i++) for (let j = i + 1; j < boxes.length; j++) {
-    const [[one, a], [other, b]] = [boxes[i], boxes[j]];
-    if (one.contains(other) || other.contains(one)) continue;
-    if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2
-      && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2)
-      found.push(one.outerHTML.slice(0, 80) + " | " + other.outerHTML.slice(0, 80));
-  }
-  return found;
-})()"""
+OVERLAPPING = overlapping(".md-content :is(h1, h2, h3, p, dt, dd, pre, table, img, math[display])")
 
 
 @in_a_browser

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, Browser, browser
+from browser import CHROMIUM, Browser, browser, overlapping
 from conftest import ROOT
 from pages import HOSTILE, hostile, large, write_run
 
@@ -67,20 +67,7 @@ CUT_OFF = """[...document.querySelectorAll("main *")].filter(node => {
   return !scrolls && box.width && (box.left < -1 || box.right > document.documentElement.clientWidth + 1);
 }).map(node => node.outerHTML.slice(0, 200))"""
 
-OVERLAPPING = """(() => {
-  const boxes = [...document.querySelectorAll("h1, h2, h3, p, dt, dd, label, .picture, .plot, .keys, summary, pre")]
-    .filter(node => node.checkVisibility() && !node.closest("dialog, .scroll"))
-    .map(node => [node, node.getBoundingClientRect()]).filter(([, box]) => box.width && box.height);
-  const found = [];
-  for (let i = 0; i < Math.min(boxes.length, 300); i++) for (let j = i + 1; j < Math.min(boxes.length, 300); j++) {
-    const [[one, a], [other, b]] = [boxes[i], boxes[j]];
-    if (one.contains(other) || other.contains(one)) continue;
-    if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2
-      && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2)
-      found.push(one.outerHTML.slice(0, 80) + " | " + other.outerHTML.slice(0, 80));
-  }
-  return found;
-})()"""
+OVERLAPPING = overlapping("h1, h2, h3, p, dt, dd, label, .picture, .plot, .keys, summary, pre", "dialog, .scroll")
 
 SLIDE = """(slider => {
   slider.value = %s;
