@@ -112,7 +112,7 @@ def check_there_is(name: str) -> None:
 def another_pool(asked: PoolRecipe, path: Path) -> Pool:
     """Three networks as those of a recipe's pool, drawn by another seed, and one that is reserved."""
     check_there_is(asked.dataset)
-    real = dd.load(asked.dataset, os.environ.get("DATADISTILL_DATA", "data"))
+    real = dd.load(asked.dataset)
     few = {"nets": 4, "reserved": 1, "seed": asked.seed + 1}
     kind = {"scheme": asked.scheme, "batch_norm": asked.batch_norm, "training": asked.training}
     return dd.make_pool(real, path, model=asked.model, **kind, **few)
