@@ -89,8 +89,8 @@ def run(arguments: argparse.Namespace) -> None:
     real = load_for(config, arguments.data_root, None if before is None else before.source)
     pool = None if config.pool is None else load_pool(str(config.pool))
     check_nets(arguments.nets, config.weights, None if pool is None else pool.facts.reserved)
-    is_chosen = before is None and is_open(arguments)
-    chosen = ranks.from_first(lambda: choose(config, real, folder)) if is_chosen else None
+    is_chosen, screen = before is None and is_open(arguments), Screen(bar=counting, say=say)
+    chosen = ranks.from_first(lambda: choose(config, real, folder, screen)) if is_chosen else None
     if folder is None:
         ipc = ipc_name(config.images_per_class)
         name = f"{real.name}-{AUTO if chosen else config.method.name}-{config.weights}-{ipc}"
@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         if chosen is not None:
             say(f"taking {chosen.why}.")
-            done = _carried_out(chosen, real, folder, distilled)
+            done = _carried_out(chosen, real, folder, distilled, screen)
             config = chosen.first
         else:
             done = distilled(config, folder)
@@ -127,10 +127,12 @@ def run(arguments: argparse.Namespace) -> None:
         _print(done, score, recipe, pool)
 
 
-def _carried_out(chosen: Strategy, real: RealData, folder: Path, distilled: Callable[[RunConfig, Path], Run]) -> Run:
+def _carried_out(
+    chosen: Strategy, real: RealData, folder: Path, distilled: Callable[[RunConfig, Path], Run], screen: Screen
+) -> Run:
     """The better attempt of a strategy; interrupted before the last one, all of it goes on by the same command."""
     try:
-        return carry_out(chosen, real, folder, distilled, Screen(bar=counting, say=say))
+        return carry_out(chosen, real, folder, distilled, screen)
     except Interrupted as error:
         if error.folder == folder:
             raise

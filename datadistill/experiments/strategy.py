@@ -1,8 +1,9 @@
 """Strategies: what is distilled, by which methods, for so many images of some data in so much time.
 
-They are for networks that nobody has seen, so for random initial weights. A strategy makes a set quickly, by matching
-gradients or mean features; where there is time for experts, it then makes another one by matching their trajectories,
-and keeps the better of the two by held-out accuracy. Each attempt is a run folder, as if its method had been named.
+They are for networks that nobody has seen, so for random initial weights. A strategy first asks how images may be
+changed while a network is trained on them. It then makes a set quickly, by matching gradients or mean features; where
+there is time for experts, it makes another one by matching their trajectories, and keeps the better of the two by
+held-out accuracy. Each attempt is a run folder, as if its method had been named.
 """
 
 import math
@@ -13,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from datadistill.data.augment import parse_augmentation
 from datadistill.data.ipc import resolve_ipc
 from datadistill.data.real import RealData
 from datadistill.distillation.budget import parse_duration
@@ -23,15 +25,16 @@ from datadistill.distilled import FILE_NAME
 from datadistill.engine import kernels
 from datadistill.engine.functional import batch_gradient
 from datadistill.engine.networks import network_for
+from datadistill.experiments.augmentation import NETS as TRIED_NETS
+from datadistill.experiments.augmentation import candidates, epochs_within, try_augmentations
 from datadistill.methods import METHODS
-from datadistill.methods.dc import DSA_STRATEGY
 from datadistill.models import ModelFactory, is_built_in
 from datadistill.models.gate import passed
 from datadistill.models.init import draw_weights
 from datadistill.pretraining.make import make_trajectories
 from datadistill.training.recipe import EPOCHS_AUGMENTED, TrainRecipe
 from datadistill.utils import ranks
-from datadistill.utils.errors import RequestError
+from datadistill.utils.errors import DamagedFileError, RequestError
 from datadistill.utils.files import read_json, refuse_links, write_atomically, write_json
 from datadistill.utils.progress import SILENT, Screen
 from datadistill.utils.runtime import resolve_device, stream
@@ -39,8 +42,11 @@ from datadistill.utils.schema import from_json
 
 AUTO, LINE = "auto", "what is best for so many images in so much time"
 BUDGET = "10m"
-FIRST_SHARE, EXPERTS_SHARE = 0.2, 0.3
-"""Of the time, for the first attempt and, at most, for experts."""
+FIRST_SHARE, EXPERTS_SHARE, TRIED_SHARE = 0.2, 0.3, 0.05
+"""Of the time, for the first attempt and, at most, for experts, and for trying augmentations before all that."""
+
+LEAST_EPOCHS = 100
+"""Of networks by which augmentations are compared: fewer would say too little of what many do."""
 
 EXPERTS = range(3, 13)
 """How many are worth it: images learn fewer by heart, and more give little."""
@@ -75,10 +81,12 @@ class Begun:
     Attributes:
         model: the network.
         experts: how many.
+        augment: how distilled images are changed in training.
     """
 
     model: str
     experts: int
+    augment: str
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,7 @@ class Strategy:
         first: the quick attempt.
         second: the one by trajectories, all but its experts and its share of the time; None without time for experts.
         experts: that are trained for it.
+        augment: how distilled images are changed in training.
         budget: of all together, in seconds; None without a second attempt.
         nets: fresh networks to judge by: as many as half of the time trains, 3 at least.
         why: one sentence for people.
@@ -114,6 +123,7 @@ class Strategy:
     first: RunConfig
     second: RunConfig | None
     experts: Experts | None
+    augment: str
     budget: float | None
     nets: int
     why: str
@@ -125,13 +135,15 @@ def config_to_start_from() -> RunConfig:
     return RunConfig(method=info.build({})).changed({"run": {**info.run, "iterations": None, "model": AUTO}})
 
 
-def choose(config: RunConfig, real: RealData, folder: Path | None = None) -> Strategy:
+def choose(config: RunConfig, real: RealData, folder: Path | None = None, screen: Screen = SILENT) -> Strategy:
     """Strategy for some data, number of images and time.
 
     Args:
         config: what was asked for; its method is replaced. Without a length it gets `BUDGET`.
         real: the dataset.
-        folder: that of a strategy which was interrupted, to go on with the same network and as many experts.
+        folder: that of a strategy which was interrupted, to go on with the same network, augmentation and as many
+            experts.
+        screen: who is told how trying augmentations is doing.
 
     Raises:
         RequestError: initial weights that are not random, a pool, or a folder that names a network which only the user
@@ -148,21 +160,25 @@ def choose(config: RunConfig, real: RealData, folder: Path | None = None) -> Str
     budget, ipc = parse_duration(config.budget), _mean_ipc(config, real)
     config, judging = _with_network(config, real, ipc, budget or parse_duration(BUDGET) or 0.0)
     nets = int(max(NETS[0], min(NETS[-1], (budget or math.inf) / 2 / judging)))
-    quick = _quick(config, real, ipc)
+    began = time.perf_counter()
+    augment, reason = (begun.augment, "as begun") if begun else _augmentation(config, real, budget, screen)
+    if budget is not None:
+        budget -= round(time.perf_counter() - began, 1)
+    quick = _quick(config, ipc, augment)
     if budget is None:
-        why = f"{quick.method.name} alone on {config.model}: without a budget no time for experts"
-        return Strategy(quick, None, None, None, nets, why)
-    experts = _experts(config, real, ipc, budget, begun)
+        why = f"{quick.method.name} alone on {config.model}: without a budget no time for experts; {reason}"
+        return Strategy(quick, None, None, augment, None, nets, why)
+    experts = _experts(config, real, ipc, budget, augment, begun)
     if experts is None:
-        why = f"{quick.method.name} alone on {config.model}: trajectories of experts would take too much of the time"
-        return Strategy(quick, None, None, None, nets, why)
-    second = _by_trajectories(config, real, ipc, experts)
+        why = f"{quick.method.name} alone on {config.model}: trajectories of experts would take too long; {reason}"
+        return Strategy(replace(quick, budget=budget), None, None, augment, None, nets, why)
+    second = _by_trajectories(config, ipc, experts)
     why = (
         f"{quick.method.name} on {config.model} for {FIRST_SHARE:.0%} of the time, then mtt with {experts.count} "
         f"experts ({experts.model}, {experts.training.epochs} epochs, some {experts.seconds / 60:.1f} of "
-        f"{budget / 60:.3g} minutes), and the better of both by held-out accuracy"
+        f"{budget / 60:.3g} minutes), and the better of both by held-out accuracy; {reason}"
     )
-    return Strategy(replace(quick, budget=FIRST_SHARE * budget), second, experts, budget, nets, why)
+    return Strategy(replace(quick, budget=FIRST_SHARE * budget), second, experts, augment, budget, nets, why)
 
 
 def carry_out(
@@ -212,7 +228,14 @@ def carry_out(
 
 def _begun(folder: Path) -> Begun | None:
     path = folder / BEGUN_NAME
-    return from_json(Begun, read_json(path)) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        begun = from_json(Begun, read_json(path))
+        parse_augmentation(begun.augment)
+    except (DamagedFileError, RequestError) as error:
+        raise DamagedFileError(f"{path} is not what a strategy was begun with: {error}") from error
+    return begun
 
 
 def _begin(folder: Path, chosen: Strategy) -> None:
@@ -221,7 +244,7 @@ def _begin(folder: Path, chosen: Strategy) -> None:
         RunFolder(folder).check_free()
     refuse_links(folder)
     if chosen.experts is not None and isinstance(chosen.first.model, str):
-        write_json(folder / BEGUN_NAME, asdict(Begun(chosen.first.model, chosen.experts.count)))
+        write_json(folder / BEGUN_NAME, asdict(Begun(chosen.first.model, chosen.experts.count, chosen.augment)))
 
 
 def _copy(attempt: Path, folder: Path, only: str = "*") -> None:
@@ -275,30 +298,34 @@ def _mean_ipc(config: RunConfig, real: RealData) -> float:
     return sum(ipc) / len(ipc) if isinstance(ipc, tuple) else float(ipc)
 
 
-def _is_colour(real: RealData) -> bool:
-    return real.train.images.shape[1] == 3
+def _augmentation(config: RunConfig, real: RealData, budget: float | None, screen: Screen) -> tuple[str, str]:
+    """How distilled images are changed in training, and the sentence for people: tried, where there is time for it."""
+    known = candidates(real)
+    ipc, model = real.check_ipc(resolve_ipc(config.images_per_class, real)), _narrower(config) or config.model
+    share = TRIED_SHARE * (parse_duration(BUDGET) or 0.0 if budget is None else budget)
+    epochs = epochs_within(share, _seconds_of_training(config, real, model), real, ipc)
+    if epochs < LEAST_EPOCHS:
+        return known[0], f"augmentation {known[0]}, since trying others would take too long"
+    device = resolve_device(config.device)
+    with screen.bar("trying augmentations", TRIED_NETS * len(known)) as count:
+        network = network_for(model, real.to(device), device)
+        tried = try_augmentations(
+            network, real.to(device), ipc, epochs=epochs, scheme=config.scheme, seed=config.seed, count=count
+        )
+    best, usual = (tried.accuracies[name] for name in (tried.best, known[0]))
+    than = "" if tried.best == known[0] else f", {usual:.1%} with {known[0]}"
+    return tried.best, f"augmentation {tried.best}: random real images teach best with it ({best:.1%}{than})"
 
 
-def _augmentation(real: RealData) -> str:
-    """How distilled images are changed in training; grey ones, often digits or letters, are not mirrored."""
-    return DSA_STRATEGY if _is_colour(real) else DSA_STRATEGY.replace("_flip", "")
-
-
-def _quick(config: RunConfig, real: RealData, ipc: float) -> RunConfig:
+def _quick(config: RunConfig, ipc: float, augment: str) -> RunConfig:
     """Gradients or mean features, with the rates of the recipes `mnist-dc-1`, `cifar-10-dsa-1` and `mnist-dm-10`."""
-    outer = {"optimizer": "sgd", "lr": 2.0, "momentum": 0.5, "schedule": "cosine", "eval_every": 400}
-    options: dict[str, Any] = {"batch": 32, "images": "real"}
-    if ipc >= FEW:
-        name, outer["lr"] = "dm", 5.0
-        options["augment"] = _augmentation(real)
-    else:
-        name = "dsa" if _is_colour(real) else "dc"
-        options |= {"matched_on": _narrower(config) or "same"}
-        options |= {"augment": _augmentation(real)} if _is_colour(real) else {"trained_with": "crop_scale_rotate45"}
+    outer: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.5, "schedule": "cosine", "eval_every": 400}
+    name, outer["lr"] = ("dm", 5.0) if ipc >= FEW else ("dsa", 2.0)
+    options = {"batch": 32, "images": "real", "augment": augment, "matched_on": _narrower(config) or "same"}
     return replace(config, method=METHODS.get(name).build(options)).changed({"outer": outer})
 
 
-def _by_trajectories(config: RunConfig, real: RealData, ipc: float, experts: Experts) -> RunConfig:
+def _by_trajectories(config: RunConfig, ipc: float, experts: Experts) -> RunConfig:
     """Trajectories with the settings of the recipes `cifar-10-mtt-1` and `-10`."""
     many, epochs = ipc >= FEW, experts.training.epochs // _starts(ipc)
     options = {
@@ -308,7 +335,7 @@ def _by_trajectories(config: RunConfig, real: RealData, ipc: float, experts: Exp
         "max_start_epoch": experts.training.epochs - epochs,
         "learning_rate": 0.01 if many else 0.05,
         "images": "kmeans" if many else "mean",
-        "augment": _augmentation(real),
+        "augment": experts.training.augment,
         "matched_on": experts.model,
         "trained_at": 0.01,
     }
@@ -322,7 +349,9 @@ def _starts(ipc: float) -> int:
     return 3 if ipc < FEW else 8
 
 
-def _experts(config: RunConfig, real: RealData, ipc: float, budget: float, begun: Begun | None) -> Experts | None:
+def _experts(
+    config: RunConfig, real: RealData, ipc: float, budget: float, augment: str, begun: Begun | None
+) -> Experts | None:
     """As many experts as the time bears, or as were begun with; None where there are too few."""
     model = _narrower(config)
     if model is None:
@@ -342,7 +371,7 @@ def _experts(config: RunConfig, real: RealData, ipc: float, budget: float, begun
         return None
     training = TrainRecipe(epochs=epochs, lr=0.05, batch=batch, optimizer="sgd", schedule="constant")
     number = min(fits, EXPERTS[-1])
-    return Experts(number, model, replace(training, augment=_augmentation(real)), number * each)
+    return Experts(number, model, replace(training, augment=augment), number * each)
 
 
 def _narrower(config: RunConfig) -> str | None:

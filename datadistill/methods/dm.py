@@ -33,11 +33,14 @@ class DM:
         images: what the images start from: `real` images, `noise`, `mean` (class means), or `kmeans` (cluster centres).
         augment: the transformations of which one is drawn for each class and outer step, with `_` between them, or
             `none`; networks are trained with them too when they are judged.
+        matched_on: the network whose features are matched, by name, such as a narrower and so faster one of the same
+            family; `same` is the one that the result is for.
         batch: real images per class and outer step.
     """
 
     images: Literal["noise", "mean", "real", "kmeans"] = "real"
     augment: str = DSA_STRATEGY
+    matched_on: str = "same"
     batch: int = 256
 
     def __post_init__(self) -> None:
@@ -60,6 +63,7 @@ class DM:
         """
         if problem.attack is not None:
             raise RequestError("method dm compares features, not answers: an attack needs method dd, dc or dsa")
+        _ = problem.with_model(self.matched_on).features  # refused before a run, not in it
         return judged_by_protocol(problem, self.images, generator, self.name, options_of(self), self.augment), {}
 
     def workload(self, problem: Problem) -> Workload:
@@ -73,11 +77,12 @@ class DM:
             real=self.batch,
             optimizer=SGD(),
             derivatives=1,
+            model=self.matched_on,
         )
 
     def step(self, distilled: DistilledData, state: State, context: Context, generator: torch.Generator) -> Step:
         """Distribution-matching loss (equation 6): squared distances between mean features, and its derivative."""
-        problem, engine = context.problem, context.engine
+        problem, engine = context.problem.with_model(self.matched_on), context.engine
         (weights,) = problem.starts.sample(1, generator)
         train, parts = problem.real.train, parse_augmentation(self.augment)
         draws = []

@@ -1,5 +1,7 @@
 """Augmentation: what each part does to a picture."""
 
+import math
+
 import pytest
 import torch
 
@@ -86,7 +88,43 @@ def test_gradients_pass() -> None:
     assert images.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize(("text", "match"), [("turn", "turn"), ("flip_flip", "twice"), ("", "augmentation")])
+def test_changes_joined_by_a_plus_are_one_part() -> None:
+    images, joined = picture().expand(30, -1, -1, -1), parse_augmentation("flip_shift+cutout")
+    assert [[change.name for change in part] for part in joined] == [["flip"], ["shift", "cutout"]]
+    by_all = augmented(images, parse_augmentation("shift_cutout"), stream(0))
+    assert torch.equal(augmented(images, parse_augmentation("shift+cutout"), stream(0)), by_all)
+    changed = one_of(images, joined[1:], stream(1))
+    for number, image in enumerate(changed):
+        assert (image == 0).any(), "cut"
+        assert not torch.allclose(image[image != 0], images[number][image != 0], atol=1e-3), "and shifted"
+
+
+def test_a_piece_of_a_batch_is_changed_as_in_the_batch() -> None:
+    images, parts = torch.rand(9, 3, 16, 16, generator=stream(4)), parse_augmentation("color_warp10+cutout_flip")
+    for seed in range(6):
+        whole = one_of(images, parts, stream(seed))
+        piece = one_of(images[3:7], parts, stream(seed), first=3, total=9)
+        assert torch.equal(whole[3:7], piece)
+
+
+@pytest.mark.parametrize(("name", "degrees"), [("warp10", 10), ("warp20", 20)])
+def test_a_warp_turns_scales_shears_and_shifts_as_far_as_it_says(name: str, degrees: int) -> None:
+    share, draws = degrees / 20, AUGMENTATIONS.get(name).draw(4000, 28, stream(0))
+    linear, shift, knots = draws[:, :, :2], draws[:, :, 2], draws[:, :, 3:]
+    angle = torch.rad2deg(torch.atan2(linear[:, 1, 0], linear[:, 0, 0]))
+    assert degrees * 0.98 < angle.abs().max() <= degrees * 1.0001
+    sizes = torch.linalg.norm(linear[:, :, 0], dim=1).log() / math.log(1.3)
+    assert 0.98 * share < sizes.abs().max() <= 1.0001 * share
+    assert 0.24 * share < shift.abs().max() <= share / 4
+    assert knots.std() == pytest.approx(0.1 * share, rel=0.02)
+    away = (linear[:, :, 0] * linear[:, :, 1]).sum(1) / linear[:, :, 0].square().sum(1)  # shear, over the width
+    assert 0.15 * share < away.abs().max() < 0.3 * share
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [("turn", "turn"), ("flip_flip", "twice"), ("flip+flip", "twice"), ("", "augmentation"), ("flip+", "augmentation")],
+)
 def test_wrong_requests(text: str, match: str) -> None:
     with pytest.raises(RequestError, match=match):
         parse_augmentation(text)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,15 +10,16 @@ import torch
 import datadistill as dd
 from datadistill.cli.main import main
 from datadistill.distillation.config import RunConfig
-from datadistill.experiments import strategy
+from datadistill.experiments import augmentation, strategy
 from datadistill.experiments.strategy import choose, config_to_start_from
 from datadistill.utils.errors import DamagedFileError, Interrupted, RequestError
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that trains as fast as it needs to."""
+    """A machine that trains as fast as it needs to, and does not try augmentations."""
     monkeypatch.setattr(strategy, "_seconds_of_training", lambda config, real, model: 1e-5)
+    monkeypatch.setattr(strategy, "LEAST_EPOCHS", 10_000)
 
 
 def asked(**options: object) -> RunConfig:
@@ -27,8 +29,9 @@ def asked(**options: object) -> RunConfig:
 @pytest.mark.usefixtures("quick")
 def test_time_decides_whether_there_are_experts(digits: dd.RealData) -> None:
     short, long = (choose(asked(budget=budget), digits) for budget in ("1s", "10m"))
-    assert (short.first.method.name, short.first.budget, short.second, short.experts) == ("dc", "1s", None, None)
-    assert (long.first.method.name, long.first.budget) == ("dc", strategy.FIRST_SHARE * 600)
+    assert (short.first.method.name, short.first.budget, short.second, short.experts) == ("dsa", 1.0, None, None)
+    assert (long.first.method.name, long.first.budget) == ("dsa", strategy.FIRST_SHARE * 600)
+    assert "since trying others would take too long" in long.why
     assert long.second is not None
     assert long.experts is not None
     assert long.second.method.name == "mtt"
@@ -37,7 +40,7 @@ def test_time_decides_whether_there_are_experts(digits: dd.RealData) -> None:
     assert middle is not None
     assert 3 <= middle.count < long.experts.count
     assert "12 experts" in long.why
-    assert "dc alone on convnet" in short.why
+    assert "dsa alone on convnet" in short.why
 
 
 @pytest.mark.usefixtures("quick")
@@ -53,6 +56,32 @@ def test_experts_take_their_share_and_go_as_far_as_students_start(digits: dd.Rea
         assert method.max_start_epoch + method.expert_epochs == experts.training.epochs
         walk = -(-len(digits.train.images) // int(experts.training.batch))
         assert 60 <= walk * method.expert_epochs <= 120
+
+
+@pytest.mark.usefixtures("quick")
+def test_augmentations_are_tried_and_all_parts_take_the_best(
+    digits: dd.RealData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strategy, "LEAST_EPOCHS", 2)
+    monkeypatch.setattr(strategy, "epochs_within", lambda *given: 2)
+    monkeypatch.setattr(augmentation, "GREY", ("crop", "warp10"))
+    seen = list[str]()
+
+    def tried(*given: Any, **options: Any) -> augmentation.Tried:
+        seen.extend(augmentation.try_augmentations(*given, **options).accuracies)
+        return augmentation.Tried({"crop": 0.5, "warp10": 0.625}, 2)
+
+    monkeypatch.setattr(strategy, "try_augmentations", tried)
+    chosen = choose(asked(budget="10m", model="ConvNetD1W8"), digits)
+    assert seen == ["crop", "warp10"]
+    assert chosen.second is not None
+    assert chosen.experts is not None
+    assert chosen.budget is not None
+    assert 590 < chosen.budget < 600, "the time that it took is taken off"
+    assert chosen.augment == chosen.experts.training.augment == "warp10"
+    for config in (chosen.first, chosen.second):
+        assert config.method.augment == "warp10"  # type: ignore[union-attr]
+    assert "augmentation warp10: random real images teach best with it (62.5%, 50.0% with crop)" in chosen.why
 
 
 def test_training_is_timed(digits: dd.RealData) -> None:
@@ -107,6 +136,7 @@ def two_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datadistill.cli.main.keep_freed_memory", lambda: True)
     monkeypatch.setattr(strategy, "_seconds_of_training", lambda config, real, model: 1e-8)
+    monkeypatch.setattr(strategy, "LEAST_EPOCHS", 10_000)
     monkeypatch.setattr(strategy, "EXPERTS", range(2, 3))
     return ["distill", "--dataset", "digits", "--model", "convnetD1W8", "--ipc", "1", "--nets", "1", "--budget", "4s"]
 
@@ -114,13 +144,13 @@ def two_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_better_attempt_is_the_result(two_experts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*two_experts, "--out", "run"]) == 0
     out, err = capsys.readouterr()
-    assert "taking dc on convnetD1W8 for 20% of the time, then mtt with 2 experts" in err
+    assert "taking dsa on convnetD1W8 for 20% of the time, then mtt with 2 experts" in err
     found = {}
     for name in ("first", "second"):
         data = dd.load_distilled(Path("run", name))
         assert "--ipc 1" in data.provenance.recipe
         found[name] = next(score["accuracy"] for score in data.provenance.scores if score["split"] == "held_out")
-        assert data.provenance.method["name"] == {"first": "dc", "second": "mtt"}[name]
+        assert data.provenance.method["name"] == {"first": "dsa", "second": "mtt"}[name]
     best = "first" if found["first"] > found["second"] else "second"
     assert torch.equal(dd.load_distilled("run").images, dd.load_distilled(Path("run", best)).images)
     assert "run folder  run\n" in out
@@ -136,17 +166,21 @@ def test_the_better_attempt_is_the_result(two_experts: list[str], capsys: pytest
 @pytest.mark.usefixtures("quick")
 def test_a_strategy_goes_on_with_what_it_was_begun_with(digits: dd.RealData, tmp_path: Path) -> None:
     begun = tmp_path / "strategy.json"
-    begun.write_text('{"model": "convnetw16", "experts": 5}')
+    begun.write_text('{"model": "convnetw16", "experts": 5, "augment": "warp10"}')
     again = choose(asked(budget="10m", ipc=10), digits, tmp_path)
     assert again.first.model == "convnetw16"
     assert again.experts is not None
     assert again.experts.count == 5
-    begun.write_text('{"model": "net.py:make", "experts": 5}')
+    assert [again.first.method.augment, again.second.method.augment] == ["warp10", "warp10"]  # type: ignore[union-attr]
+    assert again.experts.training.augment == "warp10"
+    assert "as begun" in again.why
+    begun.write_text('{"model": "net.py:make", "experts": 5, "augment": "warp10"}')
     with pytest.raises(RequestError, match=r"net\.py:make, which is code: say --model net\.py:make"):
         choose(asked(budget="10m", ipc=10), digits, tmp_path)
-    begun.write_text('{"model": "convnetw16", "experts": "many"}')
-    with pytest.raises(DamagedFileError):
-        choose(asked(budget="10m", ipc=10), digits, tmp_path)
+    for experts, augment in (('"many"', "warp10"), ("5", "wrap10")):
+        begun.write_text(f'{{"model": "convnetw16", "experts": {experts}, "augment": "{augment}"}}')
+        with pytest.raises(DamagedFileError, match=r"strategy\.json is not what a strategy was begun with"):
+            choose(asked(budget="10m", ipc=10), digits, tmp_path)
 
 
 def test_nothing_is_written_through_a_link_or_over_a_run_inside(
@@ -155,7 +189,7 @@ def test_nothing_is_written_through_a_link_or_over_a_run_inside(
     Path("theirs").mkdir()
     Path("elsewhere").mkdir()
     Path("theirs", "checkpoint").symlink_to(tmp_path / "elsewhere")
-    Path("theirs", "strategy.json").write_text('{"model": "convnetD1W8", "experts": 2}')
+    Path("theirs", "strategy.json").write_text('{"model": "convnetD1W8", "experts": 2, "augment": "crop"}')
     assert main([*two_experts, "--out", "theirs"]) == 2
     assert "is a link, and nothing is written or deleted through one" in capsys.readouterr().err
     assert list(Path("elsewhere").iterdir()) == []
