@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
     pool = None if config.pool is None else load_pool(str(config.pool))
     check_nets(arguments.nets, config.weights, None if pool is None else pool.facts.reserved)
     is_chosen, screen = before is None and is_open(arguments), Screen(bar=counting, say=say)
-    chosen = ranks.from_first(lambda: choose(config, real, folder, screen)) if is_chosen else None
+    chosen = ranks.from_first(lambda: choose(config, real, folder)) if is_chosen else None
     if folder is None:
         ipc = ipc_name(config.images_per_class)
         name = f"{real.name}-{AUTO if chosen else config.method.name}-{config.weights}-{ipc}"

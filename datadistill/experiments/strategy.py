@@ -1,16 +1,17 @@
 """Strategies: what is distilled, by which methods, for so many images of some data in so much time.
 
-They are for networks that nobody has seen, so for random initial weights. A strategy first asks how images may be
-changed while a network is trained on them. It then makes a set quickly, by matching gradients or mean features; where
-there is time for experts, it makes another one by matching their trajectories, and keeps the better of the two by
-held-out accuracy. Each attempt is a run folder, as if its method had been named.
+They are for networks that nobody has seen, so for random initial weights. A strategy first makes a set quickly, by
+matching gradients or mean features. On that it tries how images are best changed while a network is trained on them
+(`experiments.augmentation`). Then it makes others under that augmentation: by the same method, and by trajectories
+where there is time for experts. The best by held-out accuracy is the result. Each attempt is a run folder, as if its
+method had been named.
 """
 
 import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from datadistill.engine import kernels
 from datadistill.engine.functional import batch_gradient
 from datadistill.engine.networks import network_for
 from datadistill.experiments.augmentation import NETS as TRIED_NETS
-from datadistill.experiments.augmentation import candidates, epochs_within, try_augmentations
+from datadistill.experiments.augmentation import Tried, candidates, epochs_within, try_augmentations
 from datadistill.methods import METHODS
 from datadistill.models import ModelFactory, is_built_in
 from datadistill.models.gate import passed
@@ -34,7 +35,7 @@ from datadistill.models.init import draw_weights
 from datadistill.pretraining.make import make_trajectories
 from datadistill.training.recipe import EPOCHS_AUGMENTED, TrainRecipe
 from datadistill.utils import ranks
-from datadistill.utils.errors import DamagedFileError, RequestError
+from datadistill.utils.errors import DamagedFileError, RequestError, require
 from datadistill.utils.files import read_json, refuse_links, write_atomically, write_json
 from datadistill.utils.progress import SILENT, Screen
 from datadistill.utils.runtime import resolve_device, stream
@@ -43,7 +44,7 @@ from datadistill.utils.schema import from_json
 AUTO, LINE = "auto", "what is best for so many images in so much time"
 BUDGET = "10m"
 FIRST_SHARE, EXPERTS_SHARE, TRIED_SHARE = 0.2, 0.3, 0.05
-"""Of the time, for the first attempt and, at most, for experts, and for trying augmentations before all that."""
+"""Of the time: for the first attempt; at most, for experts; and for trying augmentations on each attempt."""
 
 LEAST_EPOCHS = 100
 """Of networks by which augmentations are compared: fewer would say too little of what many do."""
@@ -51,8 +52,9 @@ LEAST_EPOCHS = 100
 EXPERTS = range(3, 13)
 """How many are worth it: images learn fewer by heart, and more give little."""
 
-BEGUN_NAME, EXPERTS_NAME, FIRST_NAME, SECOND_NAME = "strategy.json", "experts", "first", "second"
-"""In a strategy's folder: what it was begun with, its experts, and its attempts."""
+BEGUN_NAME, EXPERTS_NAME, FIRST_NAME, AGAIN_NAME, SECOND_NAME = "strategy.json", "experts", "first", "again", "second"
+"""In a strategy's folder: what it was begun with, its experts, and its attempts: the quick one, the same method under
+another augmentation, and trajectories."""
 
 WIDTHS, NETS = (128, 64, 32, 16), range(3, 21)
 """Of the network that a set is for, where none is named; and how many judge it."""
@@ -80,13 +82,15 @@ class Begun:
 
     Attributes:
         model: the network.
-        experts: how many.
-        augment: how distilled images are changed in training.
+        experts: how many; 0 for none.
+        epochs: of networks by which augmentations are tried; 0 where they are not.
+        tried: what that gave, by attempt.
     """
 
     model: str
     experts: int
-    augment: str
+    epochs: int
+    tried: dict[str, Tried] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,11 +115,11 @@ class Strategy:
     """What is to be run.
 
     Attributes:
-        first: the quick attempt.
+        first: the quick attempt, or all there is.
         second: the one by trajectories, all but its experts and its share of the time; None without time for experts.
         experts: that are trained for it.
-        augment: how distilled images are changed in training.
-        budget: of all together, in seconds; None without a second attempt.
+        epochs: of networks by which augmentations are tried; 0: they are not.
+        budget: of all together, in seconds; None where the first attempt is all.
         nets: fresh networks to judge by: as many as half of the time trains, 3 at least.
         why: one sentence for people.
     """
@@ -123,10 +127,19 @@ class Strategy:
     first: RunConfig
     second: RunConfig | None
     experts: Experts | None
-    augment: str
+    epochs: int
     budget: float | None
     nets: int
     why: str
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A finished run, the augmentation that it is to be trained with, and the accuracy by which attempts compare."""
+
+    run: Run
+    augment: str
+    correct: float
 
 
 def config_to_start_from() -> RunConfig:
@@ -135,15 +148,13 @@ def config_to_start_from() -> RunConfig:
     return RunConfig(method=info.build({})).changed({"run": {**info.run, "iterations": None, "model": AUTO}})
 
 
-def choose(config: RunConfig, real: RealData, folder: Path | None = None, screen: Screen = SILENT) -> Strategy:
+def choose(config: RunConfig, real: RealData, folder: Path | None = None) -> Strategy:
     """Strategy for some data, number of images and time.
 
     Args:
         config: what was asked for; its method is replaced. Without a length it gets `BUDGET`.
         real: the dataset.
-        folder: that of a strategy which was interrupted, to go on with the same network, augmentation and as many
-            experts.
-        screen: who is told how trying augmentations is doing.
+        folder: that of a strategy which was interrupted, to go on with what it chose by the clock.
 
     Raises:
         RequestError: initial weights that are not random, a pool, or a folder that names a network which only the user
@@ -160,25 +171,26 @@ def choose(config: RunConfig, real: RealData, folder: Path | None = None, screen
     budget, ipc = parse_duration(config.budget), _mean_ipc(config, real)
     config, judging = _with_network(config, real, ipc, budget or parse_duration(BUDGET) or 0.0)
     nets = int(max(NETS[0], min(NETS[-1], (budget or math.inf) / 2 / judging)))
-    began = time.perf_counter()
-    augment, reason = (begun.augment, "as begun") if begun else _augmentation(config, real, budget, screen)
-    if budget is not None:
-        budget -= round(time.perf_counter() - began, 1)
-    quick = _quick(config, ipc, augment)
+    quick = _quick(config, ipc, candidates(real)[0])
+    on = f"{quick.method.name} on {config.model}"
     if budget is None:
-        why = f"{quick.method.name} alone on {config.model}: without a budget no time for experts; {reason}"
-        return Strategy(quick, None, None, augment, None, nets, why)
-    experts = _experts(config, real, ipc, budget, augment, begun)
+        return Strategy(quick, None, None, 0, None, nets, f"{on}: without a budget there is no time for more")
+    epochs = _epochs(config, real, budget) if begun is None else begun.epochs
+    experts = _experts(config, real, ipc, budget, begun)
+    tried = f"augmentation by what {epochs} epochs with each give" if epochs else "no time to try augmentations"
+    if experts is None and not epochs:
+        why = f"{on}: trajectories of experts would take too long, and so would trying augmentations"
+        return Strategy(quick, None, None, 0, None, nets, why)
+    first = replace(quick, budget=FIRST_SHARE * budget)
     if experts is None:
-        why = f"{quick.method.name} alone on {config.model}: trajectories of experts would take too long; {reason}"
-        return Strategy(replace(quick, budget=budget), None, None, augment, None, nets, why)
-    second = _by_trajectories(config, ipc, experts)
+        why = f"{on}, twice: quickly, and then for the rest of the time ({tried}); experts would take too long"
+        return Strategy(first, None, None, epochs, budget, nets, why)
     why = (
-        f"{quick.method.name} on {config.model} for {FIRST_SHARE:.0%} of the time, then mtt with {experts.count} "
-        f"experts ({experts.model}, {experts.training.epochs} epochs, some {experts.seconds / 60:.1f} of "
-        f"{budget / 60:.3g} minutes), and the better of both by held-out accuracy; {reason}"
+        f"{on} for {FIRST_SHARE:.0%} of the time ({tried}), then mtt with {experts.count} experts ({experts.model}, "
+        f"{experts.training.epochs} epochs, some {experts.seconds / 60:.1f} of {budget / 60:.3g} minutes), and the "
+        "best by held-out accuracy"
     )
-    return Strategy(replace(quick, budget=FIRST_SHARE * budget), second, experts, augment, budget, nets, why)
+    return Strategy(first, _by_trajectories(config, ipc, experts), experts, epochs, budget, nets, why)
 
 
 def carry_out(
@@ -188,7 +200,7 @@ def carry_out(
     run: Callable[[RunConfig, Path], Run],
     screen: Screen = SILENT,
 ) -> Run:
-    """The better of a strategy's attempts, with a copy of its run folder in the strategy's own.
+    """The best of a strategy's attempts, with a copy of its run folder in the strategy's own.
 
     Attempts and experts lie in folders below; what is there already is kept, and costs no time. From the first one on
     there are distilled data in the folder itself, the best so far.
@@ -203,27 +215,95 @@ def carry_out(
     Raises:
         RequestError: the folder holds something else.
     """
-    if chosen.second is None or chosen.experts is None or chosen.budget is None:
+    if chosen.budget is None:
         return run(chosen.first, folder)
     if ranks.leads():
         _begin(folder, chosen)
-    began = time.perf_counter()
-    first = run(chosen.first, folder / FIRST_NAME)
+    began, budget = time.perf_counter(), chosen.budget
+
+    def attempt(name: str, config: RunConfig) -> _Attempt:
+        return _attempt(name, config, chosen, real, folder, run, screen)
+
+    def left(name: str, least: float) -> float:
+        """The seconds that an attempt has: what it was begun with, or what the others and trying on it leave."""
+        spent, place = ranks.from_first(lambda: time.perf_counter() - began), RunFolder(folder / name)
+        rest = round(max(least * budget, (1 - TRIED_SHARE) * budget - spent), 1)
+        return float(place.settings().asked["budget"]) if place.exists() else rest
+
+    best = attempt(FIRST_NAME, chosen.first)
+    _keep(best, folder, FILE_NAME)
+    augment, second = best.augment, chosen.second
+    if second is None or augment != chosen.first.method.augment:  # type: ignore[union-attr]
+        seconds = left(AGAIN_NAME, FIRST_SHARE) if second is None else chosen.first.budget
+        again = replace(chosen.first, budget=seconds, method=replace(chosen.first.method, augment=augment))
+        best = _better(best, attempt(AGAIN_NAME, again), screen)
+        _keep(best, folder, FILE_NAME)
+    if second is not None and chosen.experts is not None:
+        experts = replace(chosen.experts, training=replace(chosen.experts.training, augment=augment))
+        place = _trained(second, experts, real, folder, screen)
+        method = replace(second.method, augment=augment)
+        seconds = left(SECOND_NAME, (1 - FIRST_SHARE - EXPERTS_SHARE) / 2)
+        second = replace(second, trajectories=place, budget=seconds, method=method)
+        best = _better(best, attempt(SECOND_NAME, second), screen)
+    if best.run.folder is None:  # that of a rank which writes nothing
+        return best.run
+    _keep(best, folder)
+    return replace(best.run, folder=folder)
+
+
+def _attempt(
+    name: str,
+    config: RunConfig,
+    chosen: Strategy,
+    real: RealData,
+    folder: Path,
+    run: Callable[[RunConfig, Path], Run],
+    screen: Screen,
+) -> _Attempt:
+    """A run, to be trained on with the augmentation that is best for it; its own where none is tried."""
+    place, begun = folder / name, ranks.from_first(lambda: _begun(folder))
+    tried = None if begun is None else begun.tried.get(name)
+    if tried is None:
+        done = run(config, place)
+        if not chosen.epochs:
+            return _Attempt(done, config.method.augment, done.held_out.correct)  # type: ignore[union-attr]
+        tried = _tried(done, config, chosen.epochs, real, screen)
+        if ranks.leads() and begun is not None:
+            write_json(folder / BEGUN_NAME, asdict(replace(begun, tried=begun.tried | {name: tried})))
+        said = ", ".join(f"{share:.1%} with {name}" for name, share in tried.accuracies.items())
+        screen.say(f"{config.method.name}: held out {said}; networks are trained with the best.")
+    again = replace(config, method=replace(config.method, trained_with=tried.best))
     if ranks.leads():
-        _copy(folder / FIRST_NAME, folder, FILE_NAME)
-    experts = _trained(chosen.second, chosen.experts, real, folder, screen)
-    least = (1 - FIRST_SHARE - EXPERTS_SHARE) / 2 * chosen.budget
-    spent = ranks.from_first(lambda: time.perf_counter() - began)
-    place = RunFolder(folder / SECOND_NAME)
-    left = place.settings().asked["budget"] if place.exists() else round(max(least, chosen.budget - spent), 1)
-    second = run(replace(chosen.second, trajectories=experts, budget=left), folder / SECOND_NAME)
-    best, other = (second, first) if second.held_out.correct >= first.held_out.correct else (first, second)
-    one, two = (f"{run.distilled.provenance.method['name']} ({run.held_out.correct:.1%})" for run in (best, other))
-    screen.say(f"on held-out images {one} is better than {two}: it is the result.")
-    if best.folder is None:  # that of a rank which writes nothing
-        return best
-    _copy(best.folder, folder)
-    return replace(best, folder=folder)
+        settings = RunFolder(place).settings()
+        method = settings.asked["method"] | {"trained_with": tried.best}
+        RunFolder(place).change(replace(settings, asked=settings.asked | {"method": method}))
+    done = run(again, place)
+    if ranks.leads():
+        done.distilled.save(place / FILE_NAME)
+    return _Attempt(done, tried.best, tried.accuracies[tried.best])
+
+
+def _tried(done: Run, config: RunConfig, epochs: int, real: RealData, screen: Screen) -> Tried:
+    """Held-out accuracies of networks trained on a set, by augmentation."""
+    device = resolve_device(config.device)
+    here = real.to(device)
+    network = network_for(_narrower(config) or config.model, here, device)
+    with screen.bar("trying augmentations", TRIED_NETS * len(candidates(real))) as count:
+        return try_augmentations(network, done.distilled.to(device), here, epochs=epochs, seed=config.seed, count=count)
+
+
+def _better(one: _Attempt, other: _Attempt, screen: Screen) -> _Attempt:
+    """The attempt with the higher held-out accuracy; the later one where they are equal."""
+    best, less = (other, one) if other.correct >= one.correct else (one, other)
+    names = (f"{each.run.distilled.provenance.method['name']} ({each.correct:.1%})" for each in (best, less))
+    screen.say("on held-out images {} is better than {}.".format(*names))
+    return best
+
+
+def _keep(best: _Attempt, folder: Path, only: str = "*") -> None:
+    """Have a copy of an attempt in the strategy's folder, the last one for good."""
+    if ranks.leads() and best.run.folder is not None:
+        _copy(best.run.folder, folder, only)
 
 
 def _begun(folder: Path) -> Begun | None:
@@ -232,7 +312,10 @@ def _begun(folder: Path) -> Begun | None:
         return None
     try:
         begun = from_json(Begun, read_json(path))
-        parse_augmentation(begun.augment)
+        for tried in begun.tried.values():
+            for name in tried.accuracies:
+                parse_augmentation(name)
+            require(len(tried.accuracies) > 0, "nothing was tried")
     except (DamagedFileError, RequestError) as error:
         raise DamagedFileError(f"{path} is not what a strategy was begun with: {error}") from error
     return begun
@@ -240,11 +323,13 @@ def _begun(folder: Path) -> Begun | None:
 
 def _begin(folder: Path, chosen: Strategy) -> None:
     """Take a free folder, or one that a strategy was begun in and not ended."""
-    if RunFolder(folder).exists() or not (folder / BEGUN_NAME).exists():
+    is_begun = (folder / BEGUN_NAME).exists()
+    if RunFolder(folder).exists() or not is_begun:
         RunFolder(folder).check_free()
     refuse_links(folder)
-    if chosen.experts is not None and isinstance(chosen.first.model, str):
-        write_json(folder / BEGUN_NAME, asdict(Begun(chosen.first.model, chosen.experts.count, chosen.augment)))
+    if not is_begun and isinstance(chosen.first.model, str):
+        count = 0 if chosen.experts is None else chosen.experts.count
+        write_json(folder / BEGUN_NAME, asdict(Begun(chosen.first.model, count, chosen.epochs)))
 
 
 def _copy(attempt: Path, folder: Path, only: str = "*") -> None:
@@ -298,23 +383,12 @@ def _mean_ipc(config: RunConfig, real: RealData) -> float:
     return sum(ipc) / len(ipc) if isinstance(ipc, tuple) else float(ipc)
 
 
-def _augmentation(config: RunConfig, real: RealData, budget: float | None, screen: Screen) -> tuple[str, str]:
-    """How distilled images are changed in training, and the sentence for people: tried, where there is time for it."""
-    known = candidates(real)
-    ipc, model = real.check_ipc(resolve_ipc(config.images_per_class, real)), _narrower(config) or config.model
-    share = TRIED_SHARE * (parse_duration(BUDGET) or 0.0 if budget is None else budget)
-    epochs = epochs_within(share, _seconds_of_training(config, real, model), real, ipc)
-    if epochs < LEAST_EPOCHS:
-        return known[0], f"augmentation {known[0]}, since trying others would take too long"
-    device = resolve_device(config.device)
-    with screen.bar("trying augmentations", TRIED_NETS * len(known)) as count:
-        network = network_for(model, real.to(device), device)
-        tried = try_augmentations(
-            network, real.to(device), ipc, epochs=epochs, scheme=config.scheme, seed=config.seed, count=count
-        )
-    best, usual = (tried.accuracies[name] for name in (tried.best, known[0]))
-    than = "" if tried.best == known[0] else f", {usual:.1%} with {known[0]}"
-    return tried.best, f"augmentation {tried.best}: random real images teach best with it ({best:.1%}{than})"
+def _epochs(config: RunConfig, real: RealData, budget: float) -> int:
+    """Epochs of networks by which augmentations are tried; 0 where there is time for too few."""
+    ipc = real.check_ipc(resolve_ipc(config.images_per_class, real))
+    each = _seconds_of_training(config, real, _narrower(config) or config.model)
+    epochs = epochs_within(TRIED_SHARE * budget, each, real, sum(ipc))
+    return epochs if epochs >= LEAST_EPOCHS else 0
 
 
 def _quick(config: RunConfig, ipc: float, augment: str) -> RunConfig:
@@ -349,9 +423,7 @@ def _starts(ipc: float) -> int:
     return 3 if ipc < FEW else 8
 
 
-def _experts(
-    config: RunConfig, real: RealData, ipc: float, budget: float, augment: str, begun: Begun | None
-) -> Experts | None:
+def _experts(config: RunConfig, real: RealData, ipc: float, budget: float, begun: Begun | None) -> Experts | None:
     """As many experts as the time bears, or as were begun with; None where there are too few."""
     model = _narrower(config)
     if model is None:
@@ -371,7 +443,7 @@ def _experts(
         return None
     training = TrainRecipe(epochs=epochs, lr=0.05, batch=batch, optimizer="sgd", schedule="constant")
     number = min(fits, EXPERTS[-1])
-    return Experts(number, model, replace(training, augment=augment), number * each)
+    return Experts(number, model, replace(training, augment=candidates(real)[0]), number * each)
 
 
 def _narrower(config: RunConfig) -> str | None:

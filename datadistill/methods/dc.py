@@ -34,7 +34,7 @@ from datadistill.engine.parallel import map_on_cores
 from datadistill.engine.planner import Workload
 from datadistill.methods.base import Context, Problem, State, Step, options_of
 from datadistill.methods.initial_images import some_of_class
-from datadistill.methods.judging import judged_by_protocol
+from datadistill.methods.judging import judged_by_protocol, training_augmentation
 from datadistill.training.fit import fit
 from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.fields import check_numbers
@@ -79,11 +79,7 @@ class DC:
         least = {"inner_batch": 1, "batch": 1, "together": 1, "matches": 0, "inner_epochs": 0}
         check_numbers(self, least, positive=["learning_rate"])
         parse_augmentation(self.augment)
-        parse_augmentation(self._trained_with)
-
-    @property
-    def _trained_with(self) -> str:
-        return self.augment if self.trained_with.strip().lower() == "same" else self.trained_with
+        training_augmentation(self.trained_with, self.augment)
 
     @property
     def name(self) -> str:
@@ -98,8 +94,8 @@ class DC:
     def init(self, problem: Problem, generator: torch.Generator) -> tuple[DistilledData, State]:
         """Images of every class and hard labels; the learning rates are the protocol's."""
         problem.with_model(self.matched_on)  # refused before a run, not in it
-        trained_with = self._trained_with
-        return judged_by_protocol(problem, self.images, generator, self.name, options_of(self), trained_with), {}
+        augment = training_augmentation(self.trained_with, self.augment)
+        return judged_by_protocol(problem, self.images, generator, self.name, options_of(self), augment), {}
 
     def workload(self, problem: Problem) -> Workload:
         """Workload of an outer step; each group of classes counts as one network."""

@@ -20,7 +20,7 @@ from datadistill.engine.planner import Workload
 from datadistill.methods.base import Context, Problem, State, Step, options_of
 from datadistill.methods.dc import DSA_STRATEGY
 from datadistill.methods.initial_images import some_of_class
-from datadistill.methods.judging import judged_by_protocol
+from datadistill.methods.judging import judged_by_protocol, training_augmentation
 from datadistill.utils.errors import RequestError
 from datadistill.utils.fields import check_numbers
 
@@ -32,7 +32,9 @@ class DM:
     Attributes:
         images: what the images start from: `real` images, `noise`, `mean` (class means), or `kmeans` (cluster centres).
         augment: the transformations of which one is drawn for each class and outer step, with `_` between them, or
-            `none`; networks are trained with them too when they are judged.
+            `none`.
+        trained_with: the transformations of which one is drawn for each batch when a network is trained on the result;
+            `same` takes those of `augment`.
         matched_on: the network whose features are matched, by name, such as a narrower and so faster one of the same
             family; `same` is the one that the result is for.
         batch: real images per class and outer step.
@@ -40,11 +42,13 @@ class DM:
 
     images: Literal["noise", "mean", "real", "kmeans"] = "real"
     augment: str = DSA_STRATEGY
+    trained_with: str = "same"
     matched_on: str = "same"
     batch: int = 256
 
     def __post_init__(self) -> None:
         check_numbers(self, {"batch": 1})
+        training_augmentation(self.trained_with, self.augment)
         parse_augmentation(self.augment)
 
     @property
@@ -64,7 +68,8 @@ class DM:
         if problem.attack is not None:
             raise RequestError("method dm compares features, not answers: an attack needs method dd, dc or dsa")
         _ = problem.with_model(self.matched_on).features  # refused before a run, not in it
-        return judged_by_protocol(problem, self.images, generator, self.name, options_of(self), self.augment), {}
+        augment = training_augmentation(self.trained_with, self.augment)
+        return judged_by_protocol(problem, self.images, generator, self.name, options_of(self), augment), {}
 
     def workload(self, problem: Problem) -> Workload:
         """Workload of an outer step, at most: features need less than the gradient of a loss."""

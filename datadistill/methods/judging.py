@@ -37,6 +37,17 @@ def judged_by_protocol(
     return for_protocol(problem, images, problem.labels.to(problem.device), method, options, augment)
 
 
+def training_augmentation(asked: str, augment: str) -> str:
+    """The augmentation that networks are trained with on a result: `augment`, where `same` is asked for.
+
+    Raises:
+        RequestError: there is no such augmentation.
+    """
+    found = augment if asked.strip().lower() == "same" else asked
+    parse_augmentation(found)
+    return found
+
+
 def with_soft_labels(data: DistilledData) -> DistilledData:
     """The same data with soft labels that start as the hard ones: one-hot."""
     soft = F.one_hot(data.labels, len(data.provenance.classes))

@@ -40,7 +40,7 @@ from datadistill.engine.unroll import InnerStep, walk, with_noise
 from datadistill.methods.base import Context, Problem, State, Step, experts_of, options_of
 from datadistill.methods.dc import DSA_STRATEGY
 from datadistill.methods.initial_images import shuffled_batches
-from datadistill.methods.judging import judged_by_protocol
+from datadistill.methods.judging import judged_by_protocol, training_augmentation
 from datadistill.training.carried import TAKES_LEARNED
 from datadistill.utils.errors import RequestError
 from datadistill.utils.fields import check_numbers
@@ -90,6 +90,8 @@ class MTT:
         images: what the images start from: `real` images, `noise`, `mean` (class means), or `kmeans` (cluster centres).
         augment: how distilled images are changed in each step: one of these parts for the batch, each image by draws of
             its own; `none` for none. As the experts were trained, as a rule.
+        trained_with: the transformations of which one is drawn for each batch when a network is trained on the result;
+            `same` takes those of `augment`.
         matched_on: the network of the experts and of the students, by name, such as a narrower and so faster one of the
             same family; `same` is the one that the result is for.
         trained_at: learning rate at which networks are trained on the result by protocol `dc`; 0 takes the one that was
@@ -106,6 +108,7 @@ class MTT:
     inner_batch: int = 0
     images: Literal["noise", "mean", "real", "kmeans"] = "real"
     augment: str = DSA_STRATEGY
+    trained_with: str = "same"
     matched_on: str = "same"
     trained_at: float = 0.0
     derivative: Literal["exact", "tesla"] = "exact"
@@ -115,6 +118,7 @@ class MTT:
         check_numbers(self, least, no_less=["learning_rate", "trained_at"])
         if self.derivative not in ("exact", "tesla"):
             raise RequestError(f"the derivative is {self.derivative}, but must be exact or tesla")
+        training_augmentation(self.trained_with, self.augment)
         parse_augmentation(self.augment)
 
     @property
@@ -168,7 +172,8 @@ class MTT:
             )
         if problem.attack is not None:
             raise RequestError("method mtt learns what experts learned: an attack needs method dd")
-        data = judged_by_protocol(problem, self.images, generator, self.name, options_of(self), self.augment)
+        augment = training_augmentation(self.trained_with, self.augment)
+        data = judged_by_protocol(problem, self.images, generator, self.name, options_of(self), augment)
         rates = torch.tensor([self.learning_rate], device=problem.device)
         inner = data.provenance.inner
         if self.trained_at > 0:

@@ -31,7 +31,7 @@ from datadistill.methods.base import Context, Problem, State, Step, experts_of, 
 from datadistill.methods.dc import DSA_STRATEGY
 from datadistill.methods.dm import mean_feature
 from datadistill.methods.initial_images import some_of_class
-from datadistill.methods.judging import judged_by_protocol
+from datadistill.methods.judging import judged_by_protocol, training_augmentation
 from datadistill.utils.errors import RequestError
 from datadistill.utils.fields import check_numbers
 
@@ -45,7 +45,9 @@ class TGDD:
         ahead: epochs, at most, by which the expert that recognises may be ahead of the one whose features are matched.
         images: what the images start from: `real` images, `noise`, `mean` (class means), or `kmeans` (cluster centres).
         augment: the transformations of which one is drawn for each class and outer step, with `_` between them, or
-            `none`; networks are trained with them too when they are judged.
+            `none`.
+        trained_with: the transformations of which one is drawn for each batch when a network is trained on the result;
+            `same` takes those of `augment`.
         matched_on: the network of the experts, by name, such as a narrower and so faster one of the same family; `same`
             is the one that the result is for.
         batch: real images per class and outer step.
@@ -55,11 +57,13 @@ class TGDD:
     ahead: int = 6
     images: Literal["noise", "mean", "real", "kmeans"] = "real"
     augment: str = DSA_STRATEGY
+    trained_with: str = "same"
     matched_on: str = "same"
     batch: int = 64
 
     def __post_init__(self) -> None:
         check_numbers(self, {"ahead": 0, "batch": 1}, no_less=["recognition"])
+        training_augmentation(self.trained_with, self.augment)
         parse_augmentation(self.augment)
 
     @property
@@ -82,7 +86,8 @@ class TGDD:
         matched = problem.with_model(self.matched_on)
         experts_of(problem, self.name).check_fits(matched.network, matched.model, problem.real)
         _ = matched.features  # refused before a run, not in it
-        return judged_by_protocol(problem, self.images, generator, self.name, options_of(self), self.augment), {}
+        augment = training_augmentation(self.trained_with, self.augment)
+        return judged_by_protocol(problem, self.images, generator, self.name, options_of(self), augment), {}
 
     def workload(self, problem: Problem) -> Workload:
         """Workload of an outer step, at most: the images of a class pass through two networks."""

@@ -125,10 +125,10 @@ ROWS = [
     ),
     Row(
         "tgdd",
-        METHODS.get("tgdd").build({"batch": 16, "augment": "crop_warp10+cutout", "images": "mean"}),
+        METHODS.get("tgdd").build({"batch": 32, "augment": "none"}),
         "random-init",
-        2,
-        60,
+        1,
+        90,
         "",
         "ConvNetD1W16",
         replace(OUTER, eval_every=30),

@@ -10,6 +10,7 @@ import torch
 import datadistill as dd
 from datadistill.cli.main import main
 from datadistill.distillation.config import RunConfig
+from datadistill.distillation.run_folder import RunFolder
 from datadistill.experiments import augmentation, strategy
 from datadistill.experiments.strategy import choose, config_to_start_from
 from datadistill.utils.errors import DamagedFileError, Interrupted, RequestError
@@ -29,9 +30,9 @@ def asked(**options: object) -> RunConfig:
 @pytest.mark.usefixtures("quick")
 def test_time_decides_whether_there_are_experts(digits: dd.RealData) -> None:
     short, long = (choose(asked(budget=budget), digits) for budget in ("1s", "10m"))
-    assert (short.first.method.name, short.first.budget, short.second, short.experts) == ("dsa", 1.0, None, None)
+    assert (short.first.method.name, short.first.budget, short.second, short.experts) == ("dsa", "1s", None, None)
     assert (long.first.method.name, long.first.budget) == ("dsa", strategy.FIRST_SHARE * 600)
-    assert "since trying others would take too long" in long.why
+    assert "no time to try augmentations" in long.why
     assert long.second is not None
     assert long.experts is not None
     assert long.second.method.name == "mtt"
@@ -40,7 +41,7 @@ def test_time_decides_whether_there_are_experts(digits: dd.RealData) -> None:
     assert middle is not None
     assert 3 <= middle.count < long.experts.count
     assert "12 experts" in long.why
-    assert "dsa alone on convnet" in short.why
+    assert "dsa on convnet: trajectories of experts would take too long" in short.why
 
 
 @pytest.mark.usefixtures("quick")
@@ -56,32 +57,6 @@ def test_experts_take_their_share_and_go_as_far_as_students_start(digits: dd.Rea
         assert method.max_start_epoch + method.expert_epochs == experts.training.epochs
         walk = -(-len(digits.train.images) // int(experts.training.batch))
         assert 60 <= walk * method.expert_epochs <= 120
-
-
-@pytest.mark.usefixtures("quick")
-def test_augmentations_are_tried_and_all_parts_take_the_best(
-    digits: dd.RealData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(strategy, "LEAST_EPOCHS", 2)
-    monkeypatch.setattr(strategy, "epochs_within", lambda *given: 2)
-    monkeypatch.setattr(augmentation, "GREY", ("crop", "warp10"))
-    seen = list[str]()
-
-    def tried(*given: Any, **options: Any) -> augmentation.Tried:
-        seen.extend(augmentation.try_augmentations(*given, **options).accuracies)
-        return augmentation.Tried({"crop": 0.5, "warp10": 0.625}, 2)
-
-    monkeypatch.setattr(strategy, "try_augmentations", tried)
-    chosen = choose(asked(budget="10m", model="ConvNetD1W8"), digits)
-    assert seen == ["crop", "warp10"]
-    assert chosen.second is not None
-    assert chosen.experts is not None
-    assert chosen.budget is not None
-    assert 590 < chosen.budget < 600, "the time that it took is taken off"
-    assert chosen.augment == chosen.experts.training.augment == "warp10"
-    for config in (chosen.first, chosen.second):
-        assert config.method.augment == "warp10"  # type: ignore[union-attr]
-    assert "augmentation warp10: random real images teach best with it (62.5%, 50.0% with crop)" in chosen.why
 
 
 def test_training_is_timed(digits: dd.RealData) -> None:
@@ -144,7 +119,9 @@ def two_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_better_attempt_is_the_result(two_experts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*two_experts, "--out", "run"]) == 0
     out, err = capsys.readouterr()
-    assert "taking dsa on convnetD1W8 for 20% of the time, then mtt with 2 experts" in err
+    assert (
+        "taking dsa on convnetD1W8 for 20% of the time (no time to try augmentations), then mtt with 2 experts" in err
+    )
     found = {}
     for name in ("first", "second"):
         data = dd.load_distilled(Path("run", name))
@@ -163,22 +140,75 @@ def test_the_better_attempt_is_the_result(two_experts: list[str], capsys: pytest
     assert torch.equal(dd.load_distilled("run").images, dd.load_distilled(Path("run", best)).images)
 
 
+def names(path: Path) -> set[str]:
+    return {entry.name for entry in path.iterdir()}
+
+
+def test_each_attempt_is_trained_with_the_best_augmentation(
+    two_experts: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it is made under, too, after the first one; and what was tried is not tried again."""
+    monkeypatch.setattr(strategy, "LEAST_EPOCHS", 1)
+    monkeypatch.setattr(strategy, "epochs_within", lambda *given: 3)
+    monkeypatch.setattr(augmentation, "GREY", ("crop", "warp10"))
+    tried = list[str]()
+
+    def pretended(network: Any, distilled: dd.DistilledData, *given: Any, **how: Any) -> augmentation.Tried:
+        found = augmentation.try_augmentations(network, distilled, *given, **how)
+        tried.append(str(distilled.provenance.method["name"]))
+        if len(tried) == 3:
+            raise Interrupted("interrupted", Path("run"))
+        return augmentation.Tried({"crop": 0.25, "warp10": 0.5}, found.epochs)
+
+    monkeypatch.setattr(strategy, "try_augmentations", pretended)
+    assert main([*two_experts, "--out", "run"]) == 130
+    assert tried == ["dsa", "dsa", "mtt"]
+    said = "dsa: held out 25.0% with crop, 50.0% with warp10; networks are trained with the best"
+    assert said in capsys.readouterr().err
+    first, again = (dd.load_distilled(Path("run", name)).provenance for name in ("first", "again"))
+    assert [made.inner["augment"] for made in (first, again)] == ["warp10", "warp10"]
+    assert [made.method["augment"] for made in (first, again)] == ["crop", "warp10"]
+    assert dd.load_distilled("run").provenance.inner["augment"] == "warp10"
+    assert "config.json" not in names(Path("run")), "it is not done"
+    before = {name: Path("run", name, "metrics.jsonl").read_bytes() for name in ("first", "again", "second")}
+    assert main([*two_experts, "--out", "run"]) == 0
+    assert tried == ["dsa", "dsa", "mtt", "mtt"]
+    assert before == {name: Path("run", name, "metrics.jsonl").read_bytes() for name in before}
+    whole = dd.load_distilled("run")
+    assert (whole.provenance.method["name"], whole.provenance.inner["augment"]) == ("mtt", "warp10")
+    assert main(["distill", "--resume", "--out", "run", "--nets", "1"]) == 0
+    assert dd.load_distilled("run").provenance.inner["augment"] == "warp10", "and stays so"
+
+
+def test_where_experts_take_too_long_the_same_method_has_the_rest_of_the_time(
+    two_experts: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(strategy, "LEAST_EPOCHS", 1)
+    monkeypatch.setattr(strategy, "epochs_within", lambda *given: 2)
+    monkeypatch.setattr(augmentation, "GREY", ("crop", "warp10"))
+    monkeypatch.setattr(strategy, "EXPERTS", range(10**9, 10**9 + 1))
+    assert main([*two_experts, "--out", "run"]) == 0
+    assert "dsa on convnetD1W8, twice: quickly, and then for the rest of the time" in capsys.readouterr().err
+    first, again = (RunFolder(Path("run", name)).settings().asked["budget"] for name in ("first", "again"))
+    assert first == pytest.approx(0.8)
+    assert first <= again <= 3.8 - first
+    assert not Path("run", "second").exists()
+
+
 @pytest.mark.usefixtures("quick")
 def test_a_strategy_goes_on_with_what_it_was_begun_with(digits: dd.RealData, tmp_path: Path) -> None:
     begun = tmp_path / "strategy.json"
-    begun.write_text('{"model": "convnetw16", "experts": 5, "augment": "warp10"}')
+    begun.write_text('{"model": "convnetw16", "experts": 5, "epochs": 0}')
     again = choose(asked(budget="10m", ipc=10), digits, tmp_path)
     assert again.first.model == "convnetw16"
     assert again.experts is not None
     assert again.experts.count == 5
-    assert [again.first.method.augment, again.second.method.augment] == ["warp10", "warp10"]  # type: ignore[union-attr]
-    assert again.experts.training.augment == "warp10"
-    assert "as begun" in again.why
-    begun.write_text('{"model": "net.py:make", "experts": 5, "augment": "warp10"}')
+    assert again.epochs == 0
+    begun.write_text('{"model": "net.py:make", "experts": 5, "epochs": 0}')
     with pytest.raises(RequestError, match=r"net\.py:make, which is code: say --model net\.py:make"):
         choose(asked(budget="10m", ipc=10), digits, tmp_path)
-    for experts, augment in (('"many"', "warp10"), ("5", "wrap10")):
-        begun.write_text(f'{{"model": "convnetw16", "experts": {experts}, "augment": "{augment}"}}')
+    for experts, tried in (('"many"', "{}"), ("5", '{"first": {"accuracies": {"wrap10": 0.5}, "epochs": 1}}')):
+        begun.write_text(f'{{"model": "convnetw16", "experts": {experts}, "epochs": 0, "tried": {tried}}}')
         with pytest.raises(DamagedFileError, match=r"strategy\.json is not what a strategy was begun with"):
             choose(asked(budget="10m", ipc=10), digits, tmp_path)
 
@@ -189,7 +219,7 @@ def test_nothing_is_written_through_a_link_or_over_a_run_inside(
     Path("theirs").mkdir()
     Path("elsewhere").mkdir()
     Path("theirs", "checkpoint").symlink_to(tmp_path / "elsewhere")
-    Path("theirs", "strategy.json").write_text('{"model": "convnetD1W8", "experts": 2, "augment": "crop"}')
+    Path("theirs", "strategy.json").write_text('{"model": "convnetD1W8", "experts": 2, "epochs": 0}')
     assert main([*two_experts, "--out", "theirs"]) == 2
     assert "is a link, and nothing is written or deleted through one" in capsys.readouterr().err
     assert list(Path("elsewhere").iterdir()) == []
