@@ -226,15 +226,18 @@ def carry_out(
 
     def left(name: str, least: float) -> float:
         """The seconds that an attempt has: what it was begun with, or what the others and trying on it leave."""
-        spent, place = ranks.from_first(lambda: time.perf_counter() - began), RunFolder(folder / name)
-        rest = round(max(least * budget, (1 - TRIED_SHARE) * budget - spent), 1)
-        return float(place.settings().asked["budget"]) if place.exists() else rest
+        place = RunFolder(folder / name)
+        if place.exists():
+            return float(place.settings().asked["budget"])
+        rest = (1 - TRIED_SHARE) * budget - (time.perf_counter() - began)
+        return round(max(least * budget, rest), 1)
 
     best = attempt(FIRST_NAME, chosen.first)
     _keep(best, folder, FILE_NAME)
     augment, second = best.augment, chosen.second
     if second is None or augment != chosen.first.method.augment:  # type: ignore[union-attr]
-        seconds = left(AGAIN_NAME, FIRST_SHARE) if second is None else chosen.first.budget
+        rest = ranks.from_first(lambda: left(AGAIN_NAME, FIRST_SHARE))
+        seconds = rest if second is None else chosen.first.budget
         again = replace(chosen.first, budget=seconds, method=replace(chosen.first.method, augment=augment))
         best = _better(best, attempt(AGAIN_NAME, again), screen)
         _keep(best, folder, FILE_NAME)
@@ -242,7 +245,7 @@ def carry_out(
         experts = replace(chosen.experts, training=replace(chosen.experts.training, augment=augment))
         place = _trained(second, experts, real, folder, screen)
         method = replace(second.method, augment=augment)
-        seconds = left(SECOND_NAME, (1 - FIRST_SHARE - EXPERTS_SHARE) / 2)
+        seconds = ranks.from_first(lambda: left(SECOND_NAME, (1 - FIRST_SHARE - EXPERTS_SHARE) / 2))
         second = replace(second, trajectories=place, budget=seconds, method=method)
         best = _better(best, attempt(SECOND_NAME, second), screen)
     if best.run.folder is None:  # that of a rank which writes nothing
