@@ -2,9 +2,9 @@
 
 They are for networks that nobody has seen, so for random initial weights. A strategy first makes a set quickly, by
 matching gradients or mean features. On that it tries how images are best changed while a network is trained on them
-(`experiments.augmentation`). Then it makes others under that augmentation: by the same method, and by trajectories
-where there is time for experts. The best by held-out accuracy is the result. Each attempt is a run folder, as if its
-method had been named.
+(`experiments.augmentation`). Then it makes others: by the same method under that augmentation, and by trajectories where
+there is time for experts. The best by held-out accuracy is the result, each as it is best trained on. Each attempt is a
+run folder, as if its method had been named.
 """
 
 import math
@@ -242,11 +242,9 @@ def carry_out(
         best = _better(best, attempt(AGAIN_NAME, again), screen)
         _keep(best, folder, FILE_NAME)
     if second is not None and chosen.experts is not None:
-        experts = replace(chosen.experts, training=replace(chosen.experts.training, augment=augment))
-        place = _trained(second, experts, real, folder, screen)
-        method = replace(second.method, augment=augment)
+        place = _trained(second, chosen.experts, real, folder, screen)
         seconds = ranks.from_first(lambda: left(SECOND_NAME, (1 - FIRST_SHARE - EXPERTS_SHARE) / 2))
-        second = replace(second, trajectories=place, budget=seconds, method=method)
+        second = replace(second, trajectories=place, budget=seconds)
         best = _better(best, attempt(SECOND_NAME, second), screen)
     if best.run.folder is None:  # that of a rank which writes nothing
         return best.run
@@ -403,7 +401,10 @@ def _quick(config: RunConfig, ipc: float, augment: str) -> RunConfig:
 
 
 def _by_trajectories(config: RunConfig, ipc: float, experts: Experts) -> RunConfig:
-    """Trajectories with the settings of the recipes `cifar-10-mtt-1` and `-10`."""
+    """Trajectories with the settings of the recipes `cifar-10-mtt-1` and `-10`.
+
+    Students are augmented as in those, whatever the result is trained with: under warps their steps lead nowhere.
+    """
     many, epochs = ipc >= FEW, experts.training.epochs // _starts(ipc)
     options = {
         "student_steps": _STUDENT_STEPS,
