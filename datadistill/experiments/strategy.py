@@ -3,8 +3,8 @@
 They are for networks that nobody has seen, so for random initial weights. A strategy first makes a set quickly, by
 matching gradients or mean features. On that it tries how images are best changed while a network is trained on them
 (`experiments.augmentation`). Then it makes others: by the same method under that augmentation, and by trajectories
-where there is time for experts. The best by held-out accuracy is the result, each as it is best trained on. Each attempt
-is a run folder, as if its method had been named.
+where there is time for experts. The best by held-out accuracy is the result, each as it is best trained on. Each
+attempt is a run folder, as if its method had been named.
 """
 
 import math
