@@ -137,6 +137,8 @@ def _carried_out(
         if error.folder == folder:
             raise
         raise Interrupted("interrupted; what is done is kept", folder, error.exit_code - 128) from None
+    except KeyboardInterrupt as error:  # between attempts, such as while augmentations are tried
+        raise Interrupted("interrupted; what is done is kept", folder, number_of(error)) from None
 
 
 def _folder(arguments: argparse.Namespace) -> Path | None:

@@ -6,21 +6,25 @@ are tried on the set itself: fresh networks are trained on it with each, by prot
 images. Real images, or cluster centres, in the place of the set would not tell: they bear other things.
 """
 
+import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from datadistill.data.real import RealData
+from datadistill.data.real import RealData, Split
 from datadistill.distilled import DistilledData
 from datadistill.engine.functional import Network
-from datadistill.engine.parallel import each_on_one_core
+from datadistill.engine.parallel import each_on_one_core, map_here
 from datadistill.methods.dc import DSA_STRATEGY
 from datadistill.models.init import draw_weights
 from datadistill.training.accuracy import accuracy_of
 from datadistill.training.carried import dc_recipe
 from datadistill.training.fit import fit
-from datadistill.training.recipe import EPOCHS_AUGMENTED
+from datadistill.training.recipe import DC, EPOCHS_AUGMENTED
+from datadistill.utils import ranks
+from datadistill.utils.interrupts import Stopped, StopRequest
 from datadistill.utils.runtime import stream
 
 GREY = (
@@ -41,7 +45,8 @@ COLOUR = (
 NETS = 2
 """Networks for each candidate."""
 
-_JUDGED_ON = 2000
+_JUDGED_ON, _TIMED = 2000, 6
+"""Held-out images, and epochs by which the others are timed."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +72,40 @@ def candidates(real: RealData) -> tuple[str, ...]:
     return COLOUR if real.train.images.shape[1] == 3 else GREY
 
 
-def epochs_within(seconds: float, each: float, real: RealData, images: int) -> int:
+def epochs_within(seconds: float, network: Network, real: RealData, images: int) -> int:
     """Epochs for which each network is trained, if all candidates are to take so long; the protocol's at most.
+
+    A few epochs are timed on real images, with as many networks at once as there are cores. Other ranks have no share.
 
     Args:
         seconds: for all.
-        each: seconds for an image in an epoch, on all cores.
-        real: the dataset.
+        network: that is trained, on its device.
+        real: the dataset, there too.
         images: how many are trained on.
     """
-    return min(EPOCHS_AUGMENTED, int(seconds / (each * images * NETS * len(candidates(real)))))
+    device = real.train.images.device
+    few, judged_on = (split.take(torch.arange(min(count, len(split)))) for split, count in _sizes(real, images))
+    at_once = torch.get_num_threads() if device.type == "cpu" else 1
+    start = draw_weights(network.module, "default", stream(0, "timed"))
+
+    def clock(function: Callable[[int], object]) -> float:
+        began = time.perf_counter()
+        map_here(function, range(at_once), device)
+        return (time.perf_counter() - began) / at_once
+
+    def train(epochs: int) -> Callable[[int], object]:
+        recipe = replace(DC, epochs=epochs, augment=candidates(real)[-1])
+        return lambda net: fit(network, start, few, recipe, stream(net, "timed"))
+
+    clock(train(1))
+    short, long = clock(train(1)), clock(train(1 + _TIMED))
+    judging = clock(lambda net: accuracy_of(network, start, judged_on))
+    each = seconds / (NETS * len(candidates(real))) - judging
+    return max(0, min(EPOCHS_AUGMENTED, int(each * _TIMED / max(long - short, 1e-9))))
+
+
+def _sizes(real: RealData, images: int) -> list[tuple[Split, int]]:
+    return [(real.train, images), (real.held_out, _JUDGED_ON)]
 
 
 def try_augmentations(
@@ -92,6 +121,9 @@ def try_augmentations(
 
     All candidates have the same initial weights. Every core trains a network, and every rank has its share of them.
 
+    Raises:
+        Stopped: a signal came.
+
     Args:
         network: that is trained.
         distilled: that it is trained on, by protocol `dc`; on the network's device.
@@ -103,19 +135,24 @@ def try_augmentations(
     among = torch.randperm(len(real.held_out), generator=stream(seed, "augmentation-judged-on"))
     few = real.held_out.take(among[:_JUDGED_ON])
     scheme = str(distilled.provenance.weights.get("scheme", "default"))
-
-    def reached(pair: tuple[str, int]) -> float:
-        augment, net = pair
-        with network.alone:
-            start = draw_weights(network.module, scheme, stream(seed, "augmentation-weights", net))
-        recipe = dc_recipe(distilled, epochs=epochs, augment=augment)
-        last = fit(network, start, distilled, recipe, stream(seed, "augmentation-training", net))
-        correct = accuracy_of(network, last, few).correct
-        count()
-        return correct
-
-    names = candidates(real)
+    names, lock = candidates(real), threading.Lock()
     pairs = [(name, net) for name in names for net in range(NETS)]
-    found = each_on_one_core(reached, pairs, distilled.images.device)
+    with StopRequest() as stop:
+
+        def check() -> None:
+            if requested := ranks.stopped(stop.requested):  # ends every thread; otherwise all would finish first
+                raise Stopped(requested)
+
+        def reached(pair: tuple[str, int]) -> float:
+            augment, net = pair
+            with network.alone:
+                start = draw_weights(network.module, scheme, stream(seed, "augmentation-weights", net))
+            recipe = dc_recipe(distilled, epochs=epochs, augment=augment)
+            last = fit(network, start, distilled, recipe, stream(seed, "augmentation-training", net), check)
+            with lock:
+                count()
+            return accuracy_of(network, last, few).correct
+
+        found = each_on_one_core(reached, pairs, distilled.images.device)
     means = [sum(found[at : at + NETS]) / NETS for at in range(0, len(found), NETS)]
     return Tried(dict(zip(names, means, strict=True)), epochs)

@@ -22,9 +22,9 @@ from datadistill.distillation.budget import parse_duration
 from datadistill.distillation.config import RunConfig
 from datadistill.distillation.result import Run
 from datadistill.distillation.run_folder import CONFIG_NAME, RunFolder
-from datadistill.distilled import FILE_NAME
+from datadistill.distilled import FILE_NAME, DistilledData
 from datadistill.engine import kernels
-from datadistill.engine.functional import batch_gradient
+from datadistill.engine.functional import Network, batch_gradient
 from datadistill.engine.networks import network_for
 from datadistill.experiments.augmentation import NETS as TRIED_NETS
 from datadistill.experiments.augmentation import Tried, candidates, epochs_within, try_augmentations
@@ -33,6 +33,7 @@ from datadistill.models import ModelFactory, is_built_in
 from datadistill.models.gate import passed
 from datadistill.models.init import draw_weights
 from datadistill.pretraining.make import make_trajectories
+from datadistill.training.carried import dc_recipe
 from datadistill.training.recipe import EPOCHS_AUGMENTED, TrainRecipe
 from datadistill.utils import ranks
 from datadistill.utils.errors import DamagedFileError, RequestError, require
@@ -43,8 +44,12 @@ from datadistill.utils.schema import from_json
 
 AUTO, LINE = "auto", "what is best for so many images in so much time"
 BUDGET = "10m"
-FIRST_SHARE, EXPERTS_SHARE, TRIED_SHARE = 0.2, 0.3, 0.05
-"""Of the time: for the first attempt; at most, for experts; and for trying augmentations on each attempt."""
+FIRST_SHARE, TRIED_SHARE, EXPERTS_SHARE = 0.15, 0.04, 0.25
+"""Of the time: for the first attempt, and for the same method again; for trying augmentations, on each of three
+attempts; at most, for experts."""
+
+SECOND_SHARE = 1 - 2 * FIRST_SHARE - 3 * TRIED_SHARE - EXPERTS_SHARE
+"""Of the time, at least, for matching trajectories."""
 
 LEAST_EPOCHS = 100
 """Of networks by which augmentations are compared: fewer would say too little of what many do."""
@@ -89,7 +94,7 @@ class Begun:
 
     model: str
     experts: int
-    epochs: int
+    epochs: int = 0
     tried: dict[str, Tried] = field(default_factory=dict)
 
 
@@ -228,7 +233,7 @@ def carry_out(
         """The seconds that an attempt has: what it was begun with, or what the others and trying on it leave."""
         place = RunFolder(folder / name)
         if place.exists():
-            return float(place.settings().asked["budget"])
+            return _seconds_asked(place)
         rest = (1 - TRIED_SHARE) * budget - (time.perf_counter() - began)
         return round(max(least * budget, rest), 1)
 
@@ -243,7 +248,7 @@ def carry_out(
         _keep(best, folder, FILE_NAME)
     if second is not None and chosen.experts is not None:
         place = _trained(second, chosen.experts, real, folder, screen)
-        seconds = ranks.from_first(lambda: left(SECOND_NAME, (1 - FIRST_SHARE - EXPERTS_SHARE) / 2))
+        seconds = ranks.from_first(lambda: left(SECOND_NAME, SECOND_SHARE))
         second = replace(second, trajectories=place, budget=seconds)
         best = _better(best, attempt(SECOND_NAME, second), screen)
     if best.run.folder is None:  # that of a rank which writes nothing
@@ -262,35 +267,68 @@ def _attempt(
     screen: Screen,
 ) -> _Attempt:
     """A run, to be trained on with the augmentation that is best for it; its own where none is tried."""
-    place, begun = folder / name, ranks.from_first(lambda: _begun(folder))
+    place, begun = RunFolder(folder / name), ranks.from_first(lambda: _begun(folder))
     tried = None if begun is None else begun.tried.get(name)
-    if tried is None:
-        done = run(config, place)
+    if tried is not None:  # before this was interrupted
+        if ranks.leads():
+            _trained_with(place, tried.best)
+        done = run(replace(config, method=replace(config.method, trained_with=tried.best)), place.path)
+    else:
+        done = run(config, place.path)
         if not chosen.epochs:
             return _Attempt(done, config.method.augment, done.held_out.correct)  # type: ignore[union-attr]
         tried = _tried(done, config, chosen.epochs, real, screen)
         if ranks.leads() and begun is not None:
             write_json(folder / BEGUN_NAME, asdict(replace(begun, tried=begun.tried | {name: tried})))
+        if ranks.leads():
+            _trained_with(place, tried.best)
         said = ", ".join(f"{share:.1%} with {name}" for name, share in tried.accuracies.items())
         screen.say(f"{config.method.name}: held out {said}; networks are trained with the best.")
-    again = replace(config, method=replace(config.method, trained_with=tried.best))
+    done = replace(done, distilled=_noted(done.distilled, tried))
     if ranks.leads():
-        settings = RunFolder(place).settings()
-        method = settings.asked["method"] | {"trained_with": tried.best}
-        RunFolder(place).change(replace(settings, asked=settings.asked | {"method": method}))
-    done = run(again, place)
-    if ranks.leads():
-        done.distilled.save(place / FILE_NAME)
+        done.distilled.save(place.path / FILE_NAME)
     return _Attempt(done, tried.best, tried.accuracies[tried.best])
+
+
+def _noted(distilled: DistilledData, tried: Tried) -> DistilledData:
+    """The data with how networks are trained on it, and the held-out accuracy of those that were."""
+    made, correct = distilled.provenance, tried.accuracies[tried.best]
+    recipe = dc_recipe(distilled, augment=tried.best)
+    scores = [score | {"accuracy": correct} if score["split"] == "held_out" else score for score in made.scores]
+    return distilled.noted(
+        method=made.method | {"trained_with": tried.best},
+        inner=made.inner | {"augment": tried.best, "epochs": recipe.epochs},
+        scores=scores,
+    )
+
+
+def _trained_with(place: RunFolder, augment: str) -> None:
+    """Write into a finished run's settings how networks are trained on its result."""
+    settings = place.settings()
+    method = settings.asked["method"] | {"trained_with": augment}
+    place.change(replace(settings, asked=settings.asked | {"method": method}))
+
+
+def _seconds_asked(place: RunFolder) -> float:
+    """The budget of a run.
+
+    Raises:
+        DamagedFileError: it has none.
+    """
+    seconds = parse_duration(place.settings().asked["budget"])
+    if seconds is None:
+        raise DamagedFileError(f"the run in {place.path} has no budget, as a strategy's has")
+    return seconds
 
 
 def _tried(done: Run, config: RunConfig, epochs: int, real: RealData, screen: Screen) -> Tried:
     """Held-out accuracies of networks trained on a set, by augmentation."""
-    device = resolve_device(config.device)
-    here = real.to(device)
-    network = network_for(_narrower(config) or config.model, here, device)
+    here = real.to(resolve_device(config.device))
+    network = _network(config, here, _narrower(config) or config.model)
     with screen.bar("trying augmentations", TRIED_NETS * len(candidates(real))) as count:
-        return try_augmentations(network, done.distilled.to(device), here, epochs=epochs, seed=config.seed, count=count)
+        return try_augmentations(
+            network, done.distilled.to(here.train.images.device), here, epochs=epochs, seed=config.seed, count=count
+        )
 
 
 def _better(one: _Attempt, other: _Attempt, screen: Screen) -> _Attempt:
@@ -317,6 +355,7 @@ def _begun(folder: Path) -> Begun | None:
             for name in tried.accuracies:
                 parse_augmentation(name)
             require(len(tried.accuracies) > 0, "nothing was tried")
+        require(0 <= begun.epochs <= EPOCHS_AUGMENTED, f"augmentations were tried for {begun.epochs} epochs")
     except (DamagedFileError, RequestError) as error:
         raise DamagedFileError(f"{path} is not what a strategy was begun with: {error}") from error
     return begun
@@ -386,10 +425,19 @@ def _mean_ipc(config: RunConfig, real: RealData) -> float:
 
 def _epochs(config: RunConfig, real: RealData, budget: float) -> int:
     """Epochs of networks by which augmentations are tried; 0 where there is time for too few."""
-    ipc = real.check_ipc(resolve_ipc(config.images_per_class, real))
-    each = _seconds_of_training(config, real, _narrower(config) or config.model)
-    epochs = epochs_within(TRIED_SHARE * budget, each, real, sum(ipc))
+    here = real.to(resolve_device(config.device))
+    images = sum(real.check_ipc(resolve_ipc(config.images_per_class, real)))
+    network = _network(config, here, _narrower(config) or config.model)
+    epochs = epochs_within(TRIED_SHARE * budget, network, here, images)
     return epochs if epochs >= LEAST_EPOCHS else 0
+
+
+def _network(config: RunConfig, real: RealData, model: str | ModelFactory) -> Network:
+    """A network as the runs have it, where the data is."""
+    device = real.train.images.device
+    if device.type == "cpu":
+        kernels.build()
+    return network_for(model, real, device, config.batch_norm, config.engine.kernels)
 
 
 def _quick(config: RunConfig, ipc: float, augment: str) -> RunConfig:
@@ -439,7 +487,7 @@ def _experts(config: RunConfig, real: RealData, ipc: float, budget: float, begun
     seconds = _seconds_of_training(config, real, model)
     images = ipc * real.num_classes if ipc < FEW else _INNER_BATCH
     step = seconds * images * _STUDENT_STEPS * _GRADIENTS
-    if begun is None and step * _OUTER_STEPS > (1 - FIRST_SHARE - EXPERTS_SHARE) * budget:
+    if begun is None and step * _OUTER_STEPS > SECOND_SHARE * budget:
         return None
     each = seconds * batch * walk * epochs
     fits = int(EXPERTS_SHARE * budget / each) if begun is None else begun.experts
@@ -463,11 +511,8 @@ def _narrower(config: RunConfig) -> str | None:
 
 def _seconds_of_training(config: RunConfig, real: RealData, model: str | ModelFactory) -> float:
     """Seconds by the clock for one image in one epoch of an expert, on all cores."""
-    device = resolve_device(config.device)
-    if device.type == "cpu":
-        kernels.build()
-    real = real.to(device)
-    network = network_for(model, real, device)
+    real = real.to(resolve_device(config.device))
+    network = _network(config, real, model)
     weights = draw_weights(network.module, config.scheme, stream(config.seed, "timed"))
     images, labels = real.train.images[:_TIMED], real.train.labels[:_TIMED]
     seconds = []

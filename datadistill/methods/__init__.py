@@ -12,7 +12,6 @@ from datadistill.methods.krr import KRR
 from datadistill.methods.mtt import MTT, settings_for
 from datadistill.methods.random_teacher import RandomTeacher
 from datadistill.methods.rat_bptt import RaTBPTT
-from datadistill.methods.tgdd import TGDD
 from datadistill.utils.fields import by_name
 from datadistill.utils.registry import Registry
 
@@ -23,7 +22,6 @@ __all__ = [
     "KRR",
     "METHODS",
     "MTT",
-    "TGDD",
     "Context",
     "Method",
     "MethodInfo",
@@ -199,18 +197,6 @@ METHODS = Registry(
             run=_CONVNET | {"iterations": 5000},
             outer={"optimizer": "sgd", "lr": 100.0, "lr_lr": 1e-3, "momentum": 0.5, "schedule": "constant"},
             by_ipc=_of_trajectory_matching,
-            proxy=lambda method: method.matched_on,
-        ),
-        MethodInfo(
-            name="tgdd",
-            line="mean features matched under networks in training, which are to recognise the images too",
-            paper="Ran et al., TGDD: Trajectory Guided Dataset Distillation with Balanced Distribution, AAAI 2026",
-            year=2026,
-            make=TGDD,
-            learns=("images",),
-            needs=Needs(derivatives=1, experts=True),
-            run=_CONVNET | {"iterations": 5000},
-            outer={"lr": 0.02, "betas": (0.9, 0.99), "schedule": "cosine", "eval_every": 400},
             proxy=lambda method: method.matched_on,
         ),
         MethodInfo(

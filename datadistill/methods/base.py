@@ -294,20 +294,6 @@ def plan(method: Method, problem: Problem) -> Engine:
     return engine
 
 
-def experts_of(problem: Problem, method: str) -> Trajectories:
-    """The expert trajectories of a problem.
-
-    Raises:
-        RequestError: there are none.
-    """
-    if problem.trajectories is None:
-        raise RequestError(
-            f"method {method} needs expert trajectories: make them with `datadistill pretrain --trajectories` and give "
-            "their folder with --trajectories"
-        )
-    return problem.trajectories
-
-
 def options_of(method: "Method | Synthesis") -> dict[str, Any]:
     """A method's hyper-parameters as JSON-ready values."""
     return asdict(method)

@@ -37,10 +37,11 @@ from datadistill.engine.hypergradient import Hypergradient, hypergradient
 from datadistill.engine.optimizers import SGD
 from datadistill.engine.planner import Workload
 from datadistill.engine.unroll import InnerStep, walk, with_noise
-from datadistill.methods.base import Context, Problem, State, Step, experts_of, options_of
+from datadistill.methods.base import Context, Problem, State, Step, options_of
 from datadistill.methods.dc import DSA_STRATEGY
 from datadistill.methods.initial_images import shuffled_batches
 from datadistill.methods.judging import judged_by_protocol, training_augmentation
+from datadistill.pretraining.trajectories import Trajectories
 from datadistill.training.carried import TAKES_LEARNED
 from datadistill.utils.errors import RequestError
 from datadistill.utils.fields import check_numbers
@@ -131,7 +132,7 @@ class MTT:
         Raises:
             RequestError: the experts were trained for fewer epochs than are asked for.
         """
-        epochs = experts_of(problem, self.name).epochs
+        epochs = _trajectories(problem).epochs
         asked = settings_for(problem.count / problem.real.num_classes)
         last = max(0, min(asked.last_start, epochs - self.expert_epochs))
         chosen = replace(
@@ -159,7 +160,7 @@ class MTT:
                 "choose --weights random-init"
             )
         matched = problem.with_model(self.matched_on)
-        experts_of(problem, self.name).check_fits(matched.network, matched.model, problem.real)
+        _trajectories(problem).check_fits(matched.network, matched.model, problem.real)
         forward = problem.engine.hvp == "forward" or problem.engine.execution == "compiled"
         if forward and any(change.moves for part in parse_augmentation(self.augment) for change in part):
             raise RequestError(
@@ -183,7 +184,7 @@ class MTT:
     def step(self, distilled: DistilledData, state: State, context: Context, generator: torch.Generator) -> Step:
         """Trajectory-matching loss, normalised by the expert's displacement (equation 2), and its derivative."""
         assert distilled.learning_rates is not None
-        problem, trajectories = context.problem.with_model(self.matched_on), experts_of(context.problem, self.name)
+        problem, trajectories = context.problem.with_model(self.matched_on), _trajectories(context.problem)
         expert = trajectories.experts[int(torch.randint(len(trajectories), (), generator=generator))]
         epoch = int(torch.randint(self.max_start_epoch + 1, (), generator=generator))
         start, target = (
@@ -234,6 +235,15 @@ def settings_for(ipc: float) -> Setting:
             rates = (a * (b / a) ** share for a, b in zip(few[3:], many[3:], strict=True))
             return Setting(ipc, steps, last, *rates)
     return CIFAR_10[-1]._replace(ipc=ipc)
+
+
+def _trajectories(problem: Problem) -> Trajectories:
+    if problem.trajectories is None:
+        raise RequestError(
+            "method mtt needs expert trajectories: make them with `datadistill pretrain --trajectories` and give their "
+            "folder with --trajectories"
+        )
+    return problem.trajectories
 
 
 def _distance(last: Weights, *ends: Tensor) -> tuple[Float[Tensor, ""], Weights]:

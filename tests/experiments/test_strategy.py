@@ -37,7 +37,7 @@ def test_time_decides_whether_there_are_experts(digits: dd.RealData) -> None:
     assert long.experts is not None
     assert long.second.method.name == "mtt"
     assert long.experts.count == strategy.EXPERTS[-1]
-    middle = choose(asked(budget="7s"), digits).experts
+    middle = choose(asked(budget="10s"), digits).experts
     assert middle is not None
     assert 3 <= middle.count < long.experts.count
     assert "12 experts" in long.why
@@ -120,7 +120,7 @@ def test_the_better_attempt_is_the_result(two_experts: list[str], capsys: pytest
     assert main([*two_experts, "--out", "run"]) == 0
     out, err = capsys.readouterr()
     assert (
-        "taking dsa on convnetD1W8 for 20% of the time (no time to try augmentations), then mtt with 2 experts" in err
+        "taking dsa on convnetD1W8 for 15% of the time (no time to try augmentations), then mtt with 2 experts" in err
     )
     found = {}
     for name in ("first", "second"):
@@ -157,17 +157,22 @@ def test_each_attempt_is_trained_with_the_best_augmentation(
         found = augmentation.try_augmentations(network, distilled, *given, **how)
         tried.append(str(distilled.provenance.method["name"]))
         if len(tried) == 3:
-            raise Interrupted("interrupted", Path("run"))
+            raise KeyboardInterrupt
         return augmentation.Tried({"crop": 0.25, "warp10": 0.5}, found.epochs)
 
     monkeypatch.setattr(strategy, "try_augmentations", pretended)
     assert main([*two_experts, "--out", "run"]) == 130
     assert tried == ["dsa", "dsa", "mtt"]
     said = "dsa: held out 25.0% with crop, 50.0% with warp10; networks are trained with the best"
-    assert said in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert said in err
+    assert "go on with: datadistill distill --dataset digits" in err
+    assert "--out run" in err
     first, again = (dd.load_distilled(Path("run", name)).provenance for name in ("first", "again"))
     assert [made.inner["augment"] for made in (first, again)] == ["warp10", "warp10"]
     assert [made.method["augment"] for made in (first, again)] == ["crop", "warp10"]
+    held_out = [score["accuracy"] for score in first.scores if score["split"] == "held_out"]
+    assert held_out == [0.5], "as those were who were trained so"
     assert dd.load_distilled("run").provenance.inner["augment"] == "warp10"
     assert "config.json" not in names(Path("run")), "it is not done"
     before = {name: Path("run", name, "metrics.jsonl").read_bytes() for name in ("first", "again", "second")}
@@ -190,8 +195,9 @@ def test_where_experts_take_too_long_the_same_method_has_the_rest_of_the_time(
     assert main([*two_experts, "--out", "run"]) == 0
     assert "dsa on convnetD1W8, twice: quickly, and then for the rest of the time" in capsys.readouterr().err
     first, again = (RunFolder(Path("run", name)).settings().asked["budget"] for name in ("first", "again"))
-    assert first == pytest.approx(0.8)
-    assert first <= again <= 3.8 - first
+    assert first == pytest.approx(4 * strategy.FIRST_SHARE)
+    assert first < again <= 4 - first
+    assert strategy.SECOND_SHARE > strategy.EXPERTS_SHARE, "trajectories have the largest share"
     assert not Path("run", "second").exists()
 
 
