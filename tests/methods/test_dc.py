@@ -109,20 +109,25 @@ def test_more_classes_together_than_there_are_is_all_of_them(digits: dd.RealData
     assert losses[0] == losses[1]
 
 
-def test_networks_may_be_trained_with_other_augmentation(digits: dd.RealData) -> None:
+@pytest.mark.parametrize("name", ["dc", "dm"])
+def test_networks_may_be_trained_with_other_augmentation(name: str, digits: dd.RealData) -> None:
     for options, augment, epochs in (
-        ({}, "none", 300),
-        ({"trained_with": "crop_scale"}, "crop_scale", 1000),
+        ({"augment": "none"}, "none", 300),
+        ({"augment": "none", "trained_with": "crop_scale"}, "crop_scale", 1000),
         ({"augment": "crop"}, "crop", 1000),
         ({"augment": "crop", "trained_with": "none"}, "none", 300),
+        ({"augment": "crop", "trained_with": "warp20_warp20+cutout"}, "warp20_warp20+cutout", 1000),
     ):
-        inner = start_of(METHODS.get("dc").build(options), problem(digits), stream(0)).provenance.inner
+        inner = start_of(METHODS.get(name).build(options), problem(digits), stream(0)).provenance.inner
         assert (inner["augment"], inner["epochs"]) == (augment, epochs)
+    with pytest.raises(RequestError, match="augmentation"):
+        METHODS.get(name).build({"trained_with": "wrap10"})
 
 
-def test_gradients_may_be_matched_on_another_network(digits: dd.RealData) -> None:
-    method = METHODS.get("dc").build({"batch": 8, "matched_on": "ConvNetD1W4", "matches": 2, "inner_epochs": 1})
-    narrow = METHODS.get("dc").build({"batch": 8, "matches": 2, "inner_epochs": 1})
+@pytest.mark.parametrize("name", ["dc", "dm"])
+def test_another_network_may_be_matched_on(name: str, digits: dd.RealData) -> None:
+    options = {"batch": 8} | ({"matches": 2, "inner_epochs": 1} if name == "dc" else {})
+    method, narrow = (METHODS.get(name).build(options | more) for more in ({"matched_on": "ConvNetD1W4"}, {}))
     here, there = problem(digits), problem(digits, model="ConvNetD1W4")
     data = start_of(method, here, stream(0))
     assert data.provenance.model == here.model
@@ -134,8 +139,9 @@ def test_gradients_may_be_matched_on_another_network(digits: dd.RealData) -> Non
         mine, theirs = found.state, wanted.state
 
 
-def test_another_network_has_none_of_the_fixed_weights(digits: dd.RealData) -> None:
-    method = METHODS.get("dc").build({"matched_on": "ConvNetD1W4"})
+@pytest.mark.parametrize("name", ["dc", "dm"])
+def test_another_network_has_none_of_the_fixed_weights(name: str, digits: dd.RealData) -> None:
+    method = METHODS.get(name).build({"matched_on": "ConvNetD1W4"})
     with pytest.raises(RequestError, match="another network"):
         start_of(method, problem(digits, weights="fixed-init"), stream(0))
 

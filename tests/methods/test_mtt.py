@@ -246,13 +246,15 @@ def test_a_result_says_where_its_experts_come_from(
 def test_networks_are_trained_at_the_learned_rate_or_at_another(
     digits: dd.RealData, trajectories: dd.Trajectories, trained_at: float, rate: float, tmp_path: Path
 ) -> None:
-    method = dd.methods.MTT(**SMALL | {"learning_rate": 0.02, "trained_at": trained_at})
+    asked = {"learning_rate": 0.02, "trained_at": trained_at, "augment": "crop", "trained_with": "warp10"}
+    method = dd.methods.MTT(**SMALL | asked)
     start = start_of(method, problem(digits, trajectories), stream(0))
     start.save(tmp_path / "a.safetensors")
     back = dd.load_distilled(tmp_path / "a.safetensors")
     assert back.learning_rates is not None
     assert back.learning_rates.tolist() == pytest.approx([0.02])
     assert dc_recipe(back).lr == pytest.approx(rate)
+    assert dc_recipe(back).augment == "warp10"
 
 
 def test_the_check_passes_and_turns_the_approximation_off(digits: dd.RealData, trajectories: dd.Trajectories) -> None:
