@@ -425,10 +425,12 @@ def _mean_ipc(config: RunConfig, real: RealData) -> float:
 
 def _epochs(config: RunConfig, real: RealData, budget: float) -> int:
     """Epochs of networks by which augmentations are tried; 0 where there is time for too few."""
-    here = real.to(resolve_device(config.device))
-    images = sum(real.check_ipc(resolve_ipc(config.images_per_class, real)))
-    network = _network(config, here, _narrower(config) or config.model)
-    epochs = epochs_within(TRIED_SHARE * budget, network, here, images)
+    here, model = real.to(resolve_device(config.device)), _narrower(config) or config.model
+    images, seconds = sum(real.check_ipc(resolve_ipc(config.images_per_class, real))), TRIED_SHARE * budget
+    least = LEAST_EPOCHS * TRIED_NETS * len(candidates(real)) * images * _seconds_of_training(config, real, model)
+    if least > seconds:  # which does not need timing
+        return 0
+    epochs = epochs_within(seconds, _network(config, here, model), here, images)
     return epochs if epochs >= LEAST_EPOCHS else 0
 
 
