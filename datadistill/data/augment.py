@@ -178,7 +178,7 @@ AUGMENTATIONS = Registry(
             "turned by up to 20 degrees, scaled, sheared, shifted and bent",
             partial(_warp, degrees=20.0),
             _bent,
-            True,
+            moves=True,
         ),
         AugmentationInfo("color", "brightness, saturation and contrast", _color, _coloured),
         AugmentationInfo("cutout", "a square of half the edge set to zero", _cutout, _cut),

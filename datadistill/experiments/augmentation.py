@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from datadistill.data.real import RealData, Split
+from datadistill.data.real import RealData
 from datadistill.distilled import DistilledData
 from datadistill.engine.functional import Network
 from datadistill.engine.parallel import each_on_one_core, map_here
@@ -84,7 +84,8 @@ def epochs_within(seconds: float, network: Network, real: RealData, images: int)
         images: how many are trained on.
     """
     device = real.train.images.device
-    few, judged_on = (split.take(torch.arange(min(count, len(split)))) for split, count in _sizes(real, images))
+    few = real.train.take(torch.arange(images))
+    judged_on = real.held_out.take(torch.arange(len(real.held_out))[:_JUDGED_ON])
     at_once = torch.get_num_threads() if device.type == "cpu" else 1
     start = draw_weights(network.module, "default", stream(0, "timed"))
 
@@ -104,10 +105,6 @@ def epochs_within(seconds: float, network: Network, real: RealData, images: int)
     return max(0, min(EPOCHS_AUGMENTED, int(each * _TIMED / max(long - short, 1e-9))))
 
 
-def _sizes(real: RealData, images: int) -> list[tuple[Split, int]]:
-    return [(real.train, images), (real.held_out, _JUDGED_ON)]
-
-
 def try_augmentations(
     network: Network,
     distilled: DistilledData,
@@ -121,9 +118,6 @@ def try_augmentations(
 
     All candidates have the same initial weights. Every core trains a network, and every rank has its share of them.
 
-    Raises:
-        Stopped: a signal came.
-
     Args:
         network: that is trained.
         distilled: that it is trained on, by protocol `dc`; on the network's device.
@@ -131,6 +125,9 @@ def try_augmentations(
         epochs: of the protocol.
         seed: of weights and training.
         count: called after each of `NETS` networks of each candidate.
+
+    Raises:
+        Stopped: a signal came.
     """
     among = torch.randperm(len(real.held_out), generator=stream(seed, "augmentation-judged-on"))
     few = real.held_out.take(among[:_JUDGED_ON])

@@ -180,8 +180,9 @@ def choose(config: RunConfig, real: RealData, folder: Path | None = None) -> Str
     on = f"{quick.method.name} on {config.model}"
     if budget is None:
         return Strategy(quick, None, None, 0, None, nets, f"{on}: without a budget there is no time for more")
-    epochs = _epochs(config, real, budget) if begun is None else begun.epochs
-    experts = _experts(config, real, ipc, budget, begun)
+    each = _seconds_of_training(config, real, _narrower(config) or config.model)
+    epochs = _epochs(config, real, budget, each) if begun is None else begun.epochs
+    experts = _experts(config, real, ipc, budget, each, begun)
     tried = f"augmentation by what {epochs} epochs with each give" if epochs else "no time to try augmentations"
     if experts is None and not epochs:
         why = f"{on}: trajectories of experts would take too long, and so would trying augmentations"
@@ -241,8 +242,8 @@ def carry_out(
     _keep(best, folder, FILE_NAME)
     augment, second = best.augment, chosen.second
     if second is None or augment != chosen.first.method.augment:  # type: ignore[union-attr]
-        rest = ranks.from_first(lambda: left(AGAIN_NAME, FIRST_SHARE))
-        seconds = rest if second is None else chosen.first.budget
+        is_last = second is None
+        seconds = ranks.from_first(lambda: left(AGAIN_NAME, FIRST_SHARE)) if is_last else chosen.first.budget
         again = replace(chosen.first, budget=seconds, method=replace(chosen.first.method, augment=augment))
         best = _better(best, attempt(AGAIN_NAME, again), screen)
         _keep(best, folder, FILE_NAME)
@@ -423,14 +424,16 @@ def _mean_ipc(config: RunConfig, real: RealData) -> float:
     return sum(ipc) / len(ipc) if isinstance(ipc, tuple) else float(ipc)
 
 
-def _epochs(config: RunConfig, real: RealData, budget: float) -> int:
-    """Epochs of networks by which augmentations are tried; 0 where there is time for too few."""
-    here, model = real.to(resolve_device(config.device)), _narrower(config) or config.model
+def _epochs(config: RunConfig, real: RealData, budget: float, each: float) -> int:
+    """Epochs of networks by which augmentations are tried; 0 where there is time for too few.
+
+    An image takes `each` seconds at least, so that where that is too long already nothing is timed.
+    """
     images, seconds = sum(real.check_ipc(resolve_ipc(config.images_per_class, real))), TRIED_SHARE * budget
-    least = LEAST_EPOCHS * TRIED_NETS * len(candidates(real)) * images * _seconds_of_training(config, real, model)
-    if least > seconds:  # which does not need timing
+    if LEAST_EPOCHS * TRIED_NETS * len(candidates(real)) * images * each > seconds:
         return 0
-    epochs = epochs_within(seconds, _network(config, here, model), here, images)
+    here = real.to(resolve_device(config.device))
+    epochs = epochs_within(seconds, _network(config, here, _narrower(config) or config.model), here, images)
     return epochs if epochs >= LEAST_EPOCHS else 0
 
 
@@ -477,8 +480,13 @@ def _starts(ipc: float) -> int:
     return 3 if ipc < FEW else 8
 
 
-def _experts(config: RunConfig, real: RealData, ipc: float, budget: float, begun: Begun | None) -> Experts | None:
-    """As many experts as the time bears, or as were begun with; None where there are too few."""
+def _experts(
+    config: RunConfig, real: RealData, ipc: float, budget: float, each: float, begun: Begun | None
+) -> Experts | None:
+    """As many experts as the time bears, or as were begun with; None where there are too few.
+
+    An image takes `each` seconds in an epoch.
+    """
     model = _narrower(config)
     if model is None:
         return None
@@ -486,18 +494,17 @@ def _experts(config: RunConfig, real: RealData, ipc: float, budget: float, begun
     batch = max(1, min(_BATCH, count // 8))
     walk = math.ceil(count / batch)
     epochs = max(1, round(_WAY / walk)) * _starts(ipc)
-    seconds = _seconds_of_training(config, real, model)
     images = ipc * real.num_classes if ipc < FEW else _INNER_BATCH
-    step = seconds * images * _STUDENT_STEPS * _GRADIENTS
+    step = each * images * _STUDENT_STEPS * _GRADIENTS
     if begun is None and step * _OUTER_STEPS > SECOND_SHARE * budget:
         return None
-    each = seconds * batch * walk * epochs
-    fits = int(EXPERTS_SHARE * budget / each) if begun is None else begun.experts
+    training_one = each * batch * walk * epochs
+    fits = int(EXPERTS_SHARE * budget / training_one) if begun is None else begun.experts
     if fits < EXPERTS[0]:
         return None
     training = TrainRecipe(epochs=epochs, lr=0.05, batch=batch, optimizer="sgd", schedule="constant")
     number = min(fits, EXPERTS[-1])
-    return Experts(number, model, replace(training, augment=candidates(real)[0]), number * each)
+    return Experts(number, model, replace(training, augment=candidates(real)[0]), number * training_one)
 
 
 def _narrower(config: RunConfig) -> str | None:

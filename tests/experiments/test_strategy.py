@@ -140,17 +140,23 @@ def test_the_better_attempt_is_the_result(two_experts: list[str], capsys: pytest
     assert torch.equal(dd.load_distilled("run").images, dd.load_distilled(Path("run", best)).images)
 
 
+@pytest.fixture
+def tries(two_experts: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The command of `two_experts`, which tries two augmentations for two epochs."""
+    monkeypatch.setattr(strategy, "LEAST_EPOCHS", 1)
+    monkeypatch.setattr(strategy, "epochs_within", lambda *given: 2)
+    monkeypatch.setattr(augmentation, "GREY", ("crop", "warp10"))
+    return two_experts
+
+
 def names(path: Path) -> set[str]:
     return {entry.name for entry in path.iterdir()}
 
 
 def test_each_attempt_is_trained_with_the_best_augmentation(
-    two_experts: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tries: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What it is made under, too, after the first one; and what was tried is not tried again."""
-    monkeypatch.setattr(strategy, "LEAST_EPOCHS", 1)
-    monkeypatch.setattr(strategy, "epochs_within", lambda *given: 3)
-    monkeypatch.setattr(augmentation, "GREY", ("crop", "warp10"))
     tried = list[str]()
 
     def pretended(network: Any, distilled: dd.DistilledData, *given: Any, **how: Any) -> augmentation.Tried:
@@ -161,7 +167,7 @@ def test_each_attempt_is_trained_with_the_best_augmentation(
         return augmentation.Tried({"crop": 0.25, "warp10": 0.5}, found.epochs)
 
     monkeypatch.setattr(strategy, "try_augmentations", pretended)
-    assert main([*two_experts, "--out", "run"]) == 130
+    assert main([*tries, "--out", "run"]) == 130
     assert tried == ["dsa", "dsa", "mtt"]
     said = "dsa: held out 25.0% with crop, 50.0% with warp10; networks are trained with the best"
     err = capsys.readouterr().err
@@ -176,7 +182,7 @@ def test_each_attempt_is_trained_with_the_best_augmentation(
     assert dd.load_distilled("run").provenance.inner["augment"] == "warp10"
     assert "config.json" not in names(Path("run")), "it is not done"
     before = {name: Path("run", name, "metrics.jsonl").read_bytes() for name in ("first", "again", "second")}
-    assert main([*two_experts, "--out", "run"]) == 0
+    assert main([*tries, "--out", "run"]) == 0
     assert tried == ["dsa", "dsa", "mtt", "mtt"]
     assert before == {name: Path("run", name, "metrics.jsonl").read_bytes() for name in before}
     whole = dd.load_distilled("run")
@@ -186,13 +192,10 @@ def test_each_attempt_is_trained_with_the_best_augmentation(
 
 
 def test_where_experts_take_too_long_the_same_method_has_the_rest_of_the_time(
-    two_experts: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tries: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(strategy, "LEAST_EPOCHS", 1)
-    monkeypatch.setattr(strategy, "epochs_within", lambda *given: 2)
-    monkeypatch.setattr(augmentation, "GREY", ("crop", "warp10"))
     monkeypatch.setattr(strategy, "EXPERTS", range(10**9, 10**9 + 1))
-    assert main([*two_experts, "--out", "run"]) == 0
+    assert main([*tries, "--out", "run"]) == 0
     assert "dsa on convnetD1W8, twice: quickly, and then for the rest of the time" in capsys.readouterr().err
     first, again = (RunFolder(Path("run", name)).settings().asked["budget"] for name in ("first", "again"))
     assert first == pytest.approx(4 * strategy.FIRST_SHARE)
