@@ -185,9 +185,14 @@ def compared(case: str, sides: dict[str, Side], rounds: int) -> dict[str, Any]:
 def model(counts: list[int], rounds: int, folder: str) -> dict[str, Any]:
     """Measured and predicted cost of an outer step, by number of ranks."""
     alone = Side(1, 1, folder)
-    four, eight = (statistics.median(alone.ask(name) for _ in range(rounds + 1)) for name in ("distill", "eight"))
+    times = {"distill": list[float](), "eight": list[float]()}
+    alone.ask("distill")  # the first time is not like the others
+    for name in turns(list(times), rounds):
+        times[name].append(alone.ask(name))
     alone.close()
-    network = (eight - four) / NETWORKS
+    four, eight = (statistics.median(found) for found in times.values())
+    # A shared machine can make the difference look smaller than nothing, or larger than all: neither part is below zero.
+    network = min(max(eight - four, 0.0), four) / NETWORKS
     rest = four - NETWORKS * network
     rows = {}
     for count in counts:
