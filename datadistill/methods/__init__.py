@@ -211,6 +211,7 @@ METHODS = Registry(
             networks=lambda method: method.networks,
             run=_CONVNET | {"iterations": 10_000},
             outer={"lr": 0.001, "betas": (0.9, 0.999), "clip": 2.0, "schedule": "constant"},
+            proxy=lambda method: method.matched_on,
         ),
         MethodInfo(
             name="krr",

@@ -8,8 +8,10 @@ moments are carried from before the window into it, and are differentiated throu
 Where this differs from the authors' code:
     - the window is placed anew in each outer step, theirs in each epoch of ten;
     - the batches of training are walks over all images in shuffled order, theirs are drawn for each class;
-    - images may start from real ones;
-    - networks are trained on the result by protocol `dc`.
+    - the real images of the outer loss are as they are, since those that a network is tested on are; theirs are changed
+      like the distilled ones;
+    - images may start from real ones, and a narrower network may be trained than the one that the result is for;
+    - networks are trained on the result for a number of steps that it says; theirs for the best of four, by test images.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datadistill.data.augment import one_of, parse_augmentation
+from datadistill.data.augment import parse_augmentation
 from datadistill.distilled import DistilledData
 from datadistill.engine.cuda_graph import OuterLoss, outer_step
 from datadistill.engine.functional import Weights, batch_gradient
@@ -31,6 +33,8 @@ from datadistill.engine.unroll import InnerStep, with_noise
 from datadistill.methods.base import Context, Problem, State, Step, options_of
 from datadistill.methods.initial_images import shuffled_batches
 from datadistill.methods.judging import judged_by_protocol, with_soft_labels
+from datadistill.training.carried import inner_of
+from datadistill.training.recipe import TrainRecipe
 from datadistill.utils.errors import RequestError
 from datadistill.utils.fields import check_numbers
 
@@ -49,8 +53,12 @@ class RaTBPTT:
         labels: `hard` class indices, or `soft` ones that are learned.
         images: what the images start from: `noise` (standard normal), `mean` (class means), `real` images, or `kmeans`
             (cluster centres).
-        augment: how the images of a step and the real ones are changed: one of these parts for a batch, each image by
-            draws of its own; `none` for none.
+        augment: how the images of a step are changed: one of these parts for a batch, each image by draws of its own;
+            `none` for none. Networks are trained on the result with it too.
+        matched_on: the network that is trained, by name, such as a narrower and so faster one of the same family;
+            `same` is the one that the result is for.
+        trained_for: gradient steps T' of the network that is trained on the result; 0: `inner_steps`.
+        trained_at: the learning rate then; 0: `learning_rate`. Wide networks want a lower one than narrow ones.
         batch: real images per outer step.
         networks: fresh networks per outer step.
     """
@@ -63,12 +71,15 @@ class RaTBPTT:
     labels: Literal["hard", "soft"] = "hard"
     images: Literal["noise", "mean", "real", "kmeans"] = "noise"
     augment: str = "flip_rotate"
+    matched_on: str = "same"
+    trained_for: int = 0
+    trained_at: float = 0.0
     batch: int = 5000
     networks: int = 1
 
     def __post_init__(self) -> None:
-        least = {"inner_steps": 1, "window": 0, "inner_batch": 0, "batch": 1, "networks": 1}
-        check_numbers(self, least, positive=["learning_rate"])
+        least = {"inner_steps": 1, "window": 0, "inner_batch": 0, "trained_for": 0, "batch": 1, "networks": 1}
+        check_numbers(self, least, positive=["learning_rate"], no_less=["trained_at"])
         if self.window > self.inner_steps:
             raise RequestError(f"a window of {self.window} steps does not fit in {self.inner_steps} inner steps")
         parse_augmentation(self.augment)
@@ -78,9 +89,26 @@ class RaTBPTT:
         return "rat_bptt"
 
     def resolve(self, problem: Problem) -> "RaTBPTT":
-        """Method with `window` said, and `inner_batch` of no more images than there are."""
-        size = self.inner_batch or problem.count
-        return replace(self, window=self.window or self.inner_steps, inner_batch=min(size, problem.count))
+        """Method with every 0 said, and `inner_batch` of no more images than there are."""
+        return replace(
+            self,
+            window=self.window or self.inner_steps,
+            inner_batch=min(self.inner_batch or problem.count, problem.count),
+            trained_for=self.trained_for or self.inner_steps,
+            trained_at=self.trained_at or self.learning_rate,
+        )
+
+    @property
+    def training(self) -> TrainRecipe:
+        """Training recipe of the result, of a method with every 0 said: the training that is differentiated here."""
+        return TrainRecipe(
+            steps=self.trained_for,
+            lr=self.trained_at,
+            batch=self.inner_batch,
+            optimizer="adam",
+            schedule="constant",
+            augment=self.augment,
+        )
 
     def init(self, problem: Problem, generator: torch.Generator) -> tuple[DistilledData, State]:
         """Images of every class; hard labels, or soft ones that start as those.
@@ -90,7 +118,9 @@ class RaTBPTT:
         """
         if self.placed == "random" and problem.engine.execution == "graph":
             raise RequestError("execution graph needs the same steps each time: choose placed last, or leave it out")
+        problem.with_model(self.matched_on)  # refused before a run, not in it
         data = judged_by_protocol(problem, self.images, generator, self.name, options_of(self), self.augment)
+        data = data.noted(inner=problem.provenance(self.name, options_of(self), inner_of(self.training)).inner)
         return with_soft_labels(data) if self.labels == "soft" else data, {}
 
     def workload(self, problem: Problem) -> Workload:
@@ -104,13 +134,14 @@ class RaTBPTT:
             real=self.batch,
             optimizer=Adam(),
             window=self.window,
+            model=self.matched_on,
         )
 
     def step(self, distilled: DistilledData, state: State, context: Context, generator: torch.Generator) -> Step:
         """The outer loss on one real batch after training that ends at random, and its derivative in the window."""
-        problem, engine, train = context.problem, context.engine, context.problem.real.train
+        problem, engine = context.problem.with_model(self.matched_on), context.engine
+        train = problem.real.train
         real = problem.with_targets(train.take(train.draw(self.batch, generator)))
-        real = replace(real, images=one_of(real.images, parse_augmentation(self.augment), generator))
         latest = self.inner_steps - self.window
         first = latest if self.placed == "last" else int(torch.randint(latest + 1, (), generator=generator))
         batches = shuffled_batches(problem.count, self.inner_batch, first + self.window, generator)
