@@ -7,9 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datadistill.engine.functional import Weights, as_leaves
+from datadistill.engine.functional import Weights
 
 State: TypeAlias = dict[str, Tensor]
+
+_MOMENTS = ("first", "second")
 
 
 class UpdateVJP(NamedTuple):
@@ -134,8 +136,7 @@ class Adam:
     weight_decay: float = 0.0
 
     def init(self, weights: Weights) -> State:
-        kinds = ("first", "second")
-        return {f"{kind}/{name}": torch.zeros_like(w) for kind in kinds for name, w in weights.items()}
+        return {f"{kind}/{name}": torch.zeros_like(w) for kind in _MOMENTS for name, w in weights.items()}
 
     def update(
         self, weights: Weights, gradients: Weights, state: State, rate: Tensor | float, step: int
@@ -168,17 +169,19 @@ class Adam:
         step: int,
         tangent: Weights | None = None,
     ) -> UpdateVJP:
-        starts = [as_leaves(part) for part in (weights, state, gradients)]
-        leaf = rate.detach().requires_grad_()
+        # As one long weight: tens of small ones would take longer to name than to compute.
+        moments = [{name: part[f"{kind}/{name}"] for name in weights} for kind in _MOMENTS for part in (state, v_state)]
+        first, v_first, second, v_second = map(_flat, moments)
+        inputs = [_flat(weights), first, second, _flat({name: gradients[name] for name in weights}), rate]
+        w, m1, m2, g, leaf = (tensor.detach().requires_grad_() for tensor in inputs)
         with torch.enable_grad():
-            ends = self.update(starts[0], starts[2], starts[1], leaf, step)
-        leaves = [tensor for part in starts for tensor in part.values()]
-        tensors = [tensor for part in ends for tensor in part.values()]
-        vectors = [*(v_weights[name] for name in ends[0]), *(v_state[name] for name in ends[1])]
-        *found, d_rate = torch.autograd.grad(tensors, [*leaves, leaf], vectors)
-        values = iter(found)
-        derivatives = [{name: next(values) for name in part} for part in starts]
-        return UpdateVJP(weights=derivatives[0], state=derivatives[1], gradients=derivatives[2], rate=d_rate)
+            ends, moved = self.update({"": w}, {"": g}, {"first/": m1, "second/": m2}, leaf, step)
+        vectors = [_flat({name: v_weights[name] for name in weights}), v_first, v_second]
+        found = torch.autograd.grad([ends[""], moved["first/"], moved["second/"]], [w, m1, m2, g, leaf], vectors)
+        d_weights, d_first, d_second, d_gradients = (_like(weights, flat) for flat in found[:4])
+        d_state = {f"first/{name}": v for name, v in d_first.items()}
+        d_state |= {f"second/{name}": v for name, v in d_second.items()}
+        return UpdateVJP(weights=d_weights, state=d_state, gradients=d_gradients, rate=found[4])
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,17 @@ class AdamW(Adam):
     ) -> tuple[Weights, State]:
         kept = {name: weight * (1 - rate * self.weight_decay) for name, weight in weights.items()}
         return Adam(self.betas, self.eps).update(kept, gradients, state, rate, step)
+
+
+def _flat(tensors: Weights) -> Float[Tensor, "n"]:
+    """All of them in a row."""
+    return torch.cat([tensor.flatten() for tensor in tensors.values()])
+
+
+def _like(weights: Weights, flat: Float[Tensor, "n"]) -> Weights:
+    """What `_flat` put in a row, in the shapes of weights."""
+    parts = torch.split(flat, [weight.numel() for weight in weights.values()])
+    return {name: part.view_as(weight) for (name, weight), part in zip(weights.items(), parts, strict=True)}
 
 
 def _decayed(weights: Weights, gradients: Weights, decay: float) -> Weights:

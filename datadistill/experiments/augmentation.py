@@ -8,7 +8,7 @@ images. Real images, or cluster centres, in the place of the set would not tell:
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +22,7 @@ from datadistill.models.init import draw_weights
 from datadistill.training.accuracy import accuracy_of
 from datadistill.training.carried import dc_recipe
 from datadistill.training.fit import fit
-from datadistill.training.recipe import DC, EPOCHS_AUGMENTED
+from datadistill.training.recipe import DC, EPOCHS_AUGMENTED, TrainRecipe
 from datadistill.utils import ranks
 from datadistill.utils.interrupts import Stopped, StopRequest
 from datadistill.utils.runtime import stream
@@ -55,11 +55,9 @@ class Tried:
 
     Attributes:
         accuracies: held-out, mean over `NETS` networks, by candidate.
-        epochs: for which each was trained.
     """
 
     accuracies: dict[str, float]
-    epochs: int
 
     @property
     def best(self) -> str:
@@ -105,24 +103,29 @@ def epochs_within(seconds: float, network: Network, real: RealData, images: int)
     return max(0, min(EPOCHS_AUGMENTED, int(each * _TIMED / max(long - short, 1e-9))))
 
 
-def try_augmentations(
+def recipes_of(distilled: DistilledData, names: Iterable[str], epochs: int) -> dict[str, TrainRecipe]:
+    """Recipes of protocol `dc` for some data, by their augmentations."""
+    return {name: dc_recipe(distilled, epochs=epochs, augment=name) for name in names}
+
+
+def try_recipes(
     network: Network,
     distilled: DistilledData,
     real: RealData,
+    recipes: Mapping[str, TrainRecipe],
     *,
-    epochs: int,
     seed: int = 0,
     count: Callable[[], object] = lambda: None,
 ) -> Tried:
-    """Held-out accuracies of networks that are trained on a set, by the augmentation in training.
+    """Held-out accuracies of networks that are trained on a set, by the recipe of training.
 
     All candidates have the same initial weights. Every core trains a network, and every rank has its share of them.
 
     Args:
         network: that is trained.
-        distilled: that it is trained on, by protocol `dc`; on the network's device.
+        distilled: that it is trained on; on the network's device.
         real: the dataset.
-        epochs: of the protocol.
+        recipes: by name.
         seed: of weights and training.
         count: called after each of `NETS` networks of each candidate.
 
@@ -132,8 +135,8 @@ def try_augmentations(
     among = torch.randperm(len(real.held_out), generator=stream(seed, "augmentation-judged-on"))
     few = real.held_out.take(among[:_JUDGED_ON])
     scheme = str(distilled.provenance.weights.get("scheme", "default"))
-    names, lock = candidates(real), threading.Lock()
-    pairs = [(name, net) for name in names for net in range(NETS)]
+    lock = threading.Lock()
+    pairs = [(name, net) for name in recipes for net in range(NETS)]
     with StopRequest() as stop:
 
         def check() -> None:
@@ -141,15 +144,14 @@ def try_augmentations(
                 raise Stopped(requested)
 
         def reached(pair: tuple[str, int]) -> float:
-            augment, net = pair
+            name, net = pair
             with network.alone:
                 start = draw_weights(network.module, scheme, stream(seed, "augmentation-weights", net))
-            recipe = dc_recipe(distilled, epochs=epochs, augment=augment)
-            last = fit(network, start, distilled, recipe, stream(seed, "augmentation-training", net), check)
+            last = fit(network, start, distilled, recipes[name], stream(seed, "augmentation-training", net), check)
             with lock:
                 count()
             return accuracy_of(network, last, few).correct
 
         found = each_on_one_core(reached, pairs, distilled.images.device)
     means = [sum(found[at : at + NETS]) / NETS for at in range(0, len(found), NETS)]
-    return Tried(dict(zip(names, means, strict=True)), epochs)
+    return Tried(dict(zip(recipes, means, strict=True)))

@@ -1,19 +1,22 @@
 """Strategies: what is distilled, by which methods, for so many images of some data in so much time.
 
-They are for networks that nobody has seen, so for random initial weights. A strategy first makes a set quickly, by
-matching gradients or mean features. On that it tries how images are best changed while a network is trained on them
-(`experiments.augmentation`). Then it makes others: by the same method under that augmentation, and by trajectories
-where there is time for experts. The best by held-out accuracy is the result, each as it is best trained on. Each
-attempt is a run folder, as if its method had been named.
+They are for networks that nobody has seen, so for random initial weights. For few images per class a strategy first
+differentiates through windows of training, which is dear for many. Otherwise it first makes a set quickly, by matching
+gradients or mean features, tries on that how images are best changed while a network is trained on them
+(`experiments.augmentation`), and makes another by the same method under that augmentation. Then, where there is time
+for experts, it makes one by trajectories. The best by held-out accuracy is the result, each as it is best trained on.
+Each attempt is a run folder, as if its method had been named.
 """
 
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from datadistill.data.augment import parse_augmentation
 from datadistill.data.ipc import resolve_ipc
@@ -27,13 +30,13 @@ from datadistill.engine import kernels
 from datadistill.engine.functional import Network, batch_gradient
 from datadistill.engine.networks import network_for
 from datadistill.experiments.augmentation import NETS as TRIED_NETS
-from datadistill.experiments.augmentation import Tried, candidates, epochs_within, try_augmentations
-from datadistill.methods import METHODS
+from datadistill.experiments.augmentation import Tried, candidates, epochs_within, recipes_of, try_recipes
+from datadistill.methods import METHODS, options_of
 from datadistill.models import ModelFactory, is_built_in
 from datadistill.models.gate import passed
 from datadistill.models.init import draw_weights
 from datadistill.pretraining.make import make_trajectories
-from datadistill.training.carried import dc_recipe
+from datadistill.training.carried import dc_recipe, recipe_of
 from datadistill.training.recipe import EPOCHS_AUGMENTED, TrainRecipe
 from datadistill.utils import ranks
 from datadistill.utils.errors import DamagedFileError, RequestError, require
@@ -48,8 +51,11 @@ FIRST_SHARE, TRIED_SHARE, EXPERTS_SHARE = 0.15, 0.04, 0.25
 """Of the time: for the first attempt, and for the same method again; for trying augmentations, on each of three
 attempts; at most, for experts."""
 
+UNROLLED_SHARE = 0.4
+"""Of the time, for a first attempt through windows of training, which is made once."""
+
 SECOND_SHARE = 1 - 2 * FIRST_SHARE - 3 * TRIED_SHARE - EXPERTS_SHARE
-"""Of the time, at least, for matching trajectories."""
+"""Of the time, at least, for matching trajectories; less what `UNROLLED_SHARE` is above two first attempts."""
 
 LEAST_EPOCHS = 100
 """Of networks by which augmentations are compared: fewer would say too little of what many do."""
@@ -68,7 +74,11 @@ NARROW = 32
 """Channels of the ConvNet that is matched: many outer steps are worth more than its width."""
 
 FEW = 3
-"""Images per class, below which gradients are matched first, and mean features from there on."""
+"""Images per class, below which windows of training are differentiated first, or gradients matched where the network is
+no ConvNet, and mean features from there on."""
+
+WINDOWS = {"inner_steps": 40, "window": 20, "learning_rate": 0.003, "labels": "soft", "images": "kmeans", "batch": 256}
+"""Options of `rat_bptt`, on a network of `NARROW` channels; one with more is trained longer at a lower rate."""
 
 _BATCH, _WAY = 512, 88
 """Images per step of an expert, and how many steps a student is to follow."""
@@ -176,23 +186,26 @@ def choose(config: RunConfig, real: RealData, folder: Path | None = None) -> Str
     budget, ipc = parse_duration(config.budget), _mean_ipc(config, real)
     config, judging = _with_network(config, real, ipc, budget or parse_duration(BUDGET) or 0.0)
     nets = int(max(NETS[0], min(NETS[-1], (budget or math.inf) / 2 / judging)))
-    quick = _quick(config, ipc, candidates(real)[0])
-    on = f"{quick.method.name} on {config.model}"
+    quick = _quick(config, real, ipc)
+    unrolls, on = not _is_tried(quick), f"{quick.method.name} on {config.model}"
     if budget is None:
         return Strategy(quick, None, None, 0, None, nets, f"{on}: without a budget there is no time for more")
     each = _seconds_of_training(config, real, _narrower(config) or config.model)
+    experts = _experts(config, real, ipc, _second_share(unrolls) * budget, budget, each, begun)
+    if unrolls and experts is None:
+        return Strategy(quick, None, None, 0, None, nets, f"{on}: trajectories of experts would take too long")
     epochs = _epochs(config, real, budget, each) if begun is None else begun.epochs
-    experts = _experts(config, real, ipc, budget, each, begun)
     tried = f"augmentation by what {epochs} epochs with each give" if epochs else "no time to try augmentations"
     if experts is None and not epochs:
         why = f"{on}: trajectories of experts would take too long, and so would trying augmentations"
         return Strategy(quick, None, None, 0, None, nets, why)
-    first = replace(quick, budget=FIRST_SHARE * budget)
+    share = UNROLLED_SHARE if unrolls else FIRST_SHARE
+    first = replace(quick, budget=share * budget)
     if experts is None:
         why = f"{on}, twice: quickly, and then for the rest of the time ({tried}); experts would take too long"
         return Strategy(first, None, None, epochs, budget, nets, why)
     why = (
-        f"{on} for {FIRST_SHARE:.0%} of the time ({tried}), then mtt with {experts.count} experts ({experts.model}, "
+        f"{on} for {share:.0%} of the time ({tried}), then mtt with {experts.count} experts ({experts.model}, "
         f"{experts.training.epochs} epochs, some {experts.seconds / 60:.1f} of {budget / 60:.3g} minutes), and the "
         "best by held-out accuracy"
     )
@@ -249,7 +262,7 @@ def carry_out(
         _keep(best, folder, FILE_NAME)
     if second is not None and chosen.experts is not None:
         place = _trained(second, chosen.experts, real, folder, screen)
-        seconds = ranks.from_first(lambda: left(SECOND_NAME, SECOND_SHARE))
+        seconds = ranks.from_first(lambda: left(SECOND_NAME, _second_share(not _is_tried(chosen.first))))
         second = replace(second, trajectories=place, budget=seconds)
         best = _better(best, attempt(SECOND_NAME, second), screen)
     if best.run.folder is None:  # that of a rank which writes nothing
@@ -268,6 +281,11 @@ def _attempt(
     screen: Screen,
 ) -> _Attempt:
     """A run, to be trained on with the augmentation that is best for it; its own where none is tried."""
+    if not _is_tried(config):
+        done = run(config, RunFolder(folder / name).path)
+        recipe = recipe_of(done.distilled)
+        correct = _tried(done, config, 0, real, screen, {recipe.augment: recipe}).accuracies[recipe.augment]
+        return _Attempt(done, recipe.augment, correct)
     place, begun = RunFolder(folder / name), ranks.from_first(lambda: _begun(folder))
     tried = None if begun is None else begun.tried.get(name)
     if tried is not None:  # before this was interrupted
@@ -289,6 +307,11 @@ def _attempt(
     if ranks.leads():
         done.distilled.save(place.path / FILE_NAME)
     return _Attempt(done, tried.best, tried.accuracies[tried.best])
+
+
+def _is_tried(config: RunConfig) -> bool:
+    """Whether networks can be trained on what a method makes with any augmentation; else its result says with which."""
+    return "trained_with" in options_of(config.method)
 
 
 def _noted(distilled: DistilledData, tried: Tried) -> DistilledData:
@@ -322,14 +345,21 @@ def _seconds_asked(place: RunFolder) -> float:
     return seconds
 
 
-def _tried(done: Run, config: RunConfig, epochs: int, real: RealData, screen: Screen) -> Tried:
-    """Held-out accuracies of networks trained on a set, by augmentation."""
+def _tried(
+    done: Run,
+    config: RunConfig,
+    epochs: int,
+    real: RealData,
+    screen: Screen,
+    recipes: Mapping[str, TrainRecipe] | None = None,
+) -> Tried:
+    """Held-out accuracies of narrow networks trained on a set, by augmentation."""
     here = real.to(resolve_device(config.device))
     network = _network(config, here, _narrower(config) or config.model)
-    with screen.bar("trying augmentations", TRIED_NETS * len(candidates(real))) as count:
-        return try_augmentations(
-            network, done.distilled.to(here.train.images.device), here, epochs=epochs, seed=config.seed, count=count
-        )
+    distilled = done.distilled.to(here.train.images.device)
+    recipes = recipes or recipes_of(distilled, candidates(real), epochs)
+    with screen.bar("trying augmentations", TRIED_NETS * len(recipes)) as count:
+        return try_recipes(network, distilled, here, recipes, seed=config.seed, count=count)
 
 
 def _better(one: _Attempt, other: _Attempt, screen: Screen) -> _Attempt:
@@ -445,11 +475,22 @@ def _network(config: RunConfig, real: RealData, model: str | ModelFactory) -> Ne
     return network_for(model, real, device, config.batch_norm, config.engine.kernels)
 
 
-def _quick(config: RunConfig, ipc: float, augment: str) -> RunConfig:
-    """Gradients or mean features, with the rates of the recipes `mnist-dc-1`, `cifar-10-dsa-1` and `mnist-dm-10`."""
+def _quick(config: RunConfig, real: RealData, ipc: float) -> RunConfig:
+    """Windows of training, gradients, or mean features.
+
+    The rates are those of the recipes `fashion-mnist-best-1`, `mnist-dc-1`, `cifar-10-dsa-1` and `mnist-dm-10`.
+    """
+    narrow = _narrower(config)
+    if ipc < FEW and narrow is not None and narrow.startswith("convnet"):
+        augment = "flip_rotate" if real.train.images.shape[1] == 3 else "scale_rotate"
+        training = {"augment": augment, "trained_for": 100, "trained_at": 0.001, "matched_on": narrow}
+        networks = torch.get_num_threads() if resolve_device(config.device).type == "cpu" else 1
+        unrolled = METHODS.get("rat_bptt").build(WINDOWS | training | {"networks": networks})
+        windows = {"lr": 0.02, "betas": (0.9, 0.999), "clip": 2.0, "schedule": "cosine", "eval_every": 250}
+        return replace(config, method=unrolled).changed({"outer": windows})
     outer: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.5, "schedule": "cosine", "eval_every": 400}
     name, outer["lr"] = ("dm", 5.0) if ipc >= FEW else ("dsa", 2.0)
-    options = {"batch": 32, "images": "real", "augment": augment, "matched_on": _narrower(config) or "same"}
+    options = {"batch": 32, "images": "real", "augment": candidates(real)[0], "matched_on": narrow or "same"}
     return replace(config, method=METHODS.get(name).build(options)).changed({"outer": outer})
 
 
@@ -475,17 +516,22 @@ def _by_trajectories(config: RunConfig, ipc: float, experts: Experts) -> RunConf
     return replace(config, method=METHODS.get("mtt").build(options)).changed({"outer": outer})
 
 
+def _second_share(unrolls: bool) -> float:
+    """Of the time, at least, for matching trajectories, after windows of training or after other attempts."""
+    return SECOND_SHARE + 2 * FIRST_SHARE - UNROLLED_SHARE if unrolls else SECOND_SHARE
+
+
 def _starts(ipc: float) -> int:
     """Epochs of an expert, in ways of a student: the more images, the later the experts that they can follow."""
     return 3 if ipc < FEW else 8
 
 
 def _experts(
-    config: RunConfig, real: RealData, ipc: float, budget: float, each: float, begun: Begun | None
+    config: RunConfig, real: RealData, ipc: float, rest: float, budget: float, each: float, begun: Begun | None
 ) -> Experts | None:
     """As many experts as the time bears, or as were begun with; None where there are too few.
 
-    An image takes `each` seconds in an epoch.
+    An image takes `each` seconds in an epoch. Of the budget, `rest` seconds are for matching trajectories.
     """
     model = _narrower(config)
     if model is None:
@@ -496,7 +542,7 @@ def _experts(
     epochs = max(1, round(_WAY / walk)) * _starts(ipc)
     images = ipc * real.num_classes if ipc < FEW else _INNER_BATCH
     step = each * images * _STUDENT_STEPS * _GRADIENTS
-    if begun is None and step * _OUTER_STEPS > SECOND_SHARE * budget:
+    if begun is None and step * _OUTER_STEPS > rest:
         return None
     training_one = each * batch * walk * epochs
     fits = int(EXPERTS_SHARE * budget / training_one) if begun is None else begun.experts

@@ -11,7 +11,7 @@ Where this differs from the authors' code:
     - the real images of the outer loss are as they are, since those that a network is tested on are; theirs are changed
       like the distilled ones;
     - images may start from real ones, and a narrower network may be trained than the one that the result is for;
-    - networks are trained on the result for a number of steps that it says; theirs for the best of four, by test images.
+    - networks are trained on the result for a number of steps that it says; theirs for the best of four
 """
 
 from dataclasses import dataclass, replace

@@ -13,8 +13,9 @@ import datadistill as dd
 from datadistill.baselines import RandomReal
 from datadistill.engine import Network, make_network
 from datadistill.experiments import augmentation
-from datadistill.experiments.augmentation import COLOUR, GREY, candidates, epochs_within, try_augmentations
+from datadistill.experiments.augmentation import COLOUR, GREY, candidates, epochs_within, recipes_of, try_recipes
 from datadistill.models import create_model
+from datadistill.training.recipe import TrainRecipe
 
 
 @pytest.fixture
@@ -27,6 +28,10 @@ def few(digits: dd.RealData) -> dd.DistilledData:
 @pytest.fixture
 def network(digits: dd.RealData) -> Network:
     return make_network(create_model("ConvNetD1W8", digits))
+
+
+def recipes(data: dd.DistilledData, epochs: int) -> dict[str, TrainRecipe]:
+    return recipes_of(data, augmentation.GREY, epochs)
 
 
 def test_grey_images_are_not_mirrored_and_coloured_ones_are(digits: dd.RealData) -> None:
@@ -54,7 +59,7 @@ def test_a_signal_ends_it_at_once(
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        try_augmentations(network, few, digits, epochs=10, count=stop)
+        try_recipes(network, few, digits, recipes(few, 10), count=stop)
     assert len(done) < 2 * augmentation.NETS
 
 
@@ -64,12 +69,12 @@ def test_what_spoils_the_images_is_not_the_best(
     """Digits that are mirrored and turned by up to 45 degrees teach worse than digits that are moved a little."""
     monkeypatch.setattr(augmentation, "GREY", ("flip+rotate45", "crop"))
     calls = list[int]()
-    tried = try_augmentations(network, few, digits, epochs=60, count=lambda: calls.append(1))
+    tried = try_recipes(network, few, digits, recipes(few, 60), count=lambda: calls.append(1))
     assert tried.best == "crop"
     assert tried.accuracies["crop"] > tried.accuracies["flip+rotate45"] > 0.3
     assert len(calls) == 2 * augmentation.NETS
-    assert try_augmentations(network, few, digits, epochs=60) == tried
-    assert try_augmentations(network, few, digits, epochs=60, seed=1) != tried
+    assert try_recipes(network, few, digits, recipes(few, 60)) == tried
+    assert try_recipes(network, few, digits, recipes(few, 60), seed=1) != tried
 
 
 def test_threads_and_ranks_make_no_difference(
@@ -80,13 +85,13 @@ def test_threads_and_ranks_make_no_difference(
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            found.append(try_augmentations(network, few, digits, epochs=5).accuracies)
+            found.append(try_recipes(network, few, digits, recipes(few, 5)).accuracies)
     finally:
         torch.set_num_threads(threads)
     assert found[0] == found[1]
 
     def shares() -> torch.Tensor:
-        return torch.tensor([*try_augmentations(network, few, digits, epochs=5).accuracies.values()])
+        return torch.tensor([*try_recipes(network, few, digits, recipes(few, 5)).accuracies.values()])
 
     for values in in_ranks(2, shares, tmp_path):
         assert values.tolist() == pytest.approx(list(found[0].values()))

@@ -30,18 +30,33 @@ def asked(**options: object) -> RunConfig:
 @pytest.mark.usefixtures("quick")
 def test_time_decides_whether_there_are_experts(digits: dd.RealData) -> None:
     short, long = (choose(asked(budget=budget), digits) for budget in ("1s", "10m"))
-    assert (short.first.method.name, short.first.budget, short.second, short.experts) == ("dsa", "1s", None, None)
-    assert (long.first.method.name, long.first.budget) == ("dsa", strategy.FIRST_SHARE * 600)
+    assert (short.first.method.name, short.first.budget) == ("rat_bptt", "1s")
+    assert (short.second, short.experts) == (None, None)
+    assert (long.first.method.name, long.first.budget) == ("rat_bptt", strategy.UNROLLED_SHARE * 600)
     assert "no time to try augmentations" in long.why
     assert long.second is not None
     assert long.experts is not None
     assert long.second.method.name == "mtt"
     assert long.experts.count == strategy.EXPERTS[-1]
-    middle = choose(asked(budget="10s"), digits).experts
+    middle = choose(asked(budget="15s"), digits).experts
     assert middle is not None
     assert 3 <= middle.count < long.experts.count
     assert "12 experts" in long.why
-    assert "dsa on convnet: trajectories of experts would take too long" in short.why
+    assert "rat_bptt on convnet: trajectories of experts would take too long" in short.why
+    shares = (strategy.UNROLLED_SHARE, strategy.EXPERTS_SHARE, strategy.TRIED_SHARE, strategy._second_share(True))
+    assert sum(shares) <= 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_few_images_are_made_through_windows_of_narrow_training(digits: dd.RealData) -> None:
+    colour = replace(digits, train=replace(digits.train, images=digits.train.images.expand(-1, 3, -1, -1)))
+    for real, augment in ((digits, "scale_rotate"), (colour, "flip_rotate")):
+        method = choose(asked(budget="1m"), real).first.method
+        assert isinstance(method, dd.methods.RaTBPTT)
+        assert (method.augment, method.matched_on, method.labels) == (augment, "convnetw32", "soft")
+        assert method.networks == torch.get_num_threads()
+    assert choose(asked(budget="1m", model="mlp"), digits).first.method.name == "dsa"
+    assert choose(asked(budget="1m", ipc=3), digits).first.method.name == "dm"
 
 
 @pytest.mark.usefixtures("quick")
@@ -107,7 +122,7 @@ def test_other_weights_are_refused(digits: dd.RealData) -> None:
 
 @pytest.fixture
 def two_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A command that makes two attempts in some seconds."""
+    """A command that makes two attempts in some seconds, the first one through windows of training."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datadistill.cli.main.keep_freed_memory", lambda: True)
     monkeypatch.setattr(strategy, "_seconds_of_training", lambda config, real, model: 1e-8)
@@ -120,14 +135,15 @@ def test_the_better_attempt_is_the_result(two_experts: list[str], capsys: pytest
     assert main([*two_experts, "--out", "run"]) == 0
     out, err = capsys.readouterr()
     assert (
-        "taking dsa on convnetD1W8 for 15% of the time (no time to try augmentations), then mtt with 2 experts" in err
+        "taking rat_bptt on convnetD1W8 for 40% of the time (no time to try augmentations), then mtt with 2 experts" in err
     )
+    assert "trying augmentations" not in err
     found = {}
     for name in ("first", "second"):
         data = dd.load_distilled(Path("run", name))
         assert "--ipc 1" in data.provenance.recipe
         found[name] = next(score["accuracy"] for score in data.provenance.scores if score["split"] == "held_out")
-        assert data.provenance.method["name"] == {"first": "dsa", "second": "mtt"}[name]
+        assert data.provenance.method["name"] == {"first": "rat_bptt", "second": "mtt"}[name]
     best = "first" if found["first"] > found["second"] else "second"
     assert torch.equal(dd.load_distilled("run").images, dd.load_distilled(Path("run", best)).images)
     assert "run folder  run\n" in out
@@ -146,7 +162,7 @@ def tries(two_experts: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(strategy, "LEAST_EPOCHS", 1)
     monkeypatch.setattr(strategy, "epochs_within", lambda *given: 2)
     monkeypatch.setattr(augmentation, "GREY", ("crop", "warp10"))
-    return two_experts
+    return [word.replace("convnetD1W8", "mlp") for word in two_experts]
 
 
 def names(path: Path) -> set[str]:
@@ -160,13 +176,13 @@ def test_each_attempt_is_trained_with_the_best_augmentation(
     tried = list[str]()
 
     def pretended(network: Any, distilled: dd.DistilledData, *given: Any, **how: Any) -> augmentation.Tried:
-        found = augmentation.try_augmentations(network, distilled, *given, **how)
+        augmentation.try_recipes(network, distilled, *given, **how)
         tried.append(str(distilled.provenance.method["name"]))
         if len(tried) == 3:
             raise KeyboardInterrupt
-        return augmentation.Tried({"crop": 0.25, "warp10": 0.5}, found.epochs)
+        return augmentation.Tried({"crop": 0.25, "warp10": 0.5})
 
-    monkeypatch.setattr(strategy, "try_augmentations", pretended)
+    monkeypatch.setattr(strategy, "try_recipes", pretended)
     assert main([*tries, "--out", "run"]) == 130
     assert tried == ["dsa", "dsa", "mtt"]
     said = "dsa: held out 25.0% with crop, 50.0% with warp10; networks are trained with the best"
@@ -196,7 +212,7 @@ def test_where_experts_take_too_long_the_same_method_has_the_rest_of_the_time(
 ) -> None:
     monkeypatch.setattr(strategy, "EXPERTS", range(10**9, 10**9 + 1))
     assert main([*tries, "--out", "run"]) == 0
-    assert "dsa on convnetD1W8, twice: quickly, and then for the rest of the time" in capsys.readouterr().err
+    assert "dsa on mlp, twice: quickly, and then for the rest of the time" in capsys.readouterr().err
     first, again = (RunFolder(Path("run", name)).settings().asked["budget"] for name in ("first", "again"))
     assert first == pytest.approx(4 * strategy.FIRST_SHARE)
     assert first < again <= 4 - first
@@ -216,7 +232,7 @@ def test_a_strategy_goes_on_with_what_it_was_begun_with(digits: dd.RealData, tmp
     begun.write_text('{"model": "net.py:make", "experts": 5, "epochs": 0}')
     with pytest.raises(RequestError, match=r"net\.py:make, which is code: say --model net\.py:make"):
         choose(asked(budget="10m", ipc=10), digits, tmp_path)
-    for experts, tried in (('"many"', "{}"), ("5", '{"first": {"accuracies": {"wrap10": 0.5}, "epochs": 1}}')):
+    for experts, tried in (('"many"', "{}"), ("5", '{"first": {"accuracies": {"wrap10": 0.5}}}')):
         begun.write_text(f'{{"model": "convnetw16", "experts": {experts}, "epochs": 0, "tried": {tried}}}')
         with pytest.raises(DamagedFileError, match=r"strategy\.json is not what a strategy was begun with"):
             choose(asked(budget="10m", ipc=10), digits, tmp_path)
