@@ -191,7 +191,7 @@ def model(counts: list[int], rounds: int, folder: str) -> dict[str, Any]:
         times[name].append(alone.ask(name))
     alone.close()
     four, eight = (statistics.median(found) for found in times.values())
-    # A shared machine can make the difference look smaller than nothing, or larger than all: neither part is below zero.
+    # A busy machine can make the difference look smaller than nothing, or than all: neither part is below zero.
     network = min(max(eight - four, 0.0), four) / NETWORKS
     rest = four - NETWORKS * network
     rows = {}

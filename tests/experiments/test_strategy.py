@@ -134,9 +134,7 @@ def two_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_better_attempt_is_the_result(two_experts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*two_experts, "--out", "run"]) == 0
     out, err = capsys.readouterr()
-    assert (
-        "taking rat_bptt on convnetD1W8 for 40% of the time (no time to try augmentations), then mtt with 2 experts" in err
-    )
+    assert "taking rat_bptt on convnetD1W8 for 40% of the time (no time to try augmentations), then mtt with 2" in err
     assert "trying augmentations" not in err
     found = {}
     for name in ("first", "second"):
