@@ -147,7 +147,7 @@ def test_make_demo_is_the_program_without_flags() -> None:
 
 
 def test_the_readme_repeats_what_was_recorded() -> None:
-    rows = re.findall(r"\*\*(.+?)\*\* \| (.+?) \| `datadistill reproduce (.+?)`", README)
+    rows = re.findall(r"\*\*(.+?)\*\* \| (.*?) ?\| `datadistill reproduce (.+?)`", README)
     assert len(rows) == 6
     for said, published, name in rows:
         found = load_measured()[name]
