@@ -186,7 +186,7 @@ def choose(config: RunConfig, real: RealData, folder: Path | None = None) -> Str
     budget, ipc = parse_duration(config.budget), _mean_ipc(config, real)
     config, judging = _with_network(config, real, ipc, budget or parse_duration(BUDGET) or 0.0)
     nets = int(max(NETS[0], min(NETS[-1], (budget or math.inf) / 2 / judging)))
-    quick = _quick(config, real, ipc)
+    quick = _quick(config, real, ipc, _networks(config, folder))
     unrolls, on = not _is_tried(quick), f"{quick.method.name} on {config.model}"
     if budget is None:
         return Strategy(quick, None, None, 0, None, nets, f"{on}: without a budget there is no time for more")
@@ -475,7 +475,16 @@ def _network(config: RunConfig, real: RealData, model: str | ModelFactory) -> Ne
     return network_for(model, real, device, config.batch_norm, config.engine.kernels)
 
 
-def _quick(config: RunConfig, real: RealData, ipc: float) -> RunConfig:
+def _networks(config: RunConfig, folder: Path | None) -> int:
+    """Networks of an outer step through windows of training: one for each core, or as many as it was begun with."""
+    for place in () if folder is None else (RunFolder(folder / FIRST_NAME), RunFolder(folder)):
+        begun = place.settings().asked["method"].get("networks") if place.exists() else None
+        if isinstance(begun, int):
+            return begun
+    return torch.get_num_threads() * ranks.count() if resolve_device(config.device).type == "cpu" else 1
+
+
+def _quick(config: RunConfig, real: RealData, ipc: float, networks: int) -> RunConfig:
     """Windows of training, gradients, or mean features.
 
     The rates are those of the recipes `fashion-mnist-best-1`, `mnist-dc-1`, `cifar-10-dsa-1` and `mnist-dm-10`.
@@ -484,7 +493,6 @@ def _quick(config: RunConfig, real: RealData, ipc: float) -> RunConfig:
     if ipc < FEW and narrow is not None and narrow.startswith("convnet"):
         augment = "flip_rotate" if real.train.images.shape[1] == 3 else "scale_rotate"
         training = {"augment": augment, "trained_for": 100, "trained_at": 0.001, "matched_on": narrow}
-        networks = torch.get_num_threads() if resolve_device(config.device).type == "cpu" else 1
         unrolled = METHODS.get("rat_bptt").build(WINDOWS | training | {"networks": networks})
         windows = {"lr": 0.02, "betas": (0.9, 0.999), "clip": 2.0, "schedule": "cosine", "eval_every": 250}
         return replace(config, method=unrolled).changed({"outer": windows})

@@ -275,6 +275,27 @@ def test_an_interrupted_strategy_goes_on(
     assert torch.equal(dd.load_distilled("run/first").images, first)
 
 
+def test_an_interrupted_strategy_goes_on_with_fewer_cores(
+    two_experts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its networks are those that it was begun with."""
+    made, threads = strategy.make_trajectories, torch.get_num_threads()
+
+    def interrupted(*given: object, **options: object) -> None:
+        raise Interrupted("interrupted", Path("run", "experts"))
+
+    try:
+        torch.set_num_threads(2)
+        monkeypatch.setattr(strategy, "make_trajectories", interrupted)
+        assert main([*two_experts, "--out", "run"]) == 130
+        torch.set_num_threads(1)
+        monkeypatch.setattr(strategy, "make_trajectories", made)
+        assert main([*two_experts, "--out", "run"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert RunFolder(Path("run", "first")).settings().asked["method"]["networks"] == 2
+
+
 def test_a_folder_with_something_else_is_left_alone(two_experts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine").mkdir()
     Path("mine", "distilled.safetensors").write_bytes(b"mine")
