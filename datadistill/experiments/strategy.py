@@ -477,7 +477,8 @@ def _network(config: RunConfig, real: RealData, model: str | ModelFactory) -> Ne
 
 def _networks(config: RunConfig, folder: Path | None) -> int:
     """Networks of an outer step through windows of training: one for each core, or as many as it was begun with."""
-    for place in () if folder is None else (RunFolder(folder / FIRST_NAME), RunFolder(folder)):
+    if folder is not None:
+        place = RunFolder(folder / FIRST_NAME if (folder / BEGUN_NAME).exists() else folder)
         begun = place.settings().asked["method"].get("networks") if place.exists() else None
         if isinstance(begun, int):
             return begun
