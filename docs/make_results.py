@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PRINTED = ROOT / "benchmarks" / "results" / "printed.json"
 DATASETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar-10": "CIFAR-10", "usps": "USPS"}
 FIELD = ("dc", "dsa", "dm", "mtt")
-LEARNED = ("rat_bptt", "krr")
+LEARNED = ("rat_bptt",)
 
 RESULTS = """\
 # Results

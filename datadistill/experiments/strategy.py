@@ -281,12 +281,15 @@ def _attempt(
     screen: Screen,
 ) -> _Attempt:
     """A run, to be trained on with the augmentation that is best for it; its own where none is tried."""
-    if not _is_tried(config):
-        done = run(config, RunFolder(folder / name).path)
-        recipe = recipe_of(done.distilled)
-        correct = _tried(done, config, 0, real, screen, {recipe.augment: recipe}).accuracies[recipe.augment]
-        return _Attempt(done, recipe.augment, correct)
     place, begun = RunFolder(folder / name), ranks.from_first(lambda: _begun(folder))
+    if not chosen.epochs:
+        done = run(config, place.path)
+        return _Attempt(done, config.method.augment, done.held_out.correct)  # type: ignore[union-attr]
+    if not _is_tried(config):
+        done = run(config, place.path)
+        recipe = recipe_of(done.distilled)
+        found = _tried(done, config, {recipe.augment: recipe}, real, screen, "judging as the others will be")
+        return _Attempt(done, found.best, found.accuracies[found.best])
     tried = None if begun is None else begun.tried.get(name)
     if tried is not None:  # before this was interrupted
         if ranks.leads():
@@ -294,9 +297,8 @@ def _attempt(
         done = run(replace(config, method=replace(config.method, trained_with=tried.best)), place.path)
     else:
         done = run(config, place.path)
-        if not chosen.epochs:
-            return _Attempt(done, config.method.augment, done.held_out.correct)  # type: ignore[union-attr]
-        tried = _tried(done, config, chosen.epochs, real, screen)
+        recipes = recipes_of(done.distilled, candidates(real), chosen.epochs)
+        tried = _tried(done, config, recipes, real, screen, "trying augmentations")
         if ranks.leads() and begun is not None:
             write_json(folder / BEGUN_NAME, asdict(replace(begun, tried=begun.tried | {name: tried})))
         if ranks.leads():
@@ -348,17 +350,16 @@ def _seconds_asked(place: RunFolder) -> float:
 def _tried(
     done: Run,
     config: RunConfig,
-    epochs: int,
+    recipes: Mapping[str, TrainRecipe],
     real: RealData,
     screen: Screen,
-    recipes: Mapping[str, TrainRecipe] | None = None,
+    title: str,
 ) -> Tried:
     """Held-out accuracies of narrow networks trained on a set, by augmentation."""
     here = real.to(resolve_device(config.device))
     network = _network(config, here, _narrower(config) or config.model)
     distilled = done.distilled.to(here.train.images.device)
-    recipes = recipes or recipes_of(distilled, candidates(real), epochs)
-    with screen.bar("trying augmentations", TRIED_NETS * len(recipes)) as count:
+    with screen.bar(title, TRIED_NETS * len(recipes)) as count:
         return try_recipes(network, distilled, here, recipes, seed=config.seed, count=count)
 
 

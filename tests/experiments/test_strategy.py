@@ -205,6 +205,22 @@ def test_each_attempt_is_trained_with_the_best_augmentation(
     assert dd.load_distilled("run").provenance.inner["augment"] == "warp10", "and stays so"
 
 
+def test_windows_of_training_are_judged_on_the_networks_of_the_other_attempt(
+    tries: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the one recipe of their result, and made once."""
+    seen = list[tuple[str, list[int]]]()
+
+    def watched(network: Any, distilled: dd.DistilledData, real: dd.RealData, recipes: Any, **how: Any) -> Any:
+        seen.append((str(distilled.provenance.method["name"]), [recipe.steps for recipe in recipes.values()]))
+        return augmentation.try_recipes(network, distilled, real, recipes, **how)
+
+    monkeypatch.setattr(strategy, "try_recipes", watched)
+    assert main([*(word.replace("mlp", "convnetD1W8") for word in tries), "--out", "run"]) == 0
+    assert seen == [("rat_bptt", [100]), ("mtt", [0, 0])]
+    assert not Path("run", "again").exists()
+
+
 def test_where_experts_take_too_long_the_same_method_has_the_rest_of_the_time(
     tries: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
