@@ -186,7 +186,7 @@ def choose(config: RunConfig, real: RealData, folder: Path | None = None) -> Str
     budget, ipc = parse_duration(config.budget), _mean_ipc(config, real)
     config, judging = _with_network(config, real, ipc, budget or parse_duration(BUDGET) or 0.0)
     nets = int(max(NETS[0], min(NETS[-1], (budget or math.inf) / 2 / judging)))
-    quick = _quick(config, real, ipc, _networks(config, folder))
+    quick = _quick(config, real, ipc, folder)
     unrolls, on = not _is_tried(quick), f"{quick.method.name} on {config.model}"
     if budget is None:
         return Strategy(quick, None, None, 0, None, nets, f"{on}: without a budget there is no time for more")
@@ -486,7 +486,7 @@ def _networks(config: RunConfig, folder: Path | None) -> int:
     return torch.get_num_threads() * ranks.count() if resolve_device(config.device).type == "cpu" else 1
 
 
-def _quick(config: RunConfig, real: RealData, ipc: float, networks: int) -> RunConfig:
+def _quick(config: RunConfig, real: RealData, ipc: float, folder: Path | None) -> RunConfig:
     """Windows of training, gradients, or mean features.
 
     The rates are those of the recipes `fashion-mnist-best-1`, `mnist-dc-1`, `cifar-10-dsa-1` and `mnist-dm-10`.
@@ -495,7 +495,7 @@ def _quick(config: RunConfig, real: RealData, ipc: float, networks: int) -> RunC
     if ipc < FEW and narrow is not None and narrow.startswith("convnet"):
         augment = "flip_rotate" if real.train.images.shape[1] == 3 else "scale_rotate"
         training = {"augment": augment, "trained_for": 100, "trained_at": 0.001, "matched_on": narrow}
-        unrolled = METHODS.get("rat_bptt").build(WINDOWS | training | {"networks": networks})
+        unrolled = METHODS.get("rat_bptt").build(WINDOWS | training | {"networks": _networks(config, folder)})
         windows = {"lr": 0.02, "betas": (0.9, 0.999), "clip": 2.0, "schedule": "cosine", "eval_every": 250}
         return replace(config, method=unrolled).changed({"outer": windows})
     outer: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.5, "schedule": "cosine", "eval_every": 400}
