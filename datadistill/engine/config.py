@@ -77,6 +77,11 @@ class Engine:
         return "auto" not in (self.storage, self.hvp, self.execution)
 
     @property
+    def can_keep_graphs(self) -> bool:
+        """Whether a gradient is differentiated again through its graph, which can be kept for it."""
+        return self.hvp == "reverse" and self.execution != "compiled"
+
+    @property
     def is_exact(self) -> bool:
         """Whether the derivative is exact up to rounding."""
         return self.hvp != "difference" and self.real_precision == "float32"

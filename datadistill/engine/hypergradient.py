@@ -15,9 +15,8 @@ free choice that does not change the result:
 
     full        every step's graph is kept from the forward walk: fastest, memory grows with T graphs.
     recompute   only positions are kept and each graph is built again: one more gradient per step.
-    checkpoint  only every k-th position is kept, and each segment between two of them walked again, keeping its graphs
-                if the batch is not cut into pieces: one more gradient per step, memory grows with T/k positions and k
-                graphs.
+    checkpoint  only every k-th position is kept, and each segment between two of them walked again, keeping its graphs:
+                one more gradient per step, memory grows with T/k positions and k graphs.
     offload     as recompute, with the positions in host memory.
 
 A truncated window is no storage but another derivative: the first steps are walked and not differentiated, which drops
@@ -28,7 +27,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -36,12 +35,14 @@ from torch import Tensor
 
 from datadistill.engine.compiled import hvp_function
 from datadistill.engine.config import Engine
-from datadistill.engine.functional import Network, Weights, add_to, as_leaves, noise_of, pieces_of
+from datadistill.engine.functional import Network, Weights, add_to, as_leaves, batch_gradient, noise_of, pieces_of
 from datadistill.engine.hvp import HVP, data_leaves, differentiate_again
 from datadistill.engine.optimizers import Optimizer, UpdateVJP
 from datadistill.engine.parallel import map_here, shared_out
 from datadistill.engine.surrogate import widened
 from datadistill.engine.unroll import InnerStep, Position, advance
+
+_Item = TypeVar("_Item")
 
 OuterGradient = Callable[[Weights], tuple[Float[Tensor, ""], Weights]]
 
@@ -173,8 +174,8 @@ class _All:
         tangent = self.optimizer.tangent(v.weights, v.state, rate)
         if tangent is None:
             # The direction depends on the gradient, which has to be known first.
-            nothing = {name: torch.zeros_like(weight) for name, weight in position.weights.items()}
-            gradient = self._hvp(position, step, nothing).gradient
+            chunk = self.engine.inner_chunk
+            _, gradient = batch_gradient(self.network, position.weights, step.images, step.labels, chunk, step.noise)
             update = self._through_update(v, position, gradient, index)
             hvp = self._hvp(position, step, update.gradients)
         else:
@@ -198,37 +199,21 @@ class _All:
         return self.optimizer.vjp(v.weights, v.state, position.weights, gradient, position.state, rate, index, tangent)
 
     def _hvp(self, position: Position, step: InnerStep, tangent: Weights) -> HVP:
-        """Hessian-vector product of the whole batch, in chunks: every part of it is a mean over images."""
-        function = hvp_function(self.engine)
-        count = len(step.labels)
+        """Hessian-vector product of the whole batch, in pieces."""
+        function, count = hvp_function(self.engine), len(step.labels)
 
-        def part(pieces: list[slice]) -> tuple[Weights, Weights, list[tuple[Tensor, ...]]]:
-            gradient, weights, data = Weights(), Weights(), list[tuple[Tensor, ...]]()
-            for piece in pieces:
-                share = (piece.stop - piece.start) / count
-                found = function(
-                    self.network,
-                    position.weights,
-                    step.images[piece],
-                    step.labels[piece],
-                    noise_of(step.noise, piece, count),
-                    tangent,
-                    self.surrogate_width,
-                )
-                add_to(gradient, found.gradient, share)
-                add_to(weights, found.weights, share)
-                of_data = (found.images,) if found.labels is None else (found.images, found.labels)
-                data.append(of_data if share == 1 else tuple(tensor * share for tensor in of_data))
-            return gradient, weights, data
+        def of_piece(piece: slice) -> HVP:
+            return function(
+                self.network,
+                position.weights,
+                step.images[piece],
+                step.labels[piece],
+                noise_of(step.noise, piece, count),
+                tangent,
+                self.surrogate_width,
+            )
 
-        pieces = shared_out(pieces_of(self.network, count, self.engine.inner_chunk), step.images.device)
-        parts = map_here(part, pieces, step.images.device)
-        for gradient, weights, _ in parts[1:]:
-            add_to(parts[0][0], gradient, 1.0)
-            add_to(parts[0][1], weights, 1.0)
-        by_piece = [of_data for _, _, data in parts for of_data in data]
-        images, *labels = (t[0] if len(t) == 1 else torch.cat(t) for t in zip(*by_piece, strict=True))
-        return HVP(parts[0][0], parts[0][1], images, labels[0] if labels else None)
+        return _summed(of_piece, _pieces(self.network, step, self.engine.inner_chunk), step.images.device)
 
 
 class _InHostMemory(_All):
@@ -242,39 +227,67 @@ class _InHostMemory(_All):
 
 
 class _Graph(NamedTuple):
-    """A step's gradient with its graph, and the leaves that it starts from."""
+    """The gradient of a piece of a batch with its graph, and the leaves that it starts from."""
 
-    position: Position
+    weights: Weights
     data: tuple[Tensor, Tensor]
     gradient: Weights
 
 
+class _Kept(NamedTuple):
+    """A step: where it starts, its gradient, and the graphs of its pieces with their shares of it."""
+
+    position: Position
+    gradient: Weights
+    graphs: list[list[tuple[float, _Graph]]]
+
+
 class _Graphs:
-    """Storage `full`: every step's graph is kept."""
+    """Storage `full`: every step's graphs are kept, one for each piece of its batch."""
 
     def __init__(
         self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, surrogate_width: float
     ) -> None:
         self.network, self.optimizer, self.steps, self.surrogate_width = network, optimizer, steps, surrogate_width
-        self.kept: list[_Graph] = []
+        self.chunk = engine.inner_chunk
+        self.kept: list[_Kept] = []
 
     def forward(self, position: Position, index: int) -> Position:
         step = self.steps[index]
-        leaves, data = as_leaves(position.weights), data_leaves(step.images, step.labels)
-        noise = noise_of(step.noise, slice(0, len(step.labels)), len(step.labels))
-        with widened(self.surrogate_width), torch.enable_grad():
-            _, gradient = self.network.gradient(leaves, *data, create_graph=True, noise=noise)
-        self.kept.append(_Graph(Position(leaves, position.state), data, gradient))
-        found = {name: g.detach() for name, g in gradient.items()}
-        return Position(*self.optimizer.update(position.weights, found, position.state, step.rate.detach(), index))
+
+        def graph_of(piece: slice) -> _Graph:
+            leaves, data = as_leaves(position.weights), data_leaves(step.images[piece], step.labels[piece])
+            noise = noise_of(step.noise, piece, len(step.labels))
+            with widened(self.surrogate_width), torch.enable_grad():
+                _, gradient = self.network.gradient(leaves, *data, create_graph=True, noise=noise)
+            return _Graph(leaves, data, gradient)
+
+        def walked(pieces: list[tuple[float, slice]]) -> tuple[list[tuple[float, _Graph]], Weights]:
+            graphs, gradient = list[tuple[float, _Graph]](), Weights()
+            for share, piece in pieces:
+                graph = graph_of(piece)
+                graphs.append((share, graph))
+                for name, term in graph.gradient.items():  # which the graph needs as it is
+                    term = term.detach()
+                    if name in gradient:
+                        gradient[name].add_(term, alpha=share)
+                    else:
+                        gradient[name] = term if share == 1 else term * share
+            return graphs, gradient
+
+        parts = map_here(walked, _pieces(self.network, step, self.chunk), step.images.device)
+        graphs, gradients = [found for found, _ in parts], [found for _, found in parts]
+        for gradient in gradients[1:]:
+            add_to(gradients[0], gradient, 1.0)
+        self.kept.append(_Kept(position, gradients[0], graphs))
+        rate = step.rate.detach()
+        return Position(*self.optimizer.update(position.weights, gradients[0], position.state, rate, index))
 
     def vjp(self, v: Position, index: int) -> _StepVJP:
-        position, data, gradient = self.kept.pop()
-        found = {name: g.detach() for name, g in gradient.items()}
-        start = {name: weight.detach() for name, weight in position.weights.items()}
-        rate = self.steps[index].rate.detach()
-        update = self.optimizer.vjp(v.weights, v.state, start, found, position.state, rate, index)
-        return _joined(update, differentiate_again(position.weights, data, gradient, update.gradients))
+        position, gradient, graphs = self.kept.pop()
+        rate, device = self.steps[index].rate.detach(), self.steps[index].images.device
+        update = self.optimizer.vjp(v.weights, v.state, position.weights, gradient, position.state, rate, index)
+        return _joined(update, _summed(lambda graph: differentiate_again(*graph, update.gradients), graphs, device))
 
 
 class _Some:
@@ -284,10 +297,8 @@ class _Some:
         self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, surrogate_width: float
     ) -> None:
         self.engine, self.count = engine, len(steps)
-        largest = max(len(step.labels) for step in steps)
-        whole = engine.inner_chunk == 0 or engine.inner_chunk >= largest
-        whole = whole and engine.hvp == "reverse" and engine.execution != "compiled"
-        self.segment: _Tape = (_Graphs if whole else _All)(network, optimizer, steps, engine, surrogate_width)
+        tape = _Graphs if engine.can_keep_graphs else _All
+        self.segment: _Tape = tape(network, optimizer, steps, engine, surrogate_width)
         self.walk = partial(_advance, network, optimizer, steps, engine.inner_chunk)
         self.kept: dict[int, Position] = {}
         self.first = len(steps)
@@ -306,6 +317,35 @@ class _Some:
 
 
 _TAPES: dict[str, type[_Tape]] = {"full": _Graphs, "checkpoint": _Some, "offload": _InHostMemory}
+
+
+def _pieces(network: Network, step: InnerStep, chunk: int) -> list[list[tuple[float, slice]]]:
+    """Pieces of a step's batch with their shares of the images, in a group for each core."""
+    count = len(step.labels)
+    pieces = [((piece.stop - piece.start) / count, piece) for piece in pieces_of(network, count, chunk)]
+    return shared_out(pieces, step.images.device)
+
+
+def _summed(function: Callable[[_Item], HVP], groups: list[list[tuple[float, _Item]]], device: torch.device) -> HVP:
+    """Hessian-vector product of a batch from those of its pieces: every part of it is a mean over images."""
+
+    def part(pieces: list[tuple[float, _Item]]) -> tuple[Weights, Weights, list[tuple[Tensor, ...]]]:
+        gradient, weights, data = Weights(), Weights(), list[tuple[Tensor, ...]]()
+        for share, item in pieces:
+            found = function(item)
+            add_to(gradient, found.gradient, share)
+            add_to(weights, found.weights, share)
+            of_data = (found.images,) if found.labels is None else (found.images, found.labels)
+            data.append(of_data if share == 1 else tuple(tensor * share for tensor in of_data))
+        return gradient, weights, data
+
+    parts = map_here(part, groups, device)
+    for gradient, weights, _ in parts[1:]:
+        add_to(parts[0][0], gradient, 1.0)
+        add_to(parts[0][1], weights, 1.0)
+    by_piece = [of_data for _, _, data in parts for of_data in data]
+    images, *labels = (t[0] if len(t) == 1 else torch.cat(t) for t in zip(*by_piece, strict=True))
+    return HVP(parts[0][0], parts[0][1], images, labels[0] if labels else None)
 
 
 def _joined(update: UpdateVJP, hvp: HVP) -> _StepVJP:

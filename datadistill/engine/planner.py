@@ -164,8 +164,7 @@ def settle(network: Network, image: Float[Tensor, "1 c h w"], workload: Workload
             fitting = max(ENOUGH_IMAGES, PIECE_BYTES // probe.real_image_bytes())
             engine = replace(engine, chunk=min(fitting, -(-workload.real // (workers if alone else 1))))
         if engine.inner_chunk == 0:
-            big = workload.derivatives > 1 and engine.storage != "full"
-            big = big and probe.hvp(engine, workload.images).peak > BIG_BYTES
+            big = workload.derivatives > 1 and probe.hvp(engine, workload.images).peak > BIG_BYTES
             engine = replace(engine, inner_chunk=min(FEW_IMAGES, workload.images) if big else workload.images)
     elif engine.chunk == 0 and workload.parts > 1 and engine.execution != "graph":
         engine = replace(engine, chunk=-(-workload.real // workload.parts))
@@ -207,10 +206,8 @@ def cheaper(engine: Engine, workload: Workload) -> Engine | None:
 
 def _storage(probe: "_Probe", engine: Engine, limit: int) -> Storage:
     """The fastest storage that fits: graphs, positions, some of the positions."""
-    whole = engine.inner_chunk == 0 or engine.inner_chunk >= probe.workload.images
     on_gpu = probe.image.device.type == "cuda"
-    kept = whole and engine.hvp == "reverse" and engine.execution != "compiled"
-    candidates: list[Storage] = ["full"] if kept else []
+    candidates: list[Storage] = ["full"] if engine.can_keep_graphs else []
     candidates += ["recompute", "offload"] if on_gpu and engine.execution != "graph" else ["recompute"]
     for candidate in candidates:
         if probe.prediction(replace(engine, storage=candidate), timed=False).peak_bytes <= limit:
@@ -267,14 +264,13 @@ class _Probe:
         real_pieces = -(-len(pieces_of(self.network, workload.real, real)) // workload.parts)
         if self.network.couples_images:
             inner, real = workload.images, workload.real
-        whole = engine.hvp == "reverse" and engine.execution != "compiled" and inner_pieces == 1
-        graphs = engine.storage == "full" or (engine.storage == "checkpoint" and whole)
+        graphs = engine.storage in ("full", "checkpoint") and engine.can_keep_graphs
         # What is captured is timed as if it ran eagerly, and holds its memory beside that of the step it is checked by.
         how: Execution = "eager" if engine.execution == "graph" else engine.execution
         walked = replace(engine, storage="full" if graphs else "recompute", inner_chunk=0, execution=how)
         one, two = (self._walk(walked, count, inner, timed) for count in (1, 2))
         outer = self._gradient(real, 0, timed) if real else _Cost(3 * self.weight_bytes, 0.0)
-        kept = self._kept(engine, two.peak - one.peak)
+        kept = self._kept(engine, two.peak - one.peak, inner_pieces if graphs else 1)
         # Pieces of a batch are added up: once for each worker, beside the piece at hand.
         sums = self.weight_bytes
         inner_peak = one.peak * min(helpers, inner_pieces) + kept
@@ -291,15 +287,16 @@ class _Probe:
         peak = abreast * max(inner_peak, outer_peak) * (2 if engine.execution == "graph" else 1) + self._around_bytes()
         return Prediction(engine, int(peak), seconds, int(abreast * kept))
 
-    def _kept(self, engine: Engine, graph_bytes: int) -> int:
+    def _kept(self, engine: Engine, graph_bytes: int, pieces: int) -> int:
+        """Bytes that are kept besides the step at hand, where so many pieces of a batch have a graph each."""
         count = self.workload.steps
         if self.workload.window:
             count = min(count, self.workload.window)
         if engine.storage == "full":
-            return (count - 1) * graph_bytes
+            return (count * pieces - 1) * graph_bytes
         if engine.storage == "checkpoint":
             spacing = spacing_of(engine, count)
-            return -(-count // spacing) * self.position_bytes + (spacing - 1) * graph_bytes
+            return -(-count // spacing) * self.position_bytes + (spacing * pieces - 1) * graph_bytes
         if engine.storage == "offload" and self.image.device.type != "cpu":
             return 0
         return (count - 1) * self.position_bytes

@@ -186,7 +186,7 @@ def test_nothing_may_be_left_to_choose() -> None:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
-@pytest.mark.parametrize("engine", [*EXACT[1:], Engine("recompute", "difference", "eager")], ids=name)
+@pytest.mark.parametrize("engine", [*EXACT, Engine("recompute", "difference", "eager")], ids=name)
 def test_pieces_of_the_distilled_batch(engine: Engine, optimizer: Optimizer) -> None:
     case = Case(ConvNet(3, 1, 4, depth=1, width=4, activation="swish"), 4, optimizer, 0.01)
     whole, pieces = case.analytic(engine), case.analytic(replace(engine, inner_chunk=2))
@@ -301,7 +301,9 @@ def test_other_losses(loss: Loss) -> None:
 
 
 @pytest.mark.parametrize(
-    "engine", [*EXACT, Engine("recompute", "reverse", "eager", inner_chunk=2)], ids=lambda e: e.storage
+    "engine",
+    [*EXACT, *(Engine(storage, "reverse", "eager", inner_chunk=2) for storage in ("recompute", "full"))],
+    ids=lambda e: e.storage,
 )
 @pytest.mark.parametrize(
     ("optimizer", "criterion"),
