@@ -434,18 +434,23 @@ def difference(one: str, other: str) -> float:
     return max(float((a[key].double() - b[key].double()).norm() / b[key].double().norm()) for key in a)
 
 
-def compared(name: str, sides: dict[str, common.Side]) -> dict[str, dict[str, float]]:
-    """By how much each side's hypergradients differ from the reference's, by side and type."""
+def compared(name: str, start: dict[str, Callable[[], common.Side]]) -> dict[str, dict[str, float]]:
+    """By how much each side's hypergradients differ from the reference's, by side and type.
+
+    Each is found in a process that is gone afterwards: in double precision, with graphs kept, several would not fit.
+    """
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for dtype, most in MOST.items():
-            for side, process in sides.items():
+        for side in start:
+            process = start[side]()
+            for dtype in MOST:
                 process.ask(f"save {dtype} {folder}/{dtype}-{side}")
-            for side in [side for side in sides if side != "reference"]:
-                error = difference(f"{folder}/{dtype}-{side}", f"{folder}/{dtype}-reference")
-                found.setdefault(side, {})[dtype] = float(f"{error:.1e}")
-                if error > most:
-                    print(f"{name}: hypergradients of {side} differ by {error:.1e} in {dtype}", file=sys.stderr)
+            process.close()
+        for side, (dtype, most) in itertools.product([side for side in start if side != "reference"], MOST.items()):
+            error = difference(f"{folder}/{dtype}-{side}", f"{folder}/{dtype}-reference")
+            found.setdefault(side, {})[dtype] = float(f"{error:.1e}")
+            if error > most:
+                print(f"{name}: hypergradients of {side} differ by {error:.1e} in {dtype}", file=sys.stderr)
     return found
 
 
@@ -461,22 +466,23 @@ def timed(sides: dict[str, common.Side], rounds: int) -> dict[str, list[float]]:
     return times
 
 
-def started(case: Case, threads: int, device: str, same: bool) -> dict[str, common.Side]:
-    """The sides by name, the reference first."""
+def starters(case: Case, threads: int, device: str, same: bool) -> dict[str, Callable[[], common.Side]]:
+    """What starts a side, by its name, the reference first."""
     found = {}
     for side in SIDES if device == "cpu" else ("reference", "ours"):
         command = [__file__, "--serve", side, "--case", case.name, "--device", device, "--threads", str(threads)]
         plain = side == "reference"
         words = command if plain and not same else [*command, "--same-allocator"]
-        found[side] = common.Side(words, common.SPINNING if plain else None)
+        found[side] = partial(common.Side, words, common.SPINNING if plain else None)
     return found
 
 
 def measure(case: Case, rounds: int, threads: int, device: str, same: bool) -> tuple[dict[str, Any], bool]:
     """The line of a case, and whether the hypergradients agree."""
-    sides = started(case, threads, device, same)
+    start = starters(case, threads, device, same)
+    errors = compared(case.name, start)
+    sides = {side: begin() for side, begin in start.items()}
     memory = {side: process.ask("memory") for side, process in sides.items()}
-    errors = compared(case.name, sides)
     times = timed(sides, rounds)
     facts = sides["ours"].ask("facts")
     for process in sides.values():

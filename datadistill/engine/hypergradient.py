@@ -15,8 +15,9 @@ free choice that does not change the result:
 
     full        every step's graph is kept from the forward walk: fastest, memory grows with T graphs.
     recompute   only positions are kept and each graph is built again: one more gradient per step.
-    checkpoint  only every k-th position is kept, and each segment between two of them walked again, keeping its graphs:
-                one more gradient per step, memory grows with T/k positions and k graphs.
+    checkpoint  only every k-th position is kept, and each segment between two of them walked again, keeping its graphs
+                if the batch is not cut into pieces: one more gradient per step, memory grows with T/k positions and k
+                graphs. With pieces it is the least that can be had: nothing is kept for a piece but the one at hand.
     offload     as recompute, with the positions in host memory.
 
 A truncated window is no storage but another derivative: the first steps are walked and not differentiated, which drops
@@ -297,7 +298,9 @@ class _Some:
         self, network: Network, optimizer: Optimizer, steps: Sequence[InnerStep], engine: Engine, surrogate_width: float
     ) -> None:
         self.engine, self.count = engine, len(steps)
-        tape = _Graphs if engine.can_keep_graphs else _All
+        largest = max(len(step.labels) for step in steps)
+        whole = engine.inner_chunk == 0 or engine.inner_chunk >= largest
+        tape = _Graphs if whole and engine.can_keep_graphs else _All
         self.segment: _Tape = tape(network, optimizer, steps, engine, surrogate_width)
         self.walk = partial(_advance, network, optimizer, steps, engine.inner_chunk)
         self.kept: dict[int, Position] = {}

@@ -264,13 +264,15 @@ class _Probe:
         real_pieces = -(-len(pieces_of(self.network, workload.real, real)) // workload.parts)
         if self.network.couples_images:
             inner, real = workload.images, workload.real
-        graphs = engine.storage in ("full", "checkpoint") and engine.can_keep_graphs
+        graphs = engine.storage == "full" or (
+            engine.storage == "checkpoint" and inner_pieces == 1 and engine.can_keep_graphs
+        )
         # What is captured is timed as if it ran eagerly, and holds its memory beside that of the step it is checked by.
         how: Execution = "eager" if engine.execution == "graph" else engine.execution
         walked = replace(engine, storage="full" if graphs else "recompute", inner_chunk=0, execution=how)
         one, two = (self._walk(walked, count, inner, timed) for count in (1, 2))
         outer = self._gradient(real, 0, timed) if real else _Cost(3 * self.weight_bytes, 0.0)
-        kept = self._kept(engine, two.peak - one.peak, inner_pieces if graphs else 1)
+        kept = self._kept(engine, two.peak - one.peak, inner_pieces)
         # Pieces of a batch are added up: once for each worker, beside the piece at hand.
         sums = self.weight_bytes
         inner_peak = one.peak * min(helpers, inner_pieces) + kept
@@ -288,7 +290,7 @@ class _Probe:
         return Prediction(engine, int(peak), seconds, int(abreast * kept))
 
     def _kept(self, engine: Engine, graph_bytes: int, pieces: int) -> int:
-        """Bytes that are kept besides the step at hand, where so many pieces of a batch have a graph each."""
+        """Bytes that are kept besides the piece at hand, of batches in so many pieces."""
         count = self.workload.steps
         if self.workload.window:
             count = min(count, self.workload.window)
@@ -296,7 +298,7 @@ class _Probe:
             return (count * pieces - 1) * graph_bytes
         if engine.storage == "checkpoint":
             spacing = spacing_of(engine, count)
-            return -(-count // spacing) * self.position_bytes + (spacing * pieces - 1) * graph_bytes
+            return -(-count // spacing) * self.position_bytes + (spacing - 1) * graph_bytes
         if engine.storage == "offload" and self.image.device.type != "cpu":
             return 0
         return (count - 1) * self.position_bytes
