@@ -196,6 +196,18 @@ def test_pieces_of_the_distilled_batch(engine: Engine, optimizer: Optimizer) -> 
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+@pytest.mark.parametrize("storage", ["full", "recompute"])
+def test_pieces_shared_out_among_cores(storage: Any, optimizer: Optimizer) -> None:
+    case = Case(ConvNet(3, 1, 4, depth=1, width=4, activation="swish"), 4, optimizer, 0.01)
+    engine, found = Engine(storage, "reverse", "eager", inner_chunk=1), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(case.analytic(engine))
+    assert error(found[1][0], found[0][0]) < 1e-12
+    assert error(found[1][1], found[0][1]) < 1e-12
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
 def test_difference_is_near(optimizer: Optimizer) -> None:
     case = Case(ConvNet(3, 1, 4, depth=1, width=4, activation="swish"), 4, optimizer, 0.01)
     exact, near = case.analytic(EXACT[0]), case.analytic(Engine("recompute", "difference", "eager"))
