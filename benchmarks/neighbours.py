@@ -45,7 +45,7 @@ from datadistill.models.convnet import ConvNet
 from datadistill.utils.runtime import keep_freed_memory
 
 CASES = (
-    engine.CASES[0],
+    engine.SHORT,
     engine.Case("ConvNetD3W128, 10 images, 1x3, 1 network", lambda: ConvNet(10, 1, 28), 1, 28, 10, 1, 3, 1, 64),
 )
 
