@@ -1,10 +1,14 @@
 """Datasets that need no download: MNIST inside this package, digits inside scikit-learn."""
 
+from functools import cache
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float64
 
 from datadistill.data.classes import DIGITS
 from datadistill.data.labelled import Labelled
@@ -61,9 +65,16 @@ def digits(data_root: Path | None = None) -> RealData:
 
     The set has no official split: a stratified fifth, always the same, is the test split.
     """
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    pixels = torch.from_numpy(bunch.images / 16 * 255).round().to(torch.uint8)[..., None]
-    whole = Labelled(pixels, torch.from_numpy(bunch.target).long())
+    table = _digits()
+    pixels = torch.from_numpy(table[:, :-1] / 16 * 255).round().to(torch.uint8).reshape(-1, 8, 8, 1)
+    whole = Labelled(pixels, torch.from_numpy(table[:, -1]).long())
     return from_pixels("digits", *set_apart(whole, len(pixels) // 5, seed=1), DIGITS)
+
+
+@cache
+def _digits() -> Float64[np.ndarray, "n 65"]:
+    """Pixels and label, a line each, from scikit-learn's file alone: to import it takes longer than to read it."""
+    package = find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    return np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")

@@ -143,17 +143,20 @@ class Adam:
     ) -> tuple[Weights, State]:
         b1, b2 = self.betas
         gradients = _decayed(weights, gradients, self.weight_decay)
-        new_weights: Weights = {}
-        new_state: State = {}
-        for name, weight in weights.items():
-            gradient = gradients[name]
-            first = b1 * state[f"first/{name}"] + (1 - b1) * gradient
-            second = b2 * state[f"second/{name}"] + (1 - b2) * gradient**2
-            direction = first / (1 - b1 ** (step + 1))
-            scale = _root(second / (1 - b2 ** (step + 1))) + self.eps
-            new_weights[name] = weight - rate * direction / scale
-            new_state |= {f"first/{name}": first, f"second/{name}": second}
-        return new_weights, new_state
+        # As one long weight: tens of small ones would take longer to name than to compute.
+        gradient = _flat({name: gradients[name] for name in weights})
+        first, second = (_flat({name: state[f"{kind}/{name}"] for name in weights}) for kind in _MOMENTS)
+        first = b1 * first + (1 - b1) * gradient
+        second = b2 * second + (1 - b2) * gradient**2
+        direction = first / (1 - b1 ** (step + 1))
+        scale = _root(second / (1 - b2 ** (step + 1))) + self.eps
+        moved = _like(weights, _flat(weights) - rate * direction / scale)
+        moments = zip(_MOMENTS, (_like(weights, first), _like(weights, second)), strict=True)
+        # Weights each by themselves: how a matrix product rounds may go by where they begin.
+        return (
+            {name: weight.clone() for name, weight in moved.items()},
+            {f"{kind}/{name}": part for kind, parts in moments for name, part in parts.items()},
+        )
 
     def tangent(self, v_weights: Weights, v_state: State, rate: Tensor) -> None:
         return None

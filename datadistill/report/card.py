@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -121,6 +122,18 @@ def _known_command(recipe: str) -> str:
     return ""
 
 
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("datadistill.report"),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        finalize=markdown,
+    )
+    environment.filters |= {"span": _span, "cell": _cell, "block": _block}
+    return environment.get_template("card.md.jinja")
+
+
 def make_card(distilled: DistilledData, score: Score, place: str, pool: Pool | None = None) -> str:
     """The card as Markdown.
 
@@ -138,14 +151,7 @@ def make_card(distilled: DistilledData, score: Score, place: str, pool: Pool | N
     if not held_out:
         raise DatadistillError("this distilled data does not say how it was chosen: it has no held-out score")
     rates = None if distilled.is_condensed else distilled.learning_rates
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("datadistill.report"),
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-        finalize=markdown,
-    )
-    environment.filters |= {"span": _span, "cell": _cell, "block": _block}
-    return environment.get_template("card.md.jinja").render(
+    return _template().render(
         p=provenance,
         dataset=Path(provenance.dataset).name,
         score=score,

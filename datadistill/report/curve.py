@@ -11,6 +11,8 @@ from datadistill.utils.files import write_atomically
 
 def save_curve(metrics: list[dict[str, Any]], path: Path) -> None:
     """Held-out accuracy and learned rates over outer steps, as a PNG; nothing where no validation was recorded."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
     if not metrics:
         return
     figure, (left, right) = _figure(9, 2)
@@ -21,7 +23,12 @@ def save_curve(metrics: list[dict[str, Any]], path: Path) -> None:
     if all(rates) and len(set(map(len, rates))) == 1:
         for index, series in enumerate(zip(*rates, strict=True)):
             right.plot(steps, series, label=f"step {index + 1}" if len(rates[0]) <= 6 else None)
-        right.set_yscale("log")
+        learned = [rate for series in rates for rate in series]
+        if max(learned) >= 10 * min(learned) > 0:
+            right.set_yscale("log")
+            # As plain text: formulas take ten times as long to set.
+            right.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+            right.yaxis.set_minor_formatter(NullFormatter())
         if len(rates[0]) <= 6:
             right.legend(frameon=False, fontsize="small")
         right.set(xlabel="outer step", ylabel="learned rate")
@@ -50,9 +57,12 @@ def _figure(width: int | float, columns: int) -> tuple[Any, list[Any]]:
     """A figure of so many inches, and its axes side by side."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, 3.4), layout="constrained")
+    figure = Figure(figsize=(width, 3.4))
+    # Margins that hold what is written here: to measure it takes longer than to draw.
+    figure.subplots_adjust(left=0.75 / width, right=1 - 0.2 / width, bottom=0.16, top=0.96, wspace=0.25)
     found = list(figure.subplots(1, columns, squeeze=False)[0])
     for axes in found:
+        axes.ticklabel_format(useOffset=False)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     return figure, found

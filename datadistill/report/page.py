@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -142,20 +143,12 @@ def make_page(subjects: Sequence[Subject], lines: Sequence[Line] = ()) -> bytes:
         subjects: the sets that are shown.
         lines: of a comparison, below those that the sets say of themselves.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("datadistill.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"plain": _plain, "percent": percent, "bytes": _bytes}
     table = [*(_own_line(subject) for subject in subjects), *lines]
     style = _asset("uPlot.min.css") + _asset("page.css")
     library, script = _asset("uPlot.min.js"), _asset("page.js")
     sheets = [_sheet(subject.distilled.pixels()[_shown(subject.distilled)]) for subject in subjects]
     title = _title(subjects[0].distilled) if len(subjects) == 1 else "Distilled data compared"
-    html = environment.get_template("page.html.jinja").render(
+    html = _template().render(
         title=title,
         style=style,
         scripts=[library, script],
@@ -166,6 +159,19 @@ def make_page(subjects: Sequence[Subject], lines: Sequence[Line] = ()) -> bytes:
         data=[_drawn(subject, sheet) for subject, sheet in zip(subjects, sheets, strict=True)],
     )
     return html.encode(errors="replace")
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("datadistill.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"plain": _plain, "percent": percent, "bytes": _bytes}
+    return environment.get_template("page.html.jinja")
 
 
 def _policy(styles: Sequence[str], scripts: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ import re
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from datadistill.utils.errors import RequestError, suggestion
@@ -81,9 +82,13 @@ class Option:
         return first if not others and isinstance(first, type) and is_dataclass(first) else None
 
 
+hints_of: Callable[[Any], Mapping[str, Any]] = cache(get_type_hints)
+"""The types of a dataclass's fields; every flag and every file of JSON asks for them."""
+
+
 def options_in(cls: type[Any]) -> list[Option]:
     """The options that a dataclass has, in order; its docstring has a section `Attributes:` that explains each."""
-    hints, lines = get_type_hints(cls), documented(cls)
+    hints, lines = hints_of(cls), documented(cls)
     return [
         Option(
             name=entry.name,
@@ -169,7 +174,7 @@ def by_name(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_values(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Values for a dataclass from what TOML or JSON holds, which knows no tuples."""
-    hints, given = get_type_hints(cls), by_name(cls, given)
+    hints, given = hints_of(cls), by_name(cls, given)
 
     def is_tuple(name: str) -> bool:
         return any(get_origin(kind) is tuple for kind in _alternatives(hints.get(name)))

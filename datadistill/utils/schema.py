@@ -8,9 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from datadistill.utils.errors import DamagedFileError, plain, require
+from datadistill.utils.fields import hints_of
 
 T = TypeVar("T")
 
@@ -62,7 +63,7 @@ def as_hinted(
         error: one is of the wrong type.
     """
     values: dict[str, Any] = {}
-    for name, hint in get_type_hints(kind).items():
+    for name, hint in hints_of(kind).items():
         if name in document:
             try:
                 values[name] = _value(hint, document[name], error)

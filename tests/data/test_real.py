@@ -3,8 +3,10 @@ import shutil
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from own import digit_arrays
 
 import datadistill as dd
 from datadistill.data.real import stratified
@@ -22,6 +24,19 @@ def test_mnist_is_whole(mnist: dd.RealData) -> None:
     assert mnist.normalization.mean[0] == pytest.approx(0.1307, abs=1e-4)
     assert mnist.normalization.std[0] == pytest.approx(0.3081, abs=1e-4)
     assert mnist.test.counts.tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+def test_digits_are_those_that_scikit_learn_gives(digits: dd.RealData) -> None:
+    """They are read from its file, without it."""
+
+    def sorted_rows(pixels: np.ndarray, labels: np.ndarray) -> list[bytes]:
+        return sorted(image.tobytes() + bytes([label]) for image, label in zip(pixels, labels, strict=True))
+
+    images, labels, *_ = digit_arrays(1797)
+    splits = (digits.train, digits.held_out, digits.test)
+    pixels = torch.cat([digits.normalization.invert(split.images)[:, 0] for split in splits])
+    found = (pixels * 255).round().to(torch.uint8).numpy()
+    assert sorted_rows(found, torch.cat([split.labels for split in splits]).numpy()) == sorted_rows(images, labels)
 
 
 def test_held_out_is_a_stratified_part_of_the_training_split(digits: dd.RealData) -> None:

@@ -58,6 +58,8 @@ def build() -> str:
 
 def must_build() -> bool:
     """Whether `build` would take its half a minute."""
+    if build.cache_info().currsize:  # in this process it has given its answer
+        return False
     try:
         return not _is_whole(_place()[1])
     except (_CannotBeHad, OSError, RuntimeError):
