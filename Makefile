@@ -5,8 +5,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip --python $(PY) --disable-pip-version-check install --quiet --constraint $(VENV)/constraints.txt
 
-# Two workers, each on one core. Tests that share what one of them made stay in one worker.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadgroup --durations=10
+# Two workers, each on one core. What they and programs that they start have compiled is kept. Tests that share what one
+# of them made stay in one worker.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadgroup --durations=10
 TESTS ?=
 INPUTS ?= 1000
 SEED ?= 0

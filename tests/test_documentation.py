@@ -190,7 +190,7 @@ def commands(page: Path) -> list[list[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_are_understood(page: Path) -> None:
     for words in commands(page):
-        parser, by_name = make_parser()
+        parser, by_name = make_parser(words[0])
         _, rest = parser.parse_known_args(words)
         by_name[words[0]].refuse(rest)
 

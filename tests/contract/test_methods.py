@@ -22,6 +22,7 @@ from datadistill.distillation.problem import make_problem
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.engine import Network
 from datadistill.methods import METHODS, Method, Problem, Synthesis, record_of
+from datadistill.training.carried import inner_of, recipe_of
 from datadistill.utils.errors import RequestError
 from datadistill.utils.runtime import stream
 
@@ -139,9 +140,9 @@ table = pytest.mark.parametrize(
     ],
 )
 
-SHORT, LOOK = 24, 8
+SHORT, LOOK = 12, 4
 EPOCHS = 100
-"""Of protocol dc, when methods are compared with random images: more than these hardly changes what either reaches."""
+"""Of training, when methods are compared with random images: more than these hardly change what either reaches."""
 
 
 @dataclass(frozen=True)
@@ -327,12 +328,14 @@ def test_beats_random_real_images_with_tuned_rates(
 ) -> None:
     options: dict[str, Any] = {"nets": 10 if "pretrained" in row.weights else 5, "pool": pool_for(row)}
     whole = made(row, "whole").distilled
+    if not whole.is_condensed and epochs and recipe_of(whole).epochs > epochs:
+        whole = whole.noted(inner=inner_of(replace(recipe_of(whole), epochs=epochs)))
     if not whole.is_condensed and whole.learning_rates is not None:
         steps = len(whole.batches)
         chosen = RandomReal(steps, len(whole.learning_rates) // steps).run(problem(row, digits))[0]
     else:  # a recipe sets the rates: what a method starts from are random real images, with their classes
         chosen = start_of(with_images(row.method, "real"), problem(row, digits), stream(0, "baseline"))
-        chosen = replace(chosen, soft_labels=None)
+        chosen = replace(chosen, soft_labels=None).noted(inner=whole.provenance.inner)
         options |= {"protocol": "dc", "epochs": epochs} if whole.is_condensed else {}
     baseline, distilled = (dd.evaluate(data, digits, **options) for data in (chosen, whole))
     assert distilled.accuracy.ci95[0] > baseline.accuracy.ci95[1]

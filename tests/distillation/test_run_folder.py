@@ -4,15 +4,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import codes_of, start
 
 import datadistill as dd
 from datadistill.distillation.run_folder import RunFolder
@@ -199,28 +197,22 @@ def test_a_folder_that_is_removed_between_two_pieces(digits: dd.RealData, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def command(folder: Path, *more: str) -> list[str]:
-    return [
-        *(sys.executable, "-m", "datadistill", "distill", "--dataset", "digits", "--model", "mlp", "--batch", "64"),
-        *("--outer-eval-every", "20", "--out", str(folder), "--device", "cpu", *more),
-    ]
-
-
-def test_killed_and_resumed(tmp_path: Path) -> None:
+def test_killed_and_resumed(digits: dd.RealData, tmp_path: Path) -> None:
     """SIGKILL after a look: every file can be read, and the end is the same; `benchmarks/kills.py` has more."""
-    environment, length = {**os.environ, "OMP_NUM_THREADS": "1"}, ("--iterations", "60")
-    subprocess.run(command(tmp_path / "whole", *length), check=True, env=environment, capture_output=True)
-    whole, folder = dd.load_distilled(tmp_path / "whole"), tmp_path / "cut"
-    with subprocess.Popen(command(folder, *length), env=environment, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
-        while process.poll() is None and not RunFolder(folder).metrics():
-            time.sleep(0.002)
-            assert time.monotonic() < deadline
-        process.kill()
+
+    class Kill:
+        def update(self, status: Any) -> None:
+            if status.step == 33:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def say(self, text: str) -> None:
+            pass
+
+    whole, folder = run(digits, tmp_path / "whole").distilled, tmp_path / "cut"
+    assert codes_of([start(0, 1, lambda: run(digits, folder, reporter=Kill()), tmp_path)]) == [-signal.SIGKILL]
     RunFolder(folder).settings()
     assert RunFolder(folder).latest()[1] == []
-    subprocess.run(command(folder, *length, "--resume"), check=True, env=environment, capture_output=True)
-    resumed = dd.load_distilled(folder)
+    resumed = run(digits, folder, resume=True).distilled
     assert torch.equal(whole.images, resumed.images)
     assert whole.learning_rates is not None
     assert resumed.learning_rates is not None

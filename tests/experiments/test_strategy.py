@@ -128,7 +128,10 @@ def two_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(strategy, "_seconds_of_training", lambda config, real, model: 1e-8)
     monkeypatch.setattr(strategy, "LEAST_EPOCHS", 10_000)
     monkeypatch.setattr(strategy, "EXPERTS", range(2, 3))
-    return ["distill", "--dataset", "digits", "--model", "convnetD1W8", "--ipc", "1", "--nets", "1", "--budget", "4s"]
+    monkeypatch.setattr(strategy, "_WAY", 16)
+    for module in ("methods.judging", "experiments.augmentation"):
+        monkeypatch.setattr(f"datadistill.{module}.EPOCHS_AUGMENTED", 60)
+    return ["distill", "--dataset", "digits", "--model", "convnetD1W8", "--ipc", "1", "--nets", "1", "--budget", "2s"]
 
 
 def test_the_better_attempt_is_the_result(two_experts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,8 +231,8 @@ def test_where_experts_take_too_long_the_same_method_has_the_rest_of_the_time(
     assert main([*tries, "--out", "run"]) == 0
     assert "dsa on mlp, twice: quickly, and then for the rest of the time" in capsys.readouterr().err
     first, again = (RunFolder(Path("run", name)).settings().asked["budget"] for name in ("first", "again"))
-    assert first == pytest.approx(4 * strategy.FIRST_SHARE)
-    assert first < again <= 4 - first
+    assert first == pytest.approx(2 * strategy.FIRST_SHARE)
+    assert first < again <= 2 - first
     assert strategy.SECOND_SHARE > strategy.EXPERTS_SHARE, "trajectories have the largest share"
     assert not Path("run", "second").exists()
 

@@ -1,5 +1,7 @@
 """The networks of dataset condensation: their weights counted by hand, their shapes, their second derivatives."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -98,8 +100,18 @@ def test_images_of_28_pixels_are_padded_to_32() -> None:
         assert torch.allclose(small(images), large(padded), atol=1e-5)
 
 
-@pytest.mark.parametrize("norm", NORMS.names())
-@pytest.mark.parametrize("family", FIELD)
+def is_quick(family: str, norm: str) -> bool:
+    """Large networks have two norms in short tests: one over the batch and one over each image."""
+    return family in ("convnet", "alexnet") or norm in ("batch", "instance")
+
+
+@pytest.mark.parametrize(
+    ("family", "norm"),
+    [
+        pytest.param(family, norm, marks=() if is_quick(family, norm) else pytest.mark.slow)
+        for family, norm in itertools.product(FIELD, NORMS.names())
+    ],
+)
 def test_second_derivatives(family: str, norm: str) -> None:
     """Along one direction of images and one of weights, against a central difference of the gradient."""
     size = FIELD[family]
