@@ -117,8 +117,16 @@ def check(case: Case, tolerance: float) -> None:
         assert torch.allclose(found_rates, results[0][1], rtol=1e-9, atol=1e-13)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
-@pytest.mark.parametrize("norm", NORMS.names())
+@pytest.mark.parametrize(
+    ("norm", "optimizer"),
+    [  # each of both in short tests, and together in long ones
+        pytest.param(
+            norm, optimizer, marks=() if norm == "instance" or optimizer == OPTIMIZERS[0] else pytest.mark.slow
+        )
+        for norm, optimizer in itertools.product(NORMS.names(), OPTIMIZERS)
+    ],
+    ids=str,
+)
 def test_every_norm_and_optimizer(norm: str, optimizer: Optimizer) -> None:
     module = ConvNet(3, 1, 4, depth=1, width=4, norm=norm, activation="swish")
     check(Case(module, 4, optimizer, rate=0.01 if isinstance(optimizer, Adam) else 0.1), 1e-5)
@@ -323,7 +331,7 @@ def test_other_losses(loss: Loss) -> None:
     ids=["sgd", "momentum", "adam", "mse", "kl"],
 )
 def test_soft_labels(engine: Engine, optimizer: Optimizer, criterion: Loss) -> None:
-    case = Case(MLP(3, 1, 4), 4, optimizer, 0.05)
+    case = Case(MLP(3, 1, 4, width=8), 4, optimizer, 0.05)
     case.network = case.network.trained_by(criterion)
     soft = torch.rand(2, 3, 3, generator=stream(4), dtype=torch.float64)
 
