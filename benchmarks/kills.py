@@ -40,6 +40,7 @@ from typing import Any
 
 import matplotlib.figure  # noqa: F401
 import torch
+import torch.fx.experimental.symbolic_shapes  # what every run loads at its first derivative
 from same_bits import differences, leaves, values_in
 
 import datadistill.cli.main
@@ -48,6 +49,7 @@ from datadistill.__main__ import run_and_exit
 from datadistill.data import load
 from datadistill.distillation import validation
 from datadistill.experiments.recipes import Expect, Recipe
+from datadistill.methods import judging
 from datadistill.utils import ranks as meetings
 from datadistill.utils.interrupts import SIGNALS, answer_with, leave, stop
 from datadistill.utils.registry import Registry
@@ -293,7 +295,7 @@ def main() -> None:
         parser.error(f"no case {', '.join(sorted(unknown))}: there are {', '.join(CASES)}")
     torch.set_num_threads(1)
     datadistill.cli.reproduce.recipes = lambda: Registry("recipe", (TINY,))  # type: ignore[assignment]
-    validation.CONDENSED_EPOCHS = 5
+    validation.CONDENSED_EPOCHS, judging.EPOCHS_AUGMENTED = 5, 50
     load("digits")
     number = getattr(signal, f"SIG{given.signal}")
     with tempfile.TemporaryDirectory() as place:

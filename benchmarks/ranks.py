@@ -46,7 +46,7 @@ from datadistill.utils import ranks
 from datadistill.utils.progress import Status
 
 CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-NETWORKS, STEPS, MEETINGS = 4, 8, 100
+NETWORKS, MEETINGS = 4, 100
 CASES = ("pretrain", "evaluate", "distill")
 
 
@@ -64,9 +64,14 @@ class Times:
 
 
 class Work:
-    """What is timed; every rank has one."""
+    """What is timed; every rank has one.
 
-    def __init__(self) -> None:
+    Args:
+        steps: outer steps that `distill` takes; the first and the last are not counted.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
         real = dd.load("mnist")
         few = real.train.take(torch.arange(15_000))
         self.real = replace(real, train=few, test=real.test.take(torch.arange(2_000)))
@@ -91,11 +96,11 @@ class Work:
 
     def distill(self, networks: int = NETWORKS) -> float:
         """Of one outer step."""
-        times, outer = Times(), dd.Outer(eval_every=STEPS, settle=0)
+        times, outer = Times(), dd.Outer(eval_every=self.steps, settle=0)
         method = dd.methods.DD(steps=1, epochs=3, networks=networks)
-        options: dict[str, Any] = {"model": "lenet", "weights": "random-init", "iterations": STEPS, "device": "cpu"}
-        dd.distill(self.real, method, outer=outer, reporter=times, **options)
-        return (times.seconds[-2] - times.seconds[0]) / (STEPS - 2) if times.seconds else 0.0
+        options: dict[str, Any] = {"model": "lenet", "weights": "random-init", "iterations": self.steps}
+        dd.distill(self.real, method, outer=outer, reporter=times, device="cpu", **options)
+        return (times.seconds[-2] - times.seconds[0]) / (self.steps - 2) if times.seconds else 0.0
 
     def eight(self) -> float:
         """Of one outer step with twice as many networks."""
@@ -127,10 +132,10 @@ def _each(work: Any) -> float:
     return statistics.median(times)
 
 
-def serve() -> None:
+def serve(steps: int) -> None:
     """Answer every line on standard input, a name of what is to be timed, with the seconds that it takes."""
     with ranks.joined():
-        work = Work()
+        work = Work(steps)
         while name := ranks.from_first(sys.stdin.readline).strip():
             seconds = facts() if name == "facts" else getattr(work, name)()
             if ranks.leads():
@@ -140,16 +145,15 @@ def serve() -> None:
 class Side:
     """Processes that do one job, asked through the first of them."""
 
-    def __init__(self, count: int, threads: int, folder: str) -> None:
+    def __init__(self, count: int, threads: int, folder: str, steps: int) -> None:
         place = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "OMP_NUM_THREADS": threads}
         given = {name: str(value) for name, value in place.items()}
         given["DATADISTILL_MEETING"] = tempfile.mktemp(dir=folder)
         self.processes = []
         for rank in range(count):
             with environment({**given, "RANK": str(rank), "LOCAL_RANK": str(rank)}):
-                process = subprocess.Popen(
-                    [sys.executable, __file__, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-                )
+                command = [sys.executable, __file__, "--serve", "--steps", str(steps)]
+                process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             self.processes.append(process)
 
     def ask(self, name: str) -> Any:
@@ -182,9 +186,9 @@ def compared(case: str, sides: dict[str, Side], rounds: int) -> dict[str, Any]:
     return {"case": case, "cores": CORES, "networks": NETWORKS, "rounds": rounds, "seconds": seconds, "speed": speed}
 
 
-def model(counts: list[int], rounds: int, folder: str) -> dict[str, Any]:
+def model(counts: list[int], rounds: int, folder: str, steps: int) -> dict[str, Any]:
     """Measured and predicted cost of an outer step, by number of ranks."""
-    alone = Side(1, 1, folder)
+    alone = Side(1, 1, folder, steps)
     times = {"distill": list[float](), "eight": list[float]()}
     alone.ask("distill")  # the first time is not like the others
     for name in turns(list(times), rounds):
@@ -196,7 +200,7 @@ def model(counts: list[int], rounds: int, folder: str) -> dict[str, Any]:
     rest = four - NETWORKS * network
     rows = {}
     for count in counts:
-        side = Side(count, 1, folder)
+        side = Side(count, 1, folder, steps)
         side.ask("distill")
         seconds = statistics.median(side.ask("distill") for _ in range(rounds))
         meeting, gather = (side.ask(name) for name in ("meeting", "gather"))
@@ -215,17 +219,21 @@ def main() -> None:
     parser.add_argument("--only", type=lambda text: text.split(","), default=[*CASES, "model"], metavar="CASE,...")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--ranks", type=lambda text: [int(word) for word in text.split(",")], default=[1, 2, 4, 8])
+    parser.add_argument("--steps", type=int, default=8, metavar="N", help="outer steps, at least 3 (default: 8)")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.steps < 3:
+        parser.error(f"--steps is {given.steps}, but must be at least 3")
     if given.serve:
-        serve()
+        serve(given.steps)
         return
+    steps = given.steps
     with tempfile.TemporaryDirectory() as folder:
         if cases := [case for case in CASES if case in given.only]:
             sides = {
-                "alone": Side(1, 1, folder),
-                "threads": Side(1, CORES, folder),
-                "ranks": Side(max(2, CORES), 1, folder),
+                "alone": Side(1, 1, folder, steps),
+                "threads": Side(1, CORES, folder, steps),
+                "ranks": Side(max(2, CORES), 1, folder, steps),
             }
             where = sides["threads"].ask("facts")
             for case in cases:
@@ -233,7 +241,7 @@ def main() -> None:
             for side in sides.values():
                 side.close()
         if "model" in given.only:
-            print(json.dumps(model(given.ranks, given.rounds, folder)), flush=True)
+            print(json.dumps(model(given.ranks, given.rounds, folder, steps)), flush=True)
 
 
 if __name__ == "__main__":

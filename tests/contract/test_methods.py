@@ -328,6 +328,8 @@ def test_beats_random_real_images_with_tuned_rates(
 ) -> None:
     options: dict[str, Any] = {"nets": 10 if "pretrained" in row.weights else 5, "pool": pool_for(row)}
     whole = made(row, "whole").distilled
+    if epochs is None and not whole.is_condensed and recipe_of(whole).epochs <= EPOCHS:
+        pytest.skip("is the short test: its recipe has no more epochs")
     if not whole.is_condensed and epochs and recipe_of(whole).epochs > epochs:
         whole = whole.noted(inner=inner_of(replace(recipe_of(whole), epochs=epochs)))
     if not whole.is_condensed and whole.learning_rates is not None:

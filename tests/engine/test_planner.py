@@ -37,8 +37,14 @@ def predicted_and_measured(method: DD, asked: Problem) -> tuple[int, int]:
     return predicted, max(peaks)
 
 
-@pytest.mark.parametrize("length", ["short", pytest.param("long", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("threads", "length"),
+    [
+        (1, "short"),
+        pytest.param(2, "short", marks=pytest.mark.slow),
+        pytest.param(1, "long", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("storage", ["full", "recompute", "checkpoint"])
 @pytest.mark.parametrize(
     ("model", "method", "shorter"),
