@@ -107,11 +107,11 @@ def test_half_precision_prints_json(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="needs AVX2")
 def test_judging_prints_json_and_agrees_with_the_reference() -> None:
-    small = ["--case", "10 images", "--epochs", "1", "--rounds", "1"]
+    small = ["--case", "10 images", "--epochs", "1", "--rounds", "1", "--nets", "4", "--threads", "2"]
     (row,) = rows_of("benchmarks/judging.py", *small, "--isa", "avx2")
     assert row.keys() >= FACTS
     assert row["isa"] == "AVX2"
-    assert row["threads"] == 1
+    assert row["threads"] == 2
     assert max(row["error"], row["own_error"]) < 1e-3
     assert min(row["seconds"], row["seconds_own"], row["seconds_plain"]) > 0
     assert min(row["time_ratio"], row["own_ratio"], row["limit_ratio"]) > 0
@@ -189,25 +189,6 @@ def test_same_bits_finds_what_differs_and_nothing_else(tmp_path: Path) -> None:
     assert row["differs"]["run/distilled.safetensors/images"] > 0
     (allowed,) = rows_of(*command[1:], "--allow", "kinks/run/*")
     assert allowed["differs"] == row["differs"]
-
-
-@pytest.mark.slow
-def test_judging_trains_the_same_networks_on_every_side() -> None:
-    rows = rows_of(
-        "benchmarks/judging.py",
-        "--case",
-        "10 images",
-        "--rounds",
-        "1",
-        "--epochs",
-        "1",
-        "--nets",
-        "4",
-        "--threads",
-        "2",
-    )
-    assert max(rows[0]["error"], rows[0]["own_error"]) < 1e-2
-    assert min(rows[0]["time_ratio"], rows[0]["own_ratio"], rows[0]["limit_ratio"]) > 0
 
 
 @pytest.mark.slow
