@@ -23,7 +23,7 @@ from datadistill.utils.errors import RequestError
 
 @pytest.mark.fuzz
 def test_damaged_files_of_every_kind() -> None:
-    command = [sys.executable, "-m", "fuzzing", "--inputs", str(examples(600)), "--seed", "0"]
+    command = [sys.executable, "-m", "fuzzing", "--inputs", str(examples(450)), "--seed", "0"]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert json.loads(done.stdout)["violations"] == [], done.stderr
