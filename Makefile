@@ -37,10 +37,10 @@ slow: $(VENV)/.developer
 fuzz: $(VENV)/.developer
 	PYTHONPATH=tests $(PY) -m fuzzing --inputs $(INPUTS) --seed $(SEED)
 
-# Every call of the package is checked against the types and array shapes of its signature; of the contract's tests, most
-# of which make the same calls for longer, some are run.
+# Every call of the package is checked against the types and array shapes of its signature, but in tests that make the
+# same calls many times, as most of the contract's do.
 shapes: $(VENV)/.developer
-	DATADISTILL_SHAPES=1 $(PYTEST) -m "not slow and not fuzz" -k "not contract or another_seed or gradient or three_classes" \
+	DATADISTILL_SHAPES=1 $(PYTEST) -m "not slow and not fuzz and not repeats" -k "not contract or another_seed or gradient or three_classes" \
 		tests/contract tests/data tests/engine tests/evaluation tests/formats tests/methods tests/models tests/training
 
 # The documentation as a site, in site/; a warning is an error.

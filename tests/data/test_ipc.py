@@ -58,7 +58,14 @@ def test_distilling(labels: str, images: str, real: dd.RealData) -> None:
         assert torch.equal(run.distilled.soft_labels.argmax(1), run.distilled.labels)
 
 
-@pytest.mark.parametrize("name", [name for name in BASELINES.names() if name not in ("average", "optimized")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.repeats if name in ("herding", "kcenter") else ())
+        for name in BASELINES.names()
+        if name not in ("average", "optimized")
+    ],
+)
 def test_baselines(name: str, real: dd.RealData) -> None:
     """Each image is one of its own class: the nearest class mean says so more often than not."""
     problem = make_problem(

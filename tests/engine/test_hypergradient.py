@@ -117,6 +117,7 @@ def check(case: Case, tolerance: float) -> None:
         assert torch.allclose(found_rates, results[0][1], rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.repeats
 @pytest.mark.parametrize(
     ("norm", "optimizer"),
     [  # each of both in short tests, and together in long ones
@@ -132,6 +133,7 @@ def test_every_norm_and_optimizer(norm: str, optimizer: Optimizer) -> None:
     check(Case(module, 4, optimizer, rate=0.01 if isinstance(optimizer, Adam) else 0.1), 1e-5)
 
 
+@pytest.mark.repeats
 def test_max_pooling_and_relu() -> None:
     check(Case(ConvNet(3, 1, 4, depth=1, width=4, pooling="max"), 4, SGD(), 0.1), 1e-5)
 
@@ -240,6 +242,7 @@ def test_a_window_differentiates_the_last_steps_alone(first: int, storage: Any) 
     assert float(found.loss) == pytest.approx(float(whole.loss), rel=1e-12)
 
 
+@pytest.mark.repeats
 def test_dropout_draws_the_same_when_a_step_is_computed_again() -> None:
     body = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.SiLU(), nn.Dropout(0.4), nn.Linear(12, 3))
     case = Case(body, 4, SGD(momentum=0.9), 0.1)
@@ -264,6 +267,7 @@ class Normed(nn.Sequential):
         super().__init__(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.SiLU(), nn.Flatten(), nn.Linear(16, 3))
 
 
+@pytest.mark.repeats
 @pytest.mark.parametrize("policy", ["batch", "frozen"])
 def test_batch_norm_policies(policy: str) -> None:
     module = Normed()
@@ -284,6 +288,7 @@ def test_running_statistics_are_never_used_silently() -> None:
         make_network(Normed())
 
 
+@pytest.mark.repeats
 def test_tied_weights() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
@@ -309,10 +314,12 @@ def test_a_weight_the_loss_does_not_use_is_an_error() -> None:
         case.analytic(EXACT[0])
 
 
+@pytest.mark.repeats
 def test_decoupled_weight_decay() -> None:
     check(Case(MLP(3, 1, 4, width=8), 4, AdamW(weight_decay=0.5), 0.01), 1e-5)
 
 
+@pytest.mark.repeats
 @pytest.mark.parametrize("loss", [Loss("mse"), Loss("kl", 3.0)], ids=str)
 def test_other_losses(loss: Loss) -> None:
     case = Case(MLP(3, 1, 4, width=8), 4, SGD(momentum=0.9), 0.1)
@@ -320,6 +327,7 @@ def test_other_losses(loss: Loss) -> None:
     check(case, 1e-5)
 
 
+@pytest.mark.repeats
 @pytest.mark.parametrize(
     "engine",
     [*EXACT, *(Engine(storage, "reverse", "eager", inner_chunk=2) for storage in ("recompute", "full"))],

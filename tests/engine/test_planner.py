@@ -37,6 +37,7 @@ def predicted_and_measured(method: DD, asked: Problem) -> tuple[int, int]:
     return predicted, max(peaks)
 
 
+@pytest.mark.repeats
 @pytest.mark.parametrize(
     ("threads", "length"),
     [
@@ -75,6 +76,7 @@ def test_peak_memory_of_graphs_of_pieces(size: int, mnist: dd.RealData) -> None:
     assert 0.75 < predicted / measured < 1.5
 
 
+@pytest.mark.repeats
 @pytest.mark.parametrize(("few", "many", "at_most"), [(8, 64, 28), pytest.param(30, 300, 60, marks=pytest.mark.slow)])
 def test_memory_grows_with_positions_or_with_their_root(few: int, many: int, at_most: int, mnist: dd.RealData) -> None:
     peaks = {}

@@ -90,6 +90,7 @@ def test_storages_agree() -> None:
     assert torch.allclose(full[2], recomputed[2], rtol=1e-9)
 
 
+@pytest.mark.repeats
 def test_it_follows_the_trend_across_jumps() -> None:
     """One hidden unit, one step: across the kink the trained weight jumps, and only the widened derivative knows.
 

@@ -53,6 +53,7 @@ def attacking(digits: dd.RealData, pool: Pool) -> dd.DistilledData:
     return distilled(digits, pool, ("0", "1"))
 
 
+@pytest.mark.repeats
 def test_an_attack_turns_one_class_and_is_found(digits: dd.RealData, pool: Pool, attacking: dd.DistilledData) -> None:
     found = judged(digits, pool, attacking)
     victim, *others = found.classes
@@ -63,12 +64,14 @@ def test_an_attack_turns_one_class_and_is_found(digits: dd.RealData, pool: Pool,
     assert attacking.provenance.method["attack"] == {"class": "0", "taken_for": "1"}
 
 
+@pytest.mark.repeats
 def test_honest_data_is_not_suspect(digits: dd.RealData, pool: Pool) -> None:
     found = judged(digits, pool, distilled(digits, pool, None))
     assert found.suspects == ()
     assert found.overall_after > 0.9
 
 
+@pytest.mark.repeats
 def test_data_that_ruins_networks_is_not_an_attack(
     digits: dd.RealData, pool: Pool, attacking: dd.DistilledData
 ) -> None:

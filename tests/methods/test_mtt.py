@@ -131,6 +131,7 @@ def growth(asked: Problem, derivative: Any, counts: tuple[int, int]) -> float:
     return (peaks[1] - peaks[0]) / sum(4 * p.numel() for p in asked.network.module.parameters())
 
 
+@pytest.mark.repeats
 def test_what_more_steps_of_the_student_cost_in_memory(digits: dd.RealData, trajectories: dd.Trajectories) -> None:
     """Nothing in the approximation; weights with `recompute`; graphs, but few of them, with `checkpoint`."""
 
