@@ -28,7 +28,7 @@ from datadistill.methods import METHODS
 from datadistill.models import MODELS
 from datadistill.pretraining.initial_weights import KINDS
 
-QUICK = ["--dataset", "digits", "--model", "mlp", "--iterations", "40", "--outer-eval-every", "20", "--batch", "64"]
+QUICK = ["--dataset", "digits", "--model", "mlp", "--iterations", "16", "--outer-eval-every", "8", "--batch", "64"]
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ def test_distill_leaves_a_whole_run_folder(done: Path, capsys: pytest.CaptureFix
     score = dd.load_distilled(done).provenance.scores[-1]
     assert score["split"] == "test"
     assert f"**{100 * score['accuracy']['mean']:.2f} %**" in card
-    assert "--outer-eval-every 20" in card
+    assert "--outer-eval-every 8" in card
 
 
 def test_default_folders_are_numbered() -> None:
@@ -84,7 +84,7 @@ def test_resume_needs_no_other_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["distill", *QUICK]) == 0
     first = dd.load_distilled("runs/digits-dd-fixed-init-1")
     assert main(["distill", "--resume"]) == 0
-    assert "the run in runs/digits-dd-fixed-init-1 is finished after 40 outer steps" in capsys.readouterr().err
+    assert "the run in runs/digits-dd-fixed-init-1 is finished after 16 outer steps" in capsys.readouterr().err
     assert torch.equal(first.images, dd.load_distilled("runs/digits-dd-fixed-init-1").images)
 
 

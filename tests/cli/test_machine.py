@@ -17,7 +17,7 @@ import datadistill as dd
 from datadistill.cli.main import main
 
 MLP = ["--dataset", "digits", "--model", "mlp"]
-DISTILL = ["distill", *MLP, "--iterations", "20", "--outer-eval-every", "10", "--batch", "64", "--nets", "1"]
+DISTILL = ["distill", *MLP, "--iterations", "8", "--outer-eval-every", "4", "--batch", "64", "--nets", "1"]
 POOL = ["pretrain", *MLP, "--nets", "3", "--reserved", "1", "--epochs", "1"]
 EXPERTS = ["pretrain", "--trajectories", *MLP, "--nets", "2", "--epochs", "2", "--batch", "64"]
 

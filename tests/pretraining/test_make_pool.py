@@ -20,7 +20,7 @@ from datadistill.models import create_model
 from datadistill.utils.errors import Interrupted, RequestError
 from datadistill.utils.files import digest_of, read_tensors, write_tensors
 
-TRAINING = dd.TrainRecipe(epochs=2, batch=64)
+TRAINING = dd.TrainRecipe(epochs=2, batch=128)
 
 
 def make(real: dd.RealData, out: Path, **changes: Any) -> dd.Pool:
