@@ -1,6 +1,6 @@
 """What several ranks do in a time, beside one rank with one thread, and beside one process with a thread for each core.
 
-    python benchmarks/ranks.py [--only pretrain,evaluate,distill,model] [--rounds 3] [--ranks 1,2,4,8]
+    python benchmarks/ranks.py [--only pretrain,evaluate,distill,model] [--rounds 3] [--ranks 1,2,4,8] [--steps 8]
 
 `pretrain` trains 4 networks (LeNet, 15,000 images of MNIST, two epochs), `evaluate` judges ten real images with 4 by
 protocol dc (300 epochs, 2,000 test images), `distill` takes outer steps of method dd with 4 networks (3 inner steps,

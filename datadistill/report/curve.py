@@ -26,7 +26,7 @@ def save_curve(metrics: list[dict[str, Any]], path: Path) -> None:
         learned = [rate for series in rates for rate in series]
         if max(learned) >= 10 * min(learned) > 0:
             right.set_yscale("log")
-            # As plain text: formulas take ten times as long to set.
+            # As plain text: powers of ten would be set as formulas, which is slow.
             right.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
             right.yaxis.set_minor_formatter(NullFormatter())
         if len(rates[0]) <= 6:
