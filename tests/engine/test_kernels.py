@@ -90,6 +90,8 @@ SHAPES = [
     (2, 3, 118, (3, 3), (1, 1), (5, 13)),
     (1, 4, 64, (3, 3), (3, 3), (6, 7)),
     (2, 2, 32, (1, 4), (0, 5), (3, 8)),
+    (18, 3, 16, (5, 7), (2, 0), (11, 9)),
+    (2, 2, 48, (2, 2), (0, 0), (3, 3)),
 ]
 Convolved = tuple[int, int, int, tuple[int, int], tuple[int, int], tuple[int, int]]
 
@@ -247,7 +249,7 @@ def test_shared_out_among_cores() -> None:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        for layer in (nn.Conv2d(3, 20, 5), nn.Conv2d(3, 5, 5), nn.MaxPool2d(3, 2, 1)):
+        for layer in (nn.Conv2d(3, 20, 5), nn.Conv2d(3, 5, 5), nn.Conv2d(3, 48, 5), nn.MaxPool2d(3, 2, 1)):
             compare(layer, images)
         compare(nn.GroupNorm(64, 128), torch.randn(6, 128, 16, 16, generator=stream(2)))
     finally:
@@ -272,6 +274,23 @@ def test_max_pooling(kind: str, window: tuple[int, int, int], size: tuple[int, i
     assert torch.equal(fitted(nn.Sequential(layer), OPERATIONS)(images).nan_to_num(7), expected.nan_to_num(7))
     if kind != "nan":
         compare(nn.MaxPool2d(kernel, stride, padding), images)
+
+
+@built
+@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1)])
+def test_the_first_of_equals_counts_even_if_it_is_infinitely_small(window: tuple[int, int, int]) -> None:
+    images = torch.full((2, 1, 9, 40), -torch.inf).requires_grad_()
+    layer = nn.MaxPool2d(*window)
+    (expected,) = torch.autograd.grad(layer(images).sum(), images)
+    (found,) = torch.autograd.grad(fitted(nn.Sequential(layer), OPERATIONS)(images).sum(), images)
+    assert torch.equal(found, expected)
+
+
+@built
+def test_large_batches_have_an_operation_of_their_own() -> None:
+    few, many = (fitted(nn.Conv2d(6, 16, 5), (name,)) for name in ("small-batch", "some-channels"))
+    assert [few.is_ours(n) for n in (1, 16, 17, 64)] == [True, True, False, False]  # type: ignore[operator]
+    assert [many.is_ours(n) for n in (1, 16, 17, 64)] == [False, False, True, True]  # type: ignore[operator]
 
 
 @built

@@ -69,8 +69,9 @@ _TRIALS: Mapping[str, tuple[_Trial, ...]] = {
         _Trial(_convolution(1, 6, 2), (64, 1, 28, 28)),
         _Trial(_convolution(3, 64, 2), (10, 3, 32, 32)),
     ),
-    # LeNet's second, on batches of the inner loop.
+    # LeNet's second, on batches of the inner loop and on pieces of a real batch.
     "small-batch": (_Trial(_convolution(6, 16, 0), (10, 6, 14, 14)),),
+    "some-channels": (_Trial(_convolution(6, 16, 0), (64, 6, 14, 14)),),
     "max-pooling": (_Trial(_pooling(2, 0), (10, 6, 28, 28)), _Trial(_pooling(3, 1), (10, 64, 32, 32))),
     # ConvNets of two blocks.
     "normalisation": (_Trial(_blocks(1, 64, 3), (10, 1, 28, 28)), _Trial(_blocks(3, 32), (10, 3, 16, 16))),

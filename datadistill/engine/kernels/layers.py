@@ -46,7 +46,10 @@ class _Conv2d(nn.Conv2d):
         return (
             self.is_normalised
             or (few <= _FEW_CHANNELS and "few-channels" in self.operations)
-            or (few < _SOME_CHANNELS and images <= _SMALL_BATCH and "small-batch" in self.operations)
+            or (
+                few < _SOME_CHANNELS
+                and ("small-batch" if images <= _SMALL_BATCH else "some-channels") in self.operations
+            )
         )
 
     def forward(self, input: Tensor) -> Tensor:
@@ -85,9 +88,7 @@ class _MaxPool2d(nn.MaxPool2d):
             or input.shape[2] * input.shape[3] >= 1 << 24
         ):
             return super().forward(input)
-        places = torch.ops.datadistill.maxima.default(input, kernel[0], padding[0])
-        size = [(n + 2 * padding[0] - kernel[0]) // 2 + 1 for n in input.shape[2:]]
-        return input.flatten(2).gather(2, places).reshape(*input.shape[:2], *size)
+        return torch.ops.datadistill.max_pool2d.default(input, kernel[0], padding[0])
 
 
 class _GroupNorm(nn.GroupNorm):

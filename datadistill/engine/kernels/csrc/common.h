@@ -9,7 +9,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/cpu/vec/functional.h>
-#include <ATen/cpu/vec/vec.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
@@ -18,7 +17,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
+#include <functional>
 #include <limits>
 #include <optional>
 #include <utility>
@@ -29,11 +28,8 @@
 
 namespace {
 
-using at::Tensor;
-using at::vec::fmadd;
-using torch::autograd::AutogradContext;
-using torch::autograd::Function;
-using torch::autograd::variable_list;
+using at::Tensor, at::vec::fmadd;
+using torch::autograd::AutogradContext, torch::autograd::Function, torch::autograd::variable_list;
 using MaybeTensor = std::optional<Tensor>;
 using Floats = std::vector<float>;
 using Vec = at::vec::Vectorized<float>;
@@ -50,14 +46,17 @@ constexpr int64_t kShare = 1 << 18;  // multiplications that are worth another c
 // How many vectors a tile is wide that holds `rows` rows of sums beside a row of operands and one more.
 constexpr int wide(int rows) { return std::clamp((kRegisters - 2) / (rows + 1), 1, 8); }
 
-inline float sum(Vec value) {
-  return at::vec::vec_reduce_all<float>([](const Vec& a, const Vec& b) { return a + b; }, value);
-}
-
 // Rows are short, and a call to the library's memcpy takes longer than the copy.
 inline void copy_row(float* to, const float* from, int64_t count) {
   for (; count >= kLanes; count -= kLanes, to += kLanes, from += kLanes) Vec::loadu(from).store(to);
   if (count > 0) Vec::loadu(from, count).store(to, count);
+}
+
+// kLanes rows of `count` numbers become as many rows of kLanes.
+inline void turn(const float* from, int64_t count, float* to) {
+  for (int64_t x = 0; x < count; x += kLanes)
+    if (x + kLanes <= count) at::vec::transpose_mxn<float, kLanes, kLanes>(from + x, count, to + x * kLanes, kLanes);
+    else at::vec::transpose_mxn<float>(from + x, count, to + x * kLanes, kLanes, kLanes, count - x);
 }
 
 constexpr int64_t rounded_up(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
@@ -94,6 +93,8 @@ struct Shape {
   int64_t out_w() const { return w + 2 * pw - kw + 1; }
   int64_t taps() const { return c * kh * kw; }
   int64_t positions() const { return out_h() * row(); }
+  // Of a gradient, or with a register of channels at each position, so many of those.
+  int64_t gradient_plane(bool channels) const { return channels ? out_h() * out_w() : rounded_up(positions()); }
   // The last tile of positions reads past the plane's end, so planes are followed by slack.
   int64_t plane() const { return rounded_up((h + 2 * ph + kh) * row() + 2 * kw + 8 * kLanes); }
   int64_t out_plane() const { return rounded_up(positions()) + 8 * kLanes; }

@@ -2,7 +2,8 @@
 //
 // General libraries lay channels out in blocks as wide as a vector register, so a layer with 1 or 6 channels leaves
 // most of each register empty. Here a register holds neighbouring positions of one plane instead, filled by one
-// unaligned load for every tap.
+// unaligned load for every tap. Only the gradient of the weights has output channels in its registers, where they fill
+// them: then no position between two rows is computed for nothing, and no sum goes across a register.
 
 #pragma once
 
@@ -22,15 +23,18 @@ void convolve_tile(const Shape& s, const float* padded, const float* taps, const
     Vec sums[O][V];
     UNROLLED for (int o = 0; o < O; ++o)
       UNROLLED for (int v = 0; v < V; ++v) sums[o][v] = Vec(bias ? bias[o] : 0.0f);
-    const float* tap = taps;
-    for (int64_t c = 0; c < s.c; ++c)
-      for (int64_t i = 0; i < s.kh; ++i) {
+    // Of the kernel's rows, those that meet more than the border.
+    const int64_t top = std::max<int64_t>(0, s.ph - (p + kLanes * V - 1) / row);
+    const int64_t end = std::min(s.kh, s.ph + s.h - p / row);
+    int64_t tap = top * s.kw * O;
+    for (int64_t c = 0; c < s.c; ++c, tap += (s.kh - end + top) * s.kw * O)
+      for (int64_t i = top; i < end; ++i) {
         const float* from = padded + c * plane + p + i * row;
         for (int64_t j = 0; j < s.kw; ++j, tap += O) {
           Vec in[V];
           UNROLLED for (int v = 0; v < V; ++v) in[v] = Vec::loadu(from + j + v * kLanes);
           UNROLLED for (int o = 0; o < O; ++o) {
-            const Vec factor(tap[o]);
+            const Vec factor(taps[tap + o]);
             UNROLLED for (int v = 0; v < V; ++v) sums[o][v] = fmadd(in[v], factor, sums[o][v]);
           }
         }
@@ -79,60 +83,75 @@ void convolve(const Shape& s, const float* images, const float* weights, int64_t
   });
 }
 
-// O output planes and J neighbouring taps, added up over all positions of some images.
-template <int O, int J>
+// O rows of gradients and J neighbouring taps, added up over all positions of some images: a row is an output plane, or
+// (C) a register of channels at each position of one.
+template <bool C, int O, int J>
 void weight_tile(const Shape& s, int64_t images, const float* gradients, const float* padded, float* out) {
-  const int64_t plane = rounded_up(s.positions()), image = s.c * s.plane();
+  const int64_t plane = s.gradient_plane(C), rows = C ? s.out_h() : 1, width = C ? s.out_w() : plane;
   Vec sums[O][J];
-  for (int64_t n = 0; n < images; ++n)
-    for (int64_t p = 0; p < plane; p += kLanes) {
-      Vec in[O];
-      UNROLLED for (int o = 0; o < O; ++o) in[o] = Vec::loadu(gradients + (n * s.o + o) * plane + p);
-      UNROLLED for (int j = 0; j < J; ++j) {
-        const Vec at = Vec::loadu(padded + n * image + p + j);
-        UNROLLED for (int o = 0; o < O; ++o) sums[o][j] = fmadd(in[o], at, sums[o][j]);
+  for (int64_t n = 0; n < images; ++n, gradients += s.o * plane, padded += s.c * s.plane())
+    for (int64_t y = 0; y < rows; ++y)
+      for (int64_t x = 0; x < width; x += C ? 1 : kLanes) {
+        const float *from = gradients + (C ? (y * width + x) * kLanes : x), *at = padded + y * s.row() + x;
+        Vec in[O];
+        UNROLLED for (int o = 0; o < O; ++o) in[o] = Vec::loadu(from + o * plane * (C ? kLanes : 1));
+        UNROLLED for (int j = 0; j < J; ++j) {
+          const Vec value = C ? Vec(at[j]) : Vec::loadu(at + j);
+          UNROLLED for (int o = 0; o < O; ++o) sums[o][j] = fmadd(in[o], value, sums[o][j]);
+        }
       }
+  UNROLLED for (int j = 0; j < J; ++j)
+    UNROLLED for (int o = 0; o < O; ++o) {
+      float* at = out + j * s.o + o * (C ? kLanes : 1);
+      if constexpr (C) (Vec::loadu(at) + sums[o][j]).store(at);
+      else *at += at::vec::vec_reduce_all<float>(std::plus<Vec>(), sums[o][j]);
     }
-  UNROLLED for (int o = 0; o < O; ++o)
-    UNROLLED for (int j = 0; j < J; ++j) out[o * s.taps() + j] += sum(sums[o][j]);
 }
 
 using WeightTile = void (*)(const Shape&, int64_t, const float*, const float*, float*);
+template <bool C>
 constexpr std::array kWeightTiles = []<int... K>(std::integer_sequence<int, K...>) {
-  return std::array<WeightTile, sizeof...(K)>{weight_tile<K / kMostTaps + 1, K % kMostTaps + 1>...};
+  return std::array<WeightTile, sizeof...(K)>{weight_tile<C, K / kMostTaps + 1, K % kMostTaps + 1>...};
 }(std::make_integer_sequence<int, kMostRows * kMostTaps>());
 
-// The gradients of output planes from `begin` on, of which `s` has its share and the images have `planes`.
-void weight_rows(const Shape& s, int64_t planes, int64_t begin, const float* images, const float* gradients,
-                 float* out) {
-  const int64_t plane = rounded_up(s.positions()), most = std::min(kImageBlock, s.n);
-  Floats padded(most * s.c * s.plane()), spread(most * s.o * plane);  // what lies between the rows stays zero
-  std::fill_n(out, s.o * s.taps(), 0.0f);
+// The gradients of output planes from `begin` on, of which `s` has its share and the images have `all`.
+template <bool C>
+void weight_rows(const Shape& s, int64_t all, int64_t begin, const float* images, const float* gradients, float* out) {
+  const int64_t plane = s.gradient_plane(C), most = std::min(kImageBlock, s.n), unit = C ? kLanes : 1;
+  // What lies between the rows stays zero.
+  Floats padded(most * s.c * s.plane()), spread(most * s.o * plane), found(s.taps() * s.o);
   for (int64_t first = 0; first < s.n; first += kImageBlock) {
     const int64_t count = std::min(kImageBlock, s.n - first);
     for (int64_t n = 0; n < count; ++n) {
       pad(images + (first + n) * s.c * s.h * s.w, s, padded.data() + n * s.c * s.plane());
-      for (int64_t o = 0; o < s.o; ++o)
-        for (int64_t y = 0; y < s.out_h(); ++y)
-          copy_row(spread.data() + (n * s.o + o) * plane + y * s.row(),
-                   gradients + (((first + n) * planes + begin + o) * s.out_h() + y) * s.out_w(), s.out_w());
+      for (int64_t o = 0; o < s.o; o += unit) {
+        const float* from = gradients + ((first + n) * all + begin + o) * s.out_h() * s.out_w();
+        float* to = spread.data() + (n * s.o + o) * plane;
+        if constexpr (C) turn(from, plane, to);
+        else for (int64_t y = 0; y < s.out_h(); ++y) copy_row(to + y * s.row(), from + y * s.out_w(), s.out_w());
+      }
     }
-    in_parts(s.o, kMostRows, [&](int64_t o, int64_t rows) {
+    in_parts(s.o / unit, kMostRows, [&](int64_t o, int64_t rows) {
       for (int64_t c = 0; c < s.c; ++c)
         for (int64_t i = 0; i < s.kh; ++i)
           for (int64_t j = 0; j < s.kw; j += kMostTaps)
-            kWeightTiles[(rows - 1) * kMostTaps + std::min<int64_t>(kMostTaps, s.kw - j) - 1](
-                s, count, spread.data() + o * plane, padded.data() + c * s.plane() + i * s.row() + j,
-                out + ((o * s.c + c) * s.kh + i) * s.kw + j);
+            kWeightTiles<C>[(rows - 1) * kMostTaps + std::min<int64_t>(kMostTaps, s.kw - j) - 1](
+                s, count, spread.data() + o * unit * plane, padded.data() + c * s.plane() + i * s.row() + j,
+                found.data() + ((c * s.kh + i) * s.kw + j) * s.o + o * unit);
     });
   }
+  for (int64_t o = 0; o < s.o; ++o)
+    for (int64_t tap = 0; tap < s.taps(); ++tap) out[o * s.taps() + tap] = found[tap * s.o + o];
 }
 
 void planes_weight_gradient(const Shape& s, const float* images, const float* gradients, float* out) {
-  shared((s.o + kMostRows - 1) / kMostRows, kMostRows * s.n * s.taps() * s.positions(), [&](int64_t from, int64_t to) {
+  const bool channels = s.o % kLanes == 0;
+  const int64_t unit = channels ? kLanes : kMostRows;
+  shared((s.o + unit - 1) / unit, unit * s.n * s.taps() * s.positions(), [&](int64_t from, int64_t to) {
     Shape part = s;
-    part.o = std::min(to * kMostRows, s.o) - from * kMostRows;
-    weight_rows(part, s.o, from * kMostRows, images, gradients, out + from * kMostRows * s.taps());
+    part.o = std::min(to * unit, s.o) - from * unit;
+    (channels ? weight_rows<true> : weight_rows<false>)(part, s.o, from * unit, images, gradients,
+                                                        out + from * unit * s.taps());
   });
 }
 
