@@ -2,8 +2,10 @@
 
 import os
 import signal
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,8 @@ with install_import_hook("datadistill", "beartype.beartype") if SHAPES else null
     import datadistill.cli.main
     from datadistill.distillation.synthesis import joined
     from datadistill.methods import Context, Method, Problem, State, Step, Synthesis, plan
+    from datadistill.report import curve
+    from datadistill.utils.files import write_atomically
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,6 +35,24 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (getattr(si
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _curves_are_drawn_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs end with a copy of one curve: to draw it takes half of what else ends one. `report/test_curve.py` draws."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("datadistill.report.card.save_curve", _copied(tmp_path_factory.mktemp("drawn") / "curve.png"))
+        yield
+
+
+def _copied(drawn: Path) -> Callable[[list[dict[str, Any]], Path], None]:
+    def save_curve(metrics: list[dict[str, Any]], path: Path) -> None:
+        if metrics and not drawn.exists():
+            curve.save_curve(metrics, drawn)
+        if metrics:
+            write_atomically(path, drawn.read_bytes())
+
+    return save_curve
 
 
 @pytest.fixture(scope="session")
