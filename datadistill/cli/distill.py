@@ -17,15 +17,10 @@ from datadistill.distillation.result import Run
 from datadistill.distillation.run_folder import RunFolder
 from datadistill.distillation.settings import Settings
 from datadistill.evaluation import Score, percent
+from datadistill.experiments.attempts import carry_out
 from datadistill.experiments.job import check_nets
 from datadistill.experiments.recipes import Recipe
-from datadistill.experiments.strategy import (
-    AUTO,
-    Strategy,
-    carry_out,
-    choose,
-    config_to_start_from,
-)
+from datadistill.experiments.strategy import AUTO, Strategy, choose, config_to_start_from
 from datadistill.methods import METHODS
 from datadistill.pretraining.pool import Pool, load_pool
 from datadistill.report.card import conclude, judging

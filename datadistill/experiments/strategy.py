@@ -5,14 +5,13 @@ differentiates through windows of training, which is dear for many. Otherwise it
 gradients or mean features, tries on that how images are best changed while a network is trained on them
 (`experiments.augmentation`), and makes another by the same method under that augmentation. Then, where there is time
 for experts, it makes one by trajectories. The best by held-out accuracy is the result, each as it is best trained on.
-Each attempt is a run folder, as if its method had been named.
+`experiments.attempts` carries it out.
 """
 
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +22,20 @@ from datadistill.data.ipc import resolve_ipc
 from datadistill.data.real import RealData
 from datadistill.distillation.budget import parse_duration
 from datadistill.distillation.config import RunConfig
-from datadistill.distillation.result import Run
-from datadistill.distillation.run_folder import CONFIG_NAME, RunFolder
-from datadistill.distilled import FILE_NAME, DistilledData
+from datadistill.distillation.run_folder import RunFolder
 from datadistill.engine import kernels
 from datadistill.engine.functional import Network, batch_gradient
 from datadistill.engine.networks import network_for
 from datadistill.experiments.augmentation import NETS as TRIED_NETS
-from datadistill.experiments.augmentation import Tried, candidates, epochs_within, recipes_of, try_recipes
+from datadistill.experiments.augmentation import Tried, candidates, epochs_within
 from datadistill.methods import METHODS, options_of
 from datadistill.models import ModelFactory, is_built_in
 from datadistill.models.gate import passed
 from datadistill.models.init import draw_weights
-from datadistill.pretraining.make import make_trajectories
-from datadistill.training.carried import dc_recipe, recipe_of
 from datadistill.training.recipe import EPOCHS_AUGMENTED, TrainRecipe
 from datadistill.utils import ranks
 from datadistill.utils.errors import DamagedFileError, RequestError, require
-from datadistill.utils.files import read_json, refuse_links, write_atomically, write_json
-from datadistill.utils.progress import SILENT, Screen
+from datadistill.utils.files import read_json
 from datadistill.utils.runtime import resolve_device, stream
 from datadistill.utils.schema import from_json
 
@@ -148,15 +142,6 @@ class Strategy:
     why: str
 
 
-@dataclass(frozen=True)
-class _Attempt:
-    """A finished run, the augmentation that it is to be trained with, and the accuracy by which attempts compare."""
-
-    run: Run
-    augment: str
-    correct: float
-
-
 def config_to_start_from() -> RunConfig:
     """Config that flags start from, before the dataset is known and methods are chosen."""
     info = METHODS.get("dm")
@@ -180,18 +165,18 @@ def choose(config: RunConfig, real: RealData, folder: Path | None = None) -> Str
         raise RequestError("method auto is for networks with random initial weights: name a --method for anything else")
     if config.iterations is None and config.budget is None:
         config = replace(config, budget=BUDGET)
-    begun = None if folder is None else _begun(folder)
+    begun = None if folder is None else begun_in(folder)
     if begun is not None and config.model == AUTO:
         config = replace(config, model=passed("network", None, begun.model, file=f"{folder}/{BEGUN_NAME}"))
     budget, ipc = parse_duration(config.budget), _mean_ipc(config, real)
     config, judging = _with_network(config, real, ipc, budget or parse_duration(BUDGET) or 0.0)
     nets = int(max(NETS[0], min(NETS[-1], (budget or math.inf) / 2 / judging)))
     quick = _quick(config, real, ipc, folder)
-    unrolls, on = not _is_tried(quick), f"{quick.method.name} on {config.model}"
+    unrolls, on = not is_tried(quick), f"{quick.method.name} on {config.model}"
     if budget is None:
         return Strategy(quick, None, None, 0, None, nets, f"{on}: without a budget there is no time for more")
-    each = _seconds_of_training(config, real, _narrower(config) or config.model)
-    experts = _experts(config, real, ipc, _second_share(unrolls) * budget, budget, each, begun)
+    each = _seconds_of_training(config, real, narrower(config) or config.model)
+    experts = _experts(config, real, ipc, second_share(unrolls) * budget, budget, each, begun)
     if unrolls and experts is None:
         return Strategy(quick, None, None, 0, None, nets, f"{on}: trajectories of experts would take too long")
     epochs = _epochs(config, real, budget, each) if begun is None else begun.epochs
@@ -212,172 +197,17 @@ def choose(config: RunConfig, real: RealData, folder: Path | None = None) -> Str
     return Strategy(first, _by_trajectories(config, ipc, experts), experts, epochs, budget, nets, why)
 
 
-def carry_out(
-    chosen: Strategy,
-    real: RealData,
-    folder: Path,
-    run: Callable[[RunConfig, Path], Run],
-    screen: Screen = SILENT,
-) -> Run:
-    """The best of a strategy's attempts, with a copy of its run folder in the strategy's own.
-
-    Attempts and experts lie in folders below; what is there already is kept, and costs no time. From the first one on
-    there are distilled data in the folder itself, the best so far.
-
-    Args:
-        chosen: the strategy.
-        real: the dataset.
-        folder: of all.
-        run: carries out a run in a folder, or goes on with it.
-        screen: who is told how it is doing.
-
-    Raises:
-        RequestError: the folder holds something else.
-    """
-    if chosen.budget is None:
-        return run(chosen.first, folder)
-    if ranks.leads():
-        _begin(folder, chosen)
-    began, budget = time.perf_counter(), chosen.budget
-
-    def attempt(name: str, config: RunConfig) -> _Attempt:
-        return _attempt(name, config, chosen, real, folder, run, screen)
-
-    def left(name: str, least: float) -> float:
-        """The seconds that an attempt has: what it was begun with, or what the others and trying on it leave."""
-        place = RunFolder(folder / name)
-        if place.exists():
-            return _seconds_asked(place)
-        rest = (1 - TRIED_SHARE) * budget - (time.perf_counter() - began)
-        return round(max(least * budget, rest), 1)
-
-    best = attempt(FIRST_NAME, chosen.first)
-    _keep(best, folder, FILE_NAME)
-    augment, second = best.augment, chosen.second
-    if second is None or augment != chosen.first.method.augment:  # type: ignore[union-attr]
-        is_last = second is None
-        seconds = ranks.from_first(lambda: left(AGAIN_NAME, FIRST_SHARE)) if is_last else chosen.first.budget
-        again = replace(chosen.first, budget=seconds, method=replace(chosen.first.method, augment=augment))
-        best = _better(best, attempt(AGAIN_NAME, again), screen)
-        _keep(best, folder, FILE_NAME)
-    if second is not None and chosen.experts is not None:
-        place = _trained(second, chosen.experts, real, folder, screen)
-        seconds = ranks.from_first(lambda: left(SECOND_NAME, _second_share(not _is_tried(chosen.first))))
-        second = replace(second, trajectories=place, budget=seconds)
-        best = _better(best, attempt(SECOND_NAME, second), screen)
-    if best.run.folder is None:  # that of a rank which writes nothing
-        return best.run
-    _keep(best, folder)
-    return replace(best.run, folder=folder)
-
-
-def _attempt(
-    name: str,
-    config: RunConfig,
-    chosen: Strategy,
-    real: RealData,
-    folder: Path,
-    run: Callable[[RunConfig, Path], Run],
-    screen: Screen,
-) -> _Attempt:
-    """A run, to be trained on with the augmentation that is best for it; its own where none is tried."""
-    place, begun = RunFolder(folder / name), ranks.from_first(lambda: _begun(folder))
-    if not chosen.epochs:
-        done = run(config, place.path)
-        return _Attempt(done, config.method.augment, done.held_out.correct)  # type: ignore[union-attr]
-    if not _is_tried(config):
-        done = run(config, place.path)
-        recipe = recipe_of(done.distilled)
-        found = _tried(done, config, {recipe.augment: recipe}, real, screen, "judging as the others will be")
-        return _Attempt(done, found.best, found.accuracies[found.best])
-    tried = None if begun is None else begun.tried.get(name)
-    if tried is not None:  # before this was interrupted
-        if ranks.leads():
-            _trained_with(place, tried.best)
-        done = run(replace(config, method=replace(config.method, trained_with=tried.best)), place.path)
-    else:
-        done = run(config, place.path)
-        recipes = recipes_of(done.distilled, candidates(real), chosen.epochs)
-        tried = _tried(done, config, recipes, real, screen, "trying augmentations")
-        if ranks.leads() and begun is not None:
-            write_json(folder / BEGUN_NAME, asdict(replace(begun, tried=begun.tried | {name: tried})))
-        if ranks.leads():
-            _trained_with(place, tried.best)
-        said = ", ".join(f"{share:.1%} with {name}" for name, share in tried.accuracies.items())
-        screen.say(f"{config.method.name}: held out {said}; networks are trained with the best.")
-    done = replace(done, distilled=_noted(done.distilled, tried))
-    if ranks.leads():
-        done.distilled.save(place.path / FILE_NAME)
-    return _Attempt(done, tried.best, tried.accuracies[tried.best])
-
-
-def _is_tried(config: RunConfig) -> bool:
+def is_tried(config: RunConfig) -> bool:
     """Whether networks can be trained on what a method makes with any augmentation; else its result says with which."""
     return "trained_with" in options_of(config.method)
 
 
-def _noted(distilled: DistilledData, tried: Tried) -> DistilledData:
-    """The data with how networks are trained on it, and the held-out accuracy of those that were."""
-    made, correct = distilled.provenance, tried.accuracies[tried.best]
-    recipe = dc_recipe(distilled, augment=tried.best)
-    scores = [score | {"accuracy": correct} if score["split"] == "held_out" else score for score in made.scores]
-    return distilled.noted(
-        method=made.method | {"trained_with": tried.best},
-        inner=made.inner | {"augment": tried.best, "epochs": recipe.epochs},
-        scores=scores,
-    )
-
-
-def _trained_with(place: RunFolder, augment: str) -> None:
-    """Write into a finished run's settings how networks are trained on its result."""
-    settings = place.settings()
-    method = settings.asked["method"] | {"trained_with": augment}
-    place.change(replace(settings, asked=settings.asked | {"method": method}))
-
-
-def _seconds_asked(place: RunFolder) -> float:
-    """The budget of a run.
+def begun_in(folder: Path) -> Begun | None:
+    """What a strategy was begun with in a folder; None where none was.
 
     Raises:
-        DamagedFileError: it has none.
+        DamagedFileError: that cannot be read, or means nothing.
     """
-    seconds = parse_duration(place.settings().asked["budget"])
-    if seconds is None:
-        raise DamagedFileError(f"the run in {place.path} has no budget, as a strategy's has")
-    return seconds
-
-
-def _tried(
-    done: Run,
-    config: RunConfig,
-    recipes: Mapping[str, TrainRecipe],
-    real: RealData,
-    screen: Screen,
-    title: str,
-) -> Tried:
-    """Held-out accuracies of narrow networks trained on a set, by augmentation."""
-    here = real.to(resolve_device(config.device))
-    network = _network(config, here, _narrower(config) or config.model)
-    distilled = done.distilled.to(here.train.images.device)
-    with screen.bar(title, TRIED_NETS * len(recipes)) as count:
-        return try_recipes(network, distilled, here, recipes, seed=config.seed, count=count)
-
-
-def _better(one: _Attempt, other: _Attempt, screen: Screen) -> _Attempt:
-    """The attempt with the higher held-out accuracy; the later one where they are equal."""
-    best, less = (other, one) if other.correct >= one.correct else (one, other)
-    names = (f"{each.run.distilled.provenance.method['name']} ({each.correct:.1%})" for each in (best, less))
-    screen.say("on held-out images {} is better than {}.".format(*names))
-    return best
-
-
-def _keep(best: _Attempt, folder: Path, only: str = "*") -> None:
-    """Have a copy of an attempt in the strategy's folder, the last one for good."""
-    if ranks.leads() and best.run.folder is not None:
-        _copy(best.run.folder, folder, only)
-
-
-def _begun(folder: Path) -> Begun | None:
     path = folder / BEGUN_NAME
     if not path.exists():
         return None
@@ -391,45 +221,6 @@ def _begun(folder: Path) -> Begun | None:
     except (DamagedFileError, RequestError) as error:
         raise DamagedFileError(f"{path} is not what a strategy was begun with: {error}") from error
     return begun
-
-
-def _begin(folder: Path, chosen: Strategy) -> None:
-    """Take a free folder, or one that a strategy was begun in and not ended."""
-    is_begun = (folder / BEGUN_NAME).exists()
-    if RunFolder(folder).exists() or not is_begun:
-        RunFolder(folder).check_free()
-    refuse_links(folder)
-    if not is_begun and isinstance(chosen.first.model, str):
-        count = 0 if chosen.experts is None else chosen.experts.count
-        write_json(folder / BEGUN_NAME, asdict(Begun(chosen.first.model, count, chosen.epochs)))
-
-
-def _copy(attempt: Path, folder: Path, only: str = "*") -> None:
-    """Copy files of an attempt; its settings, which make a folder a run's, come last."""
-    names = [path.relative_to(attempt) for path in attempt.rglob(only) if path.is_file() and path.name != ".lock"]
-    for name in sorted(names, key=lambda name: name == Path(CONFIG_NAME)):
-        write_atomically(folder / name, (attempt / name).read_bytes())
-
-
-def _trained(config: RunConfig, experts: Experts, real: RealData, folder: Path, screen: Screen) -> Path:
-    """The folder of the experts."""
-    place = folder / EXPERTS_NAME
-    with screen.bar(f"training {experts.count} experts", experts.count * experts.training.epochs) as count:
-        trajectories = make_trajectories(
-            real,
-            place,
-            model=experts.model,
-            scheme=config.scheme,
-            experts=experts.count,
-            training=experts.training,
-            batch_norm=config.batch_norm,
-            seed=config.seed,
-            device=str(config.device),
-            resume=place.exists(),
-            say=screen.say,
-            count=count,
-        )
-    return trajectories.folder
 
 
 def _with_network(config: RunConfig, real: RealData, ipc: float, budget: float) -> tuple[RunConfig, float]:
@@ -464,11 +255,11 @@ def _epochs(config: RunConfig, real: RealData, budget: float, each: float) -> in
     if LEAST_EPOCHS * TRIED_NETS * len(candidates(real)) * images * each > seconds:
         return 0
     here = real.to(resolve_device(config.device))
-    epochs = epochs_within(seconds, _network(config, here, _narrower(config) or config.model), here, images)
+    epochs = epochs_within(seconds, network_of(config, here, narrower(config) or config.model), here, images)
     return epochs if epochs >= LEAST_EPOCHS else 0
 
 
-def _network(config: RunConfig, real: RealData, model: str | ModelFactory) -> Network:
+def network_of(config: RunConfig, real: RealData, model: str | ModelFactory) -> Network:
     """A network as the runs have it, where the data is."""
     device = real.train.images.device
     if device.type == "cpu":
@@ -491,7 +282,7 @@ def _quick(config: RunConfig, real: RealData, ipc: float, folder: Path | None) -
 
     The rates are those of the recipes `fashion-mnist-best-1`, `mnist-dc-1`, `cifar-10-dsa-1` and `mnist-dm-10`.
     """
-    narrow = _narrower(config)
+    narrow = narrower(config)
     if ipc < FEW and narrow is not None and narrow.startswith("convnet"):
         augment = "flip_rotate" if real.train.images.shape[1] == 3 else "scale_rotate"
         training = {"augment": augment, "trained_for": 100, "trained_at": 0.001, "matched_on": narrow}
@@ -526,7 +317,7 @@ def _by_trajectories(config: RunConfig, ipc: float, experts: Experts) -> RunConf
     return replace(config, method=METHODS.get("mtt").build(options)).changed({"outer": outer})
 
 
-def _second_share(unrolls: bool) -> float:
+def second_share(unrolls: bool) -> float:
     """Of the time, at least, for matching trajectories, after windows of training or after other attempts."""
     return SECOND_SHARE + 2 * FIRST_SHARE - UNROLLED_SHARE if unrolls else SECOND_SHARE
 
@@ -543,7 +334,7 @@ def _experts(
 
     An image takes `each` seconds in an epoch. Of the budget, `rest` seconds are for matching trajectories.
     """
-    model = _narrower(config)
+    model = narrower(config)
     if model is None:
         return None
     count = len(real.train.images)
@@ -563,7 +354,7 @@ def _experts(
     return Experts(number, model, replace(training, augment=candidates(real)[0]), number * training_one)
 
 
-def _narrower(config: RunConfig) -> str | None:
+def narrower(config: RunConfig) -> str | None:
     """The network that is matched: a narrow ConvNet, or a built-in network as it is; None for one's own."""
     if not isinstance(config.model, str) or not is_built_in(config.model):
         return None
@@ -577,7 +368,7 @@ def _narrower(config: RunConfig) -> str | None:
 def _seconds_of_training(config: RunConfig, real: RealData, model: str | ModelFactory) -> float:
     """Seconds by the clock for one image in one epoch of an expert, on all cores."""
     real = real.to(resolve_device(config.device))
-    network = _network(config, real, model)
+    network = network_of(config, real, model)
     weights = draw_weights(network.module, config.scheme, stream(config.seed, "timed"))
     images, labels = real.train.images[:_TIMED], real.train.labels[:_TIMED]
     seconds = []

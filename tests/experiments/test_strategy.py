@@ -11,7 +11,7 @@ import datadistill as dd
 from datadistill.cli.main import main
 from datadistill.distillation.config import RunConfig
 from datadistill.distillation.run_folder import RunFolder
-from datadistill.experiments import augmentation, strategy
+from datadistill.experiments import attempts, augmentation, strategy
 from datadistill.experiments.strategy import choose, config_to_start_from
 from datadistill.utils.errors import DamagedFileError, Interrupted, RequestError
 
@@ -43,7 +43,7 @@ def test_time_decides_whether_there_are_experts(digits: dd.RealData) -> None:
     assert 3 <= middle.count < long.experts.count
     assert "12 experts" in long.why
     assert "rat_bptt on convnet: trajectories of experts would take too long" in short.why
-    shares = (strategy.UNROLLED_SHARE, strategy.EXPERTS_SHARE, strategy.TRIED_SHARE, strategy._second_share(True))
+    shares = (strategy.UNROLLED_SHARE, strategy.EXPERTS_SHARE, strategy.TRIED_SHARE, strategy.second_share(True))
     assert sum(shares) <= 1
 
 
@@ -183,7 +183,7 @@ def test_each_attempt_is_trained_with_the_best_augmentation(
             raise KeyboardInterrupt
         return augmentation.Tried({"crop": 0.25, "warp10": 0.5})
 
-    monkeypatch.setattr(strategy, "try_recipes", pretended)
+    monkeypatch.setattr(attempts, "try_recipes", pretended)
     assert main([*tries, "--out", "run"]) == 130
     assert tried == ["dsa", "dsa", "mtt"]
     said = "dsa: held out 25.0% with crop, 50.0% with warp10; networks are trained with the best"
@@ -218,7 +218,7 @@ def test_windows_of_training_are_judged_on_the_networks_of_the_other_attempt(
         seen.append((str(distilled.provenance.method["name"]), [recipe.steps for recipe in recipes.values()]))
         return augmentation.try_recipes(network, distilled, real, recipes, **how)
 
-    monkeypatch.setattr(strategy, "try_recipes", watched)
+    monkeypatch.setattr(attempts, "try_recipes", watched)
     assert main([*(word.replace("mlp", "convnetD1W8") for word in tries), "--out", "run"]) == 0
     assert seen == [("rat_bptt", [100]), ("mtt", [0, 0])]
     assert not Path("run", "again").exists()
@@ -276,19 +276,19 @@ def test_nothing_is_written_through_a_link_or_over_a_run_inside(
 def test_an_interrupted_strategy_goes_on(
     two_experts: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made, folder = strategy.make_trajectories, Path("run")
+    made, folder = attempts.make_trajectories, Path("run")
 
     def interrupted(*given: object, **options: object) -> None:
         raise Interrupted("interrupted", folder / "experts")
 
-    monkeypatch.setattr(strategy, "make_trajectories", interrupted)
+    monkeypatch.setattr(attempts, "make_trajectories", interrupted)
     assert main([*two_experts, "--out", "run"]) == 130
     said = capsys.readouterr().err
     assert "--ipc 1" in said.partition("go on with: ")[2]
     assert "--out run" in said
     first = dd.load_distilled("run/first").images
     assert torch.equal(dd.load_distilled("run").images, first)
-    monkeypatch.setattr(strategy, "make_trajectories", made)
+    monkeypatch.setattr(attempts, "make_trajectories", made)
     (folder / "experts").mkdir()
     assert main([*two_experts, "--out", "run"]) == 0
     assert torch.equal(dd.load_distilled("run/first").images, first)
@@ -298,17 +298,17 @@ def test_an_interrupted_strategy_goes_on_with_fewer_cores(
     two_experts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its networks are those that it was begun with."""
-    made, threads = strategy.make_trajectories, torch.get_num_threads()
+    made, threads = attempts.make_trajectories, torch.get_num_threads()
 
     def interrupted(*given: object, **options: object) -> None:
         raise Interrupted("interrupted", Path("run", "experts"))
 
     try:
         torch.set_num_threads(2)
-        monkeypatch.setattr(strategy, "make_trajectories", interrupted)
+        monkeypatch.setattr(attempts, "make_trajectories", interrupted)
         assert main([*two_experts, "--out", "run"]) == 130
         torch.set_num_threads(1)
-        monkeypatch.setattr(strategy, "make_trajectories", made)
+        monkeypatch.setattr(attempts, "make_trajectories", made)
         assert main([*two_experts, "--out", "run"]) == 0
     finally:
         torch.set_num_threads(threads)
