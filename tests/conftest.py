@@ -39,7 +39,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _curves_are_drawn_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Runs end with a copy of one curve: to draw it takes half of what else ends one. `report/test_curve.py` draws."""
+    """Runs end with a copy of one curve: drawing is most of what ends a short one. `report/test_curve.py` draws."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("datadistill.report.card.save_curve", _copied(tmp_path_factory.mktemp("drawn") / "curve.png"))
         yield
