@@ -15,7 +15,10 @@ Where this differs from the authors' code:
     - experts' weights are kept in half precision and read from the disk as they are needed;
     - experts never see the held-out slice of the training split, by which a run is judged; theirs is judged on test
       images;
-    - experts and students can be another network than the one that the result is for.
+    - experts and students can be another network than the one that the result is for;
+    - labels can be learned too, as in Guo, Wang, Cazenavette, Li, Zhang and You, "Towards Lossless Dataset Distillation
+      via Difficulty-Aligned Trajectory Matching" (ICLR 2024), section 3.3. Theirs are a softmax and start from what
+      experts say; here they are free numbers that start as the hard labels, which gave better sets.
 """
 
 import itertools
@@ -40,7 +43,7 @@ from datadistill.engine.unroll import InnerStep, walk, with_noise
 from datadistill.methods.base import Context, Problem, State, Step, options_of
 from datadistill.methods.dc import DSA_STRATEGY
 from datadistill.methods.initial_images import shuffled_batches
-from datadistill.methods.judging import judged_by_protocol, training_augmentation
+from datadistill.methods.judging import judged_by_protocol, training_augmentation, with_soft_labels
 from datadistill.pretraining.trajectories import Trajectories
 from datadistill.training.carried import TAKES_LEARNED
 from datadistill.utils.errors import RequestError
@@ -89,6 +92,8 @@ class MTT:
             0.001 for 10 and 50, in between likewise.
         inner_batch: distilled images per gradient step, in shuffled order; 0 takes all of them.
         images: what the images start from: `real` images, `noise`, `mean` (class means), or `kmeans` (cluster centres).
+        labels: `hard` class indices, or `soft` ones that are learned too. They start as the hard ones and need not add
+            up to one: what an image is worth in a step is learned with them.
         augment: how distilled images are changed in each step: one of these parts for the batch, each image by draws of
             its own; `none` for none. As the experts were trained, as a rule.
         trained_with: the transformations of which one is drawn for each batch when a network is trained on the result;
@@ -108,6 +113,7 @@ class MTT:
     learning_rate: float = 0.0
     inner_batch: int = 0
     images: Literal["noise", "mean", "real", "kmeans"] = "real"
+    labels: Literal["hard", "soft"] = "hard"
     augment: str = DSA_STRATEGY
     trained_with: str = "same"
     matched_on: str = "same"
@@ -149,7 +155,7 @@ class MTT:
         return chosen
 
     def init(self, problem: Problem, generator: torch.Generator) -> tuple[DistilledData, State]:
-        """Images of every class with hard labels and one learning rate.
+        """Images of every class with their labels and one learning rate.
 
         Raises:
             RequestError: initial weights, experts, augmentation or the engine do not fit the method.
@@ -179,7 +185,8 @@ class MTT:
         inner = data.provenance.inner
         if self.trained_at > 0:
             inner = inner | {"rate": self.trained_at, TAKES_LEARNED: False}
-        return replace(data.noted(inner=inner), learning_rates=rates), {}
+        data = replace(data.noted(inner=inner), learning_rates=rates)
+        return (data if self.labels == "hard" else with_soft_labels(data)), {}
 
     def step(self, distilled: DistilledData, state: State, context: Context, generator: torch.Generator) -> Step:
         """Trajectory-matching loss, normalised by the expert's displacement (equation 2), and its derivative."""
@@ -203,10 +210,13 @@ class MTT:
         through = outer_step if self.derivative == "exact" else _tesla
         outer = OuterLoss(_distance, [*start.values(), *target.values()])
         found = through(network, SGD(), start, steps, outer, context.engine)
-        images = torch.zeros_like(distilled.images)
-        for number, slope in found.images.items():
-            images.index_add_(0, batches[number].to(images.device), slope)
-        return Step(found.loss, {"images": images, "learning_rates": found.rates.sum()[None]}, state)
+        gradients = {"images": torch.zeros_like(distilled.images), "learning_rates": found.rates.sum()[None]}
+        if distilled.soft_labels is not None:
+            gradients["soft_labels"] = torch.zeros_like(distilled.soft_labels)
+        for name, parts in (("images", found.images), ("soft_labels", found.labels)):
+            for number, slope in parts.items():
+                gradients[name].index_add_(0, batches[number].to(slope.device), slope)
+        return Step(found.loss, gradients, state)
 
     def workload(self, problem: Problem) -> Workload:
         """Workload of an outer step."""
@@ -275,7 +285,7 @@ def _tesla(
     """
     (last,) = deque(walk(network, optimizer, weights, steps, engine.inner_chunk), maxlen=1)
     loss, v = outer(last)
-    images, rates = dict[int, Tensor](), list[Tensor]()
+    images, labels, rates = dict[int, Tensor](), dict[int, Tensor](), list[Tensor]()
     here = replace(engine, storage="recompute")
     for step in steps:
         following: list[Weights] = []
@@ -286,7 +296,8 @@ def _tesla(
 
         found = hypergradient(network, optimizer, weights, [step], at_the_end, here)
         (weights,) = following
-        slope = found.images[step.batch]
-        images[step.batch] = images[step.batch].add_(slope) if step.batch in images else slope
+        for sums, parts in ((images, found.images), (labels, found.labels)):
+            for batch, slope in parts.items():
+                sums[batch] = sums[batch].add_(slope) if batch in sums else slope
         rates.append(found.rates)
-    return Hypergradient(loss, images, {}, torch.cat(rates))
+    return Hypergradient(loss, images, labels, torch.cat(rates))

@@ -37,12 +37,15 @@ def in_double(asked: Problem) -> Problem:
 
 def started(method: dd.methods.MTT, asked: Problem, rate: float) -> dd.DistilledData:
     start = start_of(method, asked, stream(0))
-    return replace(start, images=start.images.double(), learning_rates=torch.tensor([rate], dtype=torch.float64))
+    soft = None if start.soft_labels is None else start.soft_labels.double()
+    rates = torch.tensor([rate], dtype=torch.float64)
+    return replace(start, images=start.images.double(), learning_rates=rates, soft_labels=soft)
 
 
-def test_a_step_is_equation_two(digits: dd.RealData, trajectories: dd.Trajectories) -> None:
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+def test_a_step_is_equation_two(digits: dd.RealData, trajectories: dd.Trajectories, labels: Any) -> None:
     """By hand, with autograd through all steps."""
-    method, asked = dd.methods.MTT(**SMALL), problem(digits, trajectories)
+    method, asked = dd.methods.MTT(**SMALL, labels=labels), problem(digits, trajectories)
     exact, data = in_double(asked), started(method, asked, 0.05)
     found = step_of(method, data, exact, {}, stream(3))
     draw = stream(3)
@@ -51,18 +54,23 @@ def test_a_step_is_equation_two(digits: dd.RealData, trajectories: dd.Trajectori
     first, target = ({n: w.double() for n, w in expert.weights(t).items()} for t in (epoch, epoch + 2))
     images, rate = data.images.clone().requires_grad_(), torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
     weights = {name: weight.clone().requires_grad_() for name, weight in first.items()}
+    targets = data.targets.clone().requires_grad_(labels == "soft")
     for _ in range(4):
-        loss = F.cross_entropy(functional_call(exact.network.module, weights, (images,)), data.labels)
+        loss = F.cross_entropy(functional_call(exact.network.module, weights, (images,)), targets)
         slopes = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
         weights = {n: w - rate * g for (n, w), g in zip(weights.items(), slopes, strict=True)}
     apart = sum(((weights[name] - target[name]) ** 2).sum() for name in target)
     outer = apart / sum(((first[name] - target[name]) ** 2).sum() for name in target)
     assert isinstance(outer, torch.Tensor)
     assert float(found.loss) == pytest.approx(float(outer.detach()), rel=1e-12)
-    by_images, by_rate = torch.autograd.grad(outer, [images, rate])
+    by_images, by_rate, *by_labels = torch.autograd.grad(
+        outer, [images, rate, *([targets] if labels == "soft" else [])]
+    )
     assert torch.allclose(found.gradients["images"], by_images, rtol=1e-9, atol=1e-15)
-    assert found.gradients["learning_rates"] is not None
     assert float(found.gradients["learning_rates"]) == pytest.approx(float(by_rate), rel=1e-9)
+    assert ("soft_labels" in found.gradients) == (labels == "soft")
+    for expected in by_labels:
+        assert torch.allclose(found.gradients["soft_labels"], expected, rtol=1e-9, atol=1e-15)
 
 
 @pytest.mark.parametrize("storage", ["full", "recompute", "checkpoint"])
@@ -100,11 +108,10 @@ def gap(
     asked = problem(digits, trajectories, engine=dd.Engine(inner_chunk=chunk))
     exact, gradients = in_double(asked), []
     for derivative in ("exact", "tesla"):
-        changes = {"student_steps": steps, "derivative": derivative, "augment": augment}
+        changes = {"student_steps": steps, "derivative": derivative, "augment": augment, "labels": "soft"}
         method = dd.methods.MTT(**SMALL | changes)
-        outcome = step_of(method, started(method, asked, rate), exact, {}, stream(3))
-        assert outcome.gradients["learning_rates"] is not None
-        gradients.append(torch.cat([outcome.gradients["images"].flatten(), outcome.gradients["learning_rates"]]))
+        found = step_of(method, started(method, asked, rate), exact, {}, stream(3)).gradients
+        gradients.append(torch.cat([found[name].flatten() for name in ("images", "soft_labels", "learning_rates")]))
     return float((gradients[0] - gradients[1]).norm() / gradients[0].norm())
 
 
