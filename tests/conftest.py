@@ -1,5 +1,8 @@
 """What all tests share: data, trained networks, and the check of array shapes when DATADISTILL_SHAPES asks for it."""
 
+# Before PyTorch, so that DATADISTILL_ISA is heard.
+import datadistill.utils.before_torch  # isort: skip
+
 import os
 import signal
 from collections.abc import Callable, Iterator
