@@ -118,6 +118,12 @@ class Row:
         )
 
     @property
+    def method(self) -> str:
+        """The method, and whether it learned the labels too."""
+        soft = ", soft labels" if self.recipe.method.get("labels") == "soft" else ""
+        return f"`{self.recipe.method['name']}`{soft}"
+
+    @property
     def command(self) -> str:
         return f"`datadistill reproduce {self.recipe.name}`"
 
@@ -208,7 +214,7 @@ def results() -> str:
             ["", "this", "published", "random", "herding", "k-center", "networks", "distilling", "command"],
             (
                 [
-                    f"{row.title}, `{row.recipe.method['name']}`",
+                    f"{row.title}, {row.method}",
                     f"**{row.figure(mine)}**",
                     row.recipe.published("after"),
                     *(
@@ -233,7 +239,7 @@ def results() -> str:
             ["", "by its own recipe", "by protocol `dc`", "random", "networks", "distilling", "command"],
             (
                 [
-                    f"{row.title}, `{row.recipe.method['name']}`",
+                    f"{row.title}, {row.method}",
                     f"**{row.figure(mine)}**",
                     f"{by_dc[row.recipe.name]['accuracy']} (`{by_dc[row.recipe.name]['command']}`)"
                     if row.recipe.name in by_dc

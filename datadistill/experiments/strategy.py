@@ -296,7 +296,7 @@ def _quick(config: RunConfig, real: RealData, ipc: float, folder: Path | None) -
 
 
 def _by_trajectories(config: RunConfig, ipc: float, experts: Experts) -> RunConfig:
-    """Trajectories with the settings of the recipes `cifar-10-mtt-1` and `-10`.
+    """Trajectories with the settings of the recipes `cifar-10-mtt-1` and `fashion-mnist-best-10`.
 
     Students are augmented as in those, whatever the result is trained with: under warps their steps lead nowhere.
     """
@@ -308,11 +308,12 @@ def _by_trajectories(config: RunConfig, ipc: float, experts: Experts) -> RunConf
         "max_start_epoch": experts.training.epochs - epochs,
         "learning_rate": 0.01 if many else 0.05,
         "images": "kmeans" if many else "mean",
+        "labels": "soft" if many else "hard",
         "augment": experts.training.augment,
         "matched_on": experts.model,
         "trained_at": 0.01,
     }
-    outer = {"lr": 0.02, "lr_lr": 0.03, "betas": (0.9, 0.99), "schedule": "cosine"}
+    outer = {"lr": 0.02, "lr_lr": 0.03, "lr_label": 0.01, "betas": (0.9, 0.99), "schedule": "cosine"}
     outer["eval_every"] = 200 if many else 400
     return replace(config, method=METHODS.get("mtt").build(options)).changed({"outer": outer})
 
