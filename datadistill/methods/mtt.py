@@ -17,8 +17,8 @@ Where this differs from the authors' code:
       images;
     - experts and students can be another network than the one that the result is for;
     - labels can be learned too, as in Guo, Wang, Cazenavette, Li, Zhang and You, "Towards Lossless Dataset Distillation
-      via Difficulty-Aligned Trajectory Matching" (ICLR 2024), section 3.3. Theirs are a softmax and start from what
-      experts say; here they are free numbers that start as the hard labels, which gave better sets.
+      via Difficulty-Aligned Trajectory Matching" (ICLR 2024). Theirs are a softmax and start from what experts say;
+      here they are free numbers that start as the hard labels.
 """
 
 import itertools
