@@ -67,6 +67,7 @@ def test_experts_take_their_share_and_go_as_far_as_students_start(digits: dd.Rea
         experts, method = chosen.experts, chosen.second.method
         assert experts is not None
         assert isinstance(method, dd.methods.MTT)
+        assert method.labels == ("hard" if ipc == 1 else "soft")
         assert experts.seconds <= strategy.EXPERTS_SHARE * 60
         assert experts.training.epochs == starts * method.expert_epochs
         assert method.max_start_epoch + method.expert_epochs == experts.training.epochs
