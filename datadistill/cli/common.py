@@ -104,6 +104,11 @@ def protocol_title(protocol: str, scores: Sequence[Score]) -> str:
     return f"protocol {protocol}: {ways.pop()}" if len(ways) == 1 and "" not in ways else f"protocol {protocol}"
 
 
+def accuracy_title(scores: Sequence[Score]) -> str:
+    """The heading of accuracies, which says what networks were tested on."""
+    return "test accuracy" if all(score.split == "test" for score in scores) else "held-out accuracy"
+
+
 def steps_for(usual: int, ipc: int | float | str | Sequence[int] | None) -> int:
     """Default number of steps for some images per class: the greatest common divisor with the usual number."""
     counts = [int(word) for word in ipc.split(",")] if isinstance(ipc, str) and ":" not in ipc else ipc

@@ -12,6 +12,7 @@ from datadistill.baselines import BASELINES, full_dataset
 from datadistill.cli import evaluate as evaluate_command
 from datadistill.cli.common import (
     Fault,
+    accuracy_title,
     given_config,
     given_models,
     listed,
@@ -218,6 +219,7 @@ def _baseline(
         model=None if config.protocol == "nearest" else size.model,
         nets=config.nets,
         protocol=protocol,
+        split=config.split,
         seed=config.seed,
         pool=problem.pool,
         bar=counting,
@@ -237,7 +239,7 @@ def _full(problem: Problem, size: _Size, config: EvalConfig, epochs: int) -> lis
         raise RequestError("--full-epochs trains on the full dataset by protocol dc: add --protocol dc")
     data = full_dataset(problem, replace(size.recipe, epochs=epochs))
     with counting("training on the full dataset", work_of(data, 1)) as count:
-        score = evaluate(data, problem.real, model=size.model, nets=1, seed=config.seed, count=count)
+        score = evaluate(data, problem.real, model=size.model, nets=1, split=config.split, seed=config.seed, count=count)
     return [_Line(f"full dataset, {epochs} epochs", len(data.labels), score)]
 
 
@@ -255,7 +257,8 @@ def _print(lines: list[_Line], real: RealData, arguments: argparse.Namespace) ->
     judged = [(line, line.score) for line in lines if isinstance(line.score, Score)]
     distilled = [score for line, score in judged if not line.name.startswith("full dataset")]
     alike = len({score.training for score in distilled}) == 1
-    columns = ["set", "images", "network", "weights", "nets", "untrained", "test accuracy", "95 % interval", "s"]
+    accuracy = accuracy_title([score for _, score in judged])
+    columns = ["set", "images", "network", "weights", "nets", "untrained", accuracy, "95 % interval", "s"]
     rows = []
     for line, score in judged:
         name = line.name if alike else f"{line.name}, {score.training or 'steps of its own'}"

@@ -8,6 +8,7 @@ import torch
 
 from datadistill.cli.common import (
     Fault,
+    accuracy_title,
     add_data_flags,
     add_eval_flags,
     add_run_flag,
@@ -39,6 +40,9 @@ Data made for one fixed initialisation is judged from the initial weights in its
 file; --weights random-init shows what it does for networks it does not know. Data
 made for networks of a pool is judged on those that are reserved for judging in the
 pool given with --pool, or on all networks of another pool.
+
+Whoever chooses between sets or settings takes --split held_out, so that the test
+images have not been asked when the choice is judged.
 
 Protocol dc is how the field compares distilled data: fresh networks, trained on the
 images for hundreds of epochs. It judges any data; data made for it (dc, dsa, dm,
@@ -185,7 +189,7 @@ def fail_for_faults(scores: Sequence[Score | Fault]) -> None:
 def _print(found: list[tuple[str, list[Score | Fault]]], protocol: str) -> None:
     every = [score for _, scores in found for score in scores if isinstance(score, Score)]
     title, alike = protocol_title(protocol, every), len({score.training for score in every}) == 1
-    columns = ["data", "network", "weights", "nets", "before", "test accuracy", "95 % interval", "s"]
+    columns = ["data", "network", "weights", "nets", "before", accuracy_title(every), "95 % interval", "s"]
     rows = [
         [f"{path}, {score.training}" if score.training and not alike else path, *score_cells(score)]
         for path, (score, *_) in found
@@ -199,7 +203,7 @@ def _print_crossed(found: list[tuple[str, list[Score | Fault]]], protocol: str) 
     every = [score for _, scores in found for score in scores if isinstance(score, Score)]
     alike = len({score.training for score in every}) == 1
     nets = sorted({score.nets for score in every})
-    title = f"test accuracy, {' or '.join(map(str, nets))} networks each, {protocol_title(protocol, every)}"
+    title = f"{accuracy_title(every)}, {' or '.join(map(str, nets))} networks each, {protocol_title(protocol, every)}"
     rows, faults = [], dict[str, str]()
     for path, scores in found:
         training = next((score.training for score in scores if isinstance(score, Score)), "")

@@ -41,7 +41,8 @@ class EvalConfig:
         augment: of protocol `dc`: `none`, or parts such as `color_crop_cutout_flip_scale_rotate`, of which one, drawn
             for each batch, changes the images.
         rate: of protocol `dc`: learning rate.
-        split: `test`, or `held_out` for choosing between sets.
+        split: real images that networks are tested on: `test`, or `held_out`, of the training images, for choosing
+            between sets.
         seed: of the fresh draws.
         pool: of trained networks, for data made for random-pretrained ones. Of the pool that the data was made with,
             only the reserved networks are used; of any other one, all of them.
@@ -64,7 +65,7 @@ class EvalConfig:
         default=None, metadata=Flag(metavar="PARTS|none", otherwise="as the data says, or none").metadata
     )
     rate: float | None = field(default=None, metadata=Flag(otherwise=f"as the data says, or {DC.lr}").metadata)
-    split: Literal["test", "held_out"] = field(default="test", metadata=_NO_FLAG)
+    split: Literal["test", "held_out"] = "test"
     seed: int = 0
     pool: Pool | None = field(default=None, metadata=_NO_FLAG)
     scheme: str | None = field(default=None, metadata=Flag(otherwise="as the data was made for").metadata)

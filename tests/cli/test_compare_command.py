@@ -77,6 +77,19 @@ def test_compare(result: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "average" in out
 
 
+def test_sets_are_chosen_by_held_out_images(result: str, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--nets", "2", "--split", "held_out"]
+    assert main(["compare", result, "--baselines", "kmeans", *asked, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["results"]
+    held_out = len(dd.load("digits").held_out)
+    assert [(row["split"], row["images"]) for row in rows] == [("held_out", held_out)] * 2
+    for command in ("evaluate", "compare"):
+        assert main([command, result, *asked]) == 0
+        out = capsys.readouterr().out
+        assert "held-out accuracy" in out
+        assert "test accuracy" not in out
+
+
 def _evaluated(path: str, capsys: pytest.CaptureFixture[str]) -> object:
     assert main(["evaluate", path, "--nets", "3", "--json"]) == 0
     return json.loads(capsys.readouterr().out)["results"][0]["accuracy"]
