@@ -239,7 +239,9 @@ def _full(problem: Problem, size: _Size, config: EvalConfig, epochs: int) -> lis
         raise RequestError("--full-epochs trains on the full dataset by protocol dc: add --protocol dc")
     data = full_dataset(problem, replace(size.recipe, epochs=epochs))
     with counting("training on the full dataset", work_of(data, 1)) as count:
-        score = evaluate(data, problem.real, model=size.model, nets=1, split=config.split, seed=config.seed, count=count)
+        score = evaluate(
+            data, problem.real, model=size.model, nets=1, split=config.split, seed=config.seed, count=count
+        )
     return [_Line(f"full dataset, {epochs} epochs", len(data.labels), score)]
 
 

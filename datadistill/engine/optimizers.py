@@ -86,11 +86,11 @@ class SGD:
     def update(
         self, weights: Weights, gradients: Weights, state: State, rate: Tensor | float, step: int
     ) -> tuple[Weights, State]:
-        gradients = _decayed(weights, gradients, self.weight_decay)
+        gradients, back = _decayed(weights, gradients, self.weight_decay), -rate
         if self.momentum == 0:
-            return {name: _minus(weight, rate, gradients[name]) for name, weight in weights.items()}, state
+            return {name: _plus(weight, back, gradients[name]) for name, weight in weights.items()}, state
         moved = {f"momentum/{name}": self.momentum * state[f"momentum/{name}"] + gradients[name] for name in weights}
-        return {name: _minus(weight, rate, moved[f"momentum/{name}"]) for name, weight in weights.items()}, moved
+        return {name: _plus(weight, back, moved[f"momentum/{name}"]) for name, weight in weights.items()}, moved
 
     def tangent(self, v_weights: Weights, v_state: State, rate: Tensor) -> Weights:
         back = -rate
@@ -222,11 +222,11 @@ def _decayed(weights: Weights, gradients: Weights, decay: float) -> Weights:
     return {name: torch.add(gradient, weights[name], alpha=decay) for name, gradient in gradients.items()}
 
 
-def _minus(weight: Tensor, rate: Tensor | float, direction: Tensor) -> Tensor:
-    """`weight - rate * direction` in one pass: large layers take as long as their memory does."""
+def _plus(weight: Tensor, rate: Tensor | float, direction: Tensor) -> Tensor:
+    """`weight + rate * direction` in one pass: large layers take as long as their memory does."""
     if isinstance(rate, Tensor):
-        return torch.addcmul(weight, direction, -rate)
-    return torch.add(weight, direction, alpha=-rate)
+        return torch.addcmul(weight, direction, rate)
+    return torch.add(weight, direction, alpha=rate)
 
 
 def _root(values: Tensor) -> Tensor:

@@ -287,6 +287,66 @@ def test_the_first_of_equals_counts_even_if_it_is_infinitely_small(window: tuple
 
 
 @built
+@pytest.mark.parametrize("size", [(1, 1, 1), (3, 7, 5), (10, 400, 120), (16, 17, 33)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear(size: tuple[int, int, int], bias: bool) -> None:
+    images, inputs, outputs = size
+    compare(nn.Linear(inputs, outputs, bias=bias), torch.randn(images, inputs, generator=stream(0)))
+
+
+@built
+def test_large_products_are_left_to_torch() -> None:
+    fast = fitted(nn.Sequential(nn.Linear(400, 120)), OPERATIONS)
+    for images, ours in ((21, True), (22, False)):
+        assert ("datadistill::linear" in calls_of(fast, torch.randn(images, 400))) is ours
+
+
+LAYERS = {
+    "convolution": (nn.Conv2d(2, 3, 3), (2, 2, 6, 6)),
+    "linear": (nn.Linear(5, 3), (2, 5)),
+    "pooling": (nn.MaxPool2d(2), (2, 2, 6, 6)),
+}
+
+
+@built
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "pooling"])
+@pytest.mark.parametrize("which", ["images", "weight", "bias"])
+def test_what_has_no_derivative_gets_none(name: str, which: str) -> None:
+    """Of one input alone, a frozen layer's images among them."""
+    found = []
+    for fast in (True, False):
+        layer = copy.deepcopy(LAYERS[name][0]).requires_grad_(False)
+        images = torch.randn(LAYERS[name][1], generator=stream(0))
+        leaf = {"images": images, "weight": layer.weight, "bias": layer.bias}[which].requires_grad_()
+        value = torch.tanh(fitted(nn.Sequential(layer), OPERATIONS if fast else ())(images))
+        (first,) = torch.autograd.grad(value.sum(), leaf, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), leaf)
+        found.append((first, second))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@built
+@pytest.mark.parametrize("name", LAYERS)
+def test_graphs_are_as_torch_keeps_them(name: str) -> None:
+    """None where there is no leaf or nobody wants one, gone after one walk back, and refused where its tensors changed."""
+    layer, shape = LAYERS[name]
+    fast, images = fitted(nn.Sequential(copy.deepcopy(layer)), OPERATIONS), torch.randn(shape, generator=stream(0))
+    with torch.no_grad():
+        assert fast(images.clone().requires_grad_()).grad_fn is None
+    assert fast.requires_grad_(False)(images).grad_fn is None
+    value = fast(images.requires_grad_())
+    torch.autograd.grad(value.sum(), images)
+    with pytest.raises(RuntimeError, match="a second time"):
+        torch.autograd.grad(value.sum(), images)
+    if name != "pooling":
+        value = fast(images)
+        fast[0].weight.add_(1.0)  # type: ignore[operator]
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(value.sum(), images)
+
+
+@built
 def test_large_batches_have_an_operation_of_their_own() -> None:
     few, many = (fitted(nn.Conv2d(6, 16, 5), (name,)) for name in ("small-batch", "some-channels"))
     assert [few.is_ours(n) for n in (1, 16, 17, 64)] == [True, True, False, False]  # type: ignore[operator]

@@ -1,6 +1,7 @@
 """Choice of operations: those of ours that were measured, on this machine, to be right and faster."""
 
 import copy
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -41,7 +42,7 @@ class _Trial(NamedTuple):
     """Layers on which an operation is tried, and the shape of their images."""
 
     module: Callable[[], nn.Module]
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
 
 
 def _blocks(channels: int, width: int, padding: int = 1) -> Callable[[], nn.Module]:
@@ -56,6 +57,10 @@ def _blocks(channels: int, width: int, padding: int = 1) -> Callable[[], nn.Modu
 
 def _convolution(channels: int, outputs: int, padding: int) -> Callable[[], nn.Module]:
     return lambda: nn.Conv2d(channels, outputs, 5, padding=padding)
+
+
+def _linear(*sizes: int) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(*itertools.starmap(nn.Linear, itertools.pairwise(sizes)))
 
 
 def _pooling(kernel: int, padding: int) -> Callable[[], nn.Module]:
@@ -73,6 +78,8 @@ _TRIALS: Mapping[str, tuple[_Trial, ...]] = {
     "small-batch": (_Trial(_convolution(6, 16, 0), (10, 6, 14, 14)),),
     "some-channels": (_Trial(_convolution(6, 16, 0), (64, 6, 14, 14)),),
     "max-pooling": (_Trial(_pooling(2, 0), (10, 6, 28, 28)), _Trial(_pooling(3, 1), (10, 64, 32, 32))),
+    # LeNet's three, on batches of the inner loop.
+    "linear": (_Trial(_linear(400, 120, 84, 10), (10, 400)),),
     # ConvNets of two blocks.
     "normalisation": (_Trial(_blocks(1, 64, 3), (10, 1, 28, 28)), _Trial(_blocks(3, 32), (10, 3, 16, 16))),
 }

@@ -10,11 +10,15 @@ from torch import Tensor, nn
 
 _FEW_CHANNELS, _SOME_CHANNELS = 4, 16
 _SMALL_BATCH = 16
+_SMALL_PRODUCT = 1 << 20
+"""Multiplications below which PyTorch takes longer to keep a matrix product's graph than to compute it."""
 
 
 def fitted(module: nn.Module, operations: Collection[str]) -> nn.Module:
     """The same module, its layers changed in place to call these operations, which must have been loaded."""
     kinds: dict[type[nn.Module], type[nn.Module]] = {}
+    if "linear" in operations:
+        kinds[nn.Linear] = _Linear
     if "max-pooling" in operations:
         kinds[nn.MaxPool2d] = _MaxPool2d
     if "normalisation" in operations:
@@ -71,6 +75,18 @@ class _Conv2d(nn.Conv2d):
         return torch.ops.datadistill.conv2d.default(  # type: ignore[no-any-return]
             input, self.weight, self.bias, *self.padding, self.is_normalised
         )
+
+
+class _Linear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        if (
+            not _is_plain(input, 2)
+            or input.shape[0] * self.weight.numel() > _SMALL_PRODUCT
+            or input.shape[1] != self.in_features
+            or self.weight.dtype != torch.float32
+        ):
+            return super().forward(input)
+        return torch.ops.datadistill.linear.default(input, self.weight, self.bias)  # type: ignore[no-any-return]
 
 
 class _MaxPool2d(nn.MaxPool2d):
@@ -236,12 +252,12 @@ def _has_hooks(layer: nn.Module) -> bool:
     return any(getattr(layer, name) for name in names)
 
 
-def _is_plain(images: Tensor) -> bool:
+def _is_plain(images: Tensor, dimensions: int = 4) -> bool:
     """Images in float32 in a CPU's memory, whose arithmetic nobody wants in half the bits."""
     return (
         images.dtype == torch.float32
         and images.is_cpu
-        and images.dim() == 4
+        and images.dim() == dimensions
         and images.numel() > 0
         and not torch.is_autocast_enabled("cpu")
     )

@@ -4,14 +4,15 @@
 
 #pragma once
 
-#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
 
 #include <ATen/Parallel.h>
 #include <ATen/cpu/vec/functional.h>
-#include <ATen/ops/convolution.h>
+#include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
 
 #include <algorithm>
 #include <array>
@@ -29,7 +30,6 @@
 namespace {
 
 using at::Tensor, at::vec::fmadd;
-using torch::autograd::AutogradContext, torch::autograd::Function, torch::autograd::variable_list;
 using MaybeTensor = std::optional<Tensor>;
 using Floats = std::vector<float>;
 using Vec = at::vec::Vectorized<float>;
@@ -78,6 +78,38 @@ const float* at(const Tensor& t) { return t.defined() ? t.const_data_ptr<float>(
 
 Tensor empty_channels_last(at::IntArrayRef sizes, const Tensor& like) {
   return at::empty(sizes, like.options().memory_format(at::MemoryFormat::ChannelsLast));
+}
+
+// An operation in the graph: `pull` gives the gradient of an input, by its number, from two saved tensors and the
+// gradient of the answer. A `torch::autograd::Function` is easier to write, but its calls take longer than LeNet's
+// smallest layers.
+struct Operation : torch::autograd::Node {
+  torch::autograd::SavedVariable a, b;
+  std::function<Tensor(size_t, const Tensor&, const Tensor&, const Tensor&)> pull;
+
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override {
+    torch::autograd::variable_list out(num_outputs());
+    for (size_t i = 0; i < out.size(); ++i)
+      if (gradients[0].defined() && task_should_compute_output(i))
+        out[i] = pull(i, a.unpack(), b.unpack(), gradients[0]);
+    return out;
+  }
+  void release_variables() override { a.reset_data(), b.reset_data(); }
+};
+
+// The answer with its operation, if an input has a derivative. The kind of pointer goes by PyTorch's version.
+template <typename Pull, typename... Inputs>
+Tensor recorded(const Tensor& out, const Pull& pull, const Tensor& a, const Tensor& b, const Inputs&... inputs) {
+  if (!torch::autograd::compute_requires_grad(inputs...)) return out;
+  const auto made = [](auto kind) {
+    if constexpr (std::is_same_v<decltype(kind), std::shared_ptr<torch::autograd::Node>>)
+      return std::make_shared<Operation>();
+    else return c10::make_intrusive<Operation>();
+  }(torch::autograd::Edge().function);
+  made->set_next_edges(torch::autograd::collect_next_edges(inputs...));
+  made->a = {a, false}, made->b = {b, false}, made->pull = pull;
+  torch::autograd::set_history(out, made);
+  return out;
 }
 
 // A convolution with stride 1: n images of c planes h x w become o planes. Negative padding crops, which the data

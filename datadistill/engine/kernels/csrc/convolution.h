@@ -15,7 +15,7 @@ constexpr int64_t kFewPlanes = 16;  // output planes up to which the weight grad
 // weights' gradient.
 enum class Kind : int64_t { convolution, of_images, of_weights };
 
-// What all three operations are told, besides two tensors. With channels innermost in memory (`last`) the library does
+// What all three operations are told, besides two tensors; nothing for a linear layer. With channels innermost in memory (`last`) the library does
 // the work.
 struct Kernel {
   int64_t h, w, ph, pw;
@@ -31,9 +31,7 @@ Tensor library_gradient(const Tensor& g, const Tensor& x, const Tensor& w, const
 }
 
 Tensor convolution(const Tensor& images, const Tensor& weights, const MaybeTensor& bias, const Kernel& k) {
-  if (k.last)
-    return at::convolution(k.laid_out(images), k.laid_out(weights), bias, {1, 1}, {k.ph, k.pw}, {1, 1}, false, {0, 0},
-                           1);
+  if (k.last) return at::conv2d(k.laid_out(images), k.laid_out(weights), bias, {1, 1}, {k.ph, k.pw});
   const Tensor x = images.contiguous(), w = weights.contiguous(), b = plain(bias);
   const Shape s{x.size(0), x.size(1), x.size(2), x.size(3), w.size(0), k.h, k.w, k.ph, k.pw};
   Tensor out = at::empty({s.n, s.o, s.out_h(), s.out_w()}, x.options());
@@ -63,38 +61,21 @@ Tensor weight_gradient(const Tensor& images, const Tensor& gradients, const Kern
   return out;
 }
 
-struct Bilinear : Function<Bilinear> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& a, const Tensor& b, const MaybeTensor& bias, Kind kind,
-                        const Kernel& k) {
-    ctx->save_for_backward({a, b});
-    ctx->saved_data["told"] = std::vector<int64_t>{
-        k.h, k.w, k.ph, k.pw, k.last, static_cast<int64_t>(kind), bias.has_value()};
-    if (kind == Kind::convolution) return convolution(a, b, bias, k);
-    return kind == Kind::of_images ? data_gradient(a, b, k) : weight_gradient(a, b, k);
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
-    const auto saved = ctx->get_saved_variables();
-    const Tensor &a = saved[0], &b = saved[1], &u = gradients[0];
-    const auto told = ctx->saved_data["told"].toIntVector();
-    const Kernel k{told[0], told[1], told[2], told[3], told[4] != 0};
-    const Kind kind = static_cast<Kind>(told[5]);
-    const auto derived = [&](Kind other, const Tensor& one, const Tensor& two) {
-      return apply(one, two, std::nullopt, other, k);
-    };
-    variable_list out(5);
-    if (ctx->needs_input_grad(0))
-      out[0] = kind == Kind::convolution ? derived(Kind::of_images, u, b)
-               : kind == Kind::of_images ? derived(Kind::convolution, u, b)
-                                         : derived(Kind::of_images, b, u);
-    if (ctx->needs_input_grad(1))
-      out[1] = kind == Kind::convolution ? derived(Kind::of_weights, a, u)
-               : kind == Kind::of_images ? derived(Kind::of_weights, u, a)
-                                         : derived(Kind::convolution, a, u);
-    if (told[6] != 0 && ctx->needs_input_grad(2)) out[2] = u.sum({0, 2, 3});
-    return out;
-  }
-};
+Tensor bilinear(const Tensor& a, const Tensor& b, const MaybeTensor& bias, Kind kind, const Kernel& k) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  Tensor out;
+  if (kind == Kind::convolution) out = k.h ? convolution(a, b, bias, k) : at::linear(a, b, bias);
+  if (kind == Kind::of_images) out = k.h ? data_gradient(a, b, k) : a.mm(b);
+  if (kind == Kind::of_weights) out = k.h ? weight_gradient(a, b, k) : b.t().mm(a);
+  const auto pull = [kind, k](size_t input, const Tensor& a, const Tensor& b, const Tensor& u) {
+    const auto derived = [&](Kind other, const Tensor& x, const Tensor& y) { return bilinear(x, y, {}, other, k); };
+    if (input == 2) return k.h ? u.sum({0, 2, 3}) : u.sum(0);
+    if (kind == Kind::convolution) return input ? derived(Kind::of_weights, a, u) : derived(Kind::of_images, u, b);
+    if (kind == Kind::of_images) return input ? derived(Kind::of_weights, u, a) : derived(Kind::convolution, u, b);
+    return input ? derived(Kind::convolution, a, u) : derived(Kind::of_images, b, u);
+  };
+  return recorded(out, pull, a, b, a, b, bias);
+}
 
 Tensor conv2d(const Tensor& images, const Tensor& weights, const MaybeTensor& bias, int64_t ph, int64_t pw,
               bool last) {
@@ -102,7 +83,11 @@ Tensor conv2d(const Tensor& images, const Tensor& weights, const MaybeTensor& bi
   TORCH_CHECK(images.size(1) == weights.size(1) && (!bias || bias->numel() == weights.size(0)) &&
                   images.size(2) + 2 * ph >= k.h && images.size(3) + 2 * pw >= k.w,
               "the weights do not fit the images");
-  return Bilinear::apply(images, weights, bias, Kind::convolution, k);
+  return bilinear(images, weights, bias, Kind::convolution, k);
+}
+
+Tensor linear(const Tensor& images, const Tensor& weights, const MaybeTensor& bias) {
+  return bilinear(images, weights, bias, Kind::convolution, Kernel{});
 }
 
 }  // namespace

@@ -140,8 +140,7 @@ struct Affine {
 // What reaches a pixel behind ReLU, where z > 0.
 template <bool R>
 inline Vec passed(Vec from, Vec z) {
-  if constexpr (R) return from & (z > Vec(0.0f));
-  return from;
+  return R ? from & (z > Vec(0.0f)) : from;
 }
 
 template <bool R, bool P>
@@ -314,10 +313,8 @@ void group_norm_curvature(const Grouped& s, const Given& in, const float* along_
 // Calls work<R, P>() with ReLU or without, with pooling or without.
 template <typename Work>
 void specialised(const Grouped& s, const Work& work) {
-  if (s.relu && s.pool) work.template operator()<true, true>();
-  if (s.relu && !s.pool) work.template operator()<true, false>();
-  if (!s.relu && s.pool) work.template operator()<false, true>();
-  if (!s.relu && !s.pool) work.template operator()<false, false>();
+  if (s.relu) s.pool ? work.template operator()<true, true>() : work.template operator()<true, false>();
+  else s.pool ? work.template operator()<false, true>() : work.template operator()<false, false>();
 }
 
 // The tensors that all three operations read, where the loops expect them.

@@ -52,36 +52,29 @@ Tensor maxima(const Tensor& images, int64_t kernel, int64_t padding) {
 
 // The numbers of each plane that lie at its places; or, if they are to be `put` there, planes of these sizes with their
 // sum at each place, and zeros elsewhere. Either is the derivative of the other.
-struct Placed : Function<Placed> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& values, const Tensor& places, at::IntArrayRef sizes,
-                        bool put) {
-    ctx->save_for_backward({places});
-    ctx->saved_data["sizes"] = sizes;
-    ctx->saved_data["put"] = put;
-    const Tensor x = values.contiguous();
-    Tensor out = at::empty(put ? sizes : places.sizes(), x.options());
-    const int64_t size = sizes[2] * sizes[3], count = places.size(2) * places.size(3);
-    const float* from = x.const_data_ptr<float>();
-    float* to = out.mutable_data_ptr<float>();
-    const int32_t* at = places.const_data_ptr<int32_t>();
-    shared(sizes[0] * sizes[1], 2 * size, [&](int64_t first, int64_t last) {
-      if (put) std::fill(to + first * size, to + last * size, 0.0f);
-      for (int64_t plane = first; plane < last; ++plane)
-        for (int64_t i = plane * count; i < (plane + 1) * count; ++i)
-          if (put) to[plane * size + at[i]] += from[i];
-          else to[i] = from[plane * size + at[i]];
-    });
-    return out;
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
-    const auto sizes = ctx->saved_data["sizes"].toIntVector();
-    return {apply(gradients[0], ctx->get_saved_variables()[0], sizes, !ctx->saved_data["put"].toBool()), {}, {}, {}};
-  }
-};
+Tensor placed(const Tensor& values, const Tensor& places, at::IntArrayRef sizes, bool put) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  const Tensor x = values.contiguous();
+  Tensor out = at::empty(put ? sizes : places.sizes(), x.options());
+  const int64_t size = sizes[2] * sizes[3], count = places.size(2) * places.size(3);
+  const float* from = x.const_data_ptr<float>();
+  float* to = out.mutable_data_ptr<float>();
+  const int32_t* at = places.const_data_ptr<int32_t>();
+  shared(sizes[0] * sizes[1], 2 * size, [&](int64_t first, int64_t last) {
+    if (put) std::fill(to + first * size, to + last * size, 0.0f);
+    for (int64_t plane = first; plane < last; ++plane)
+      for (int64_t i = plane * count; i < (plane + 1) * count; ++i)
+        if (put) to[plane * size + at[i]] += from[i];
+        else to[i] = from[plane * size + at[i]];
+  });
+  const auto pull = [kept = sizes.vec(), put](size_t, const Tensor&, const Tensor& places, const Tensor& u) {
+    return placed(u, places, kept, !put);
+  };
+  return recorded(out, pull, Tensor(), places, values);
+}
 
 Tensor max_pool2d(const Tensor& images, int64_t kernel, int64_t padding) {
-  return Placed::apply(images, maxima(images, kernel, padding), images.sizes(), false);
+  return placed(images, maxima(images, kernel, padding), images.sizes(), false);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 TORCH_LIBRARY(datadistill, library) {
   library.def("conv2d", conv2d);
+  library.def("linear", linear);
   library.def("max_pool2d", max_pool2d);
   library.def("group_norm", group_norm_of);
   library.def("group_norm_gradient", group_norm_gradient_of);

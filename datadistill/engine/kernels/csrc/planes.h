@@ -44,9 +44,8 @@ void convolve_tile(const Shape& s, const float* padded, const float* taps, const
   }
 }
 
-using Tile = void (*)(const Shape&, const float*, const float*, const float*, float*);
 constexpr std::array kTiles = []<int... O>(std::integer_sequence<int, O...>) {
-  return std::array<Tile, sizeof...(O)>{convolve_tile<O + 1>...};
+  return std::array{&convolve_tile<O + 1>...};
 }(std::make_integer_sequence<int, kMostPlanes>());
 
 // Calls work(first, count) for nearly equal parts of [0, total), of at most so many.
@@ -108,10 +107,9 @@ void weight_tile(const Shape& s, int64_t images, const float* gradients, const f
     }
 }
 
-using WeightTile = void (*)(const Shape&, int64_t, const float*, const float*, float*);
 template <bool C>
 constexpr std::array kWeightTiles = []<int... K>(std::integer_sequence<int, K...>) {
-  return std::array<WeightTile, sizeof...(K)>{weight_tile<C, K / kMostTaps + 1, K % kMostTaps + 1>...};
+  return std::array{&weight_tile<C, K / kMostTaps + 1, K % kMostTaps + 1>...};
 }(std::make_integer_sequence<int, kMostRows * kMostTaps>());
 
 // The gradients of output planes from `begin` on, of which `s` has its share and the images have `all`.
