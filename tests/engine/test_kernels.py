@@ -329,7 +329,7 @@ def test_what_has_no_derivative_gets_none(name: str, which: str) -> None:
 @built
 @pytest.mark.parametrize("name", LAYERS)
 def test_graphs_are_as_torch_keeps_them(name: str) -> None:
-    """None where there is no leaf or nobody wants one, gone after one walk back, and refused where its tensors changed."""
+    """None where nobody wants one, gone after one walk back, and refused where its tensors have changed."""
     layer, shape = LAYERS[name]
     fast, images = fitted(nn.Sequential(copy.deepcopy(layer)), OPERATIONS), torch.randn(shape, generator=stream(0))
     with torch.no_grad():
