@@ -103,9 +103,7 @@ def carry_out(
         _keep(best, folder, FILE_NAME)
     if second is not None and chosen.experts is not None:
         place = _trained(second, chosen.experts, real, folder, screen)
-        seconds = ranks.from_first(
-            lambda: left(SECOND_NAME, second_share(not is_tried(chosen.first), chosen.epochs > 0))
-        )
+        seconds = ranks.from_first(lambda: left(SECOND_NAME, second_share(not is_tried(chosen.first))))
         second = replace(second, trajectories=place, budget=seconds)
         best = _better(best, attempt(SECOND_NAME, second), screen)
     if best.run.folder is None:  # that of a rank which writes nothing
@@ -222,8 +220,8 @@ def _begin(folder: Path, chosen: Strategy) -> None:
         RunFolder(folder).check_free()
     refuse_links(folder)
     if not is_begun and isinstance(chosen.first.model, str):
-        experts = (0, 0) if chosen.experts is None else (chosen.experts.count, chosen.experts.training.epochs)
-        write_json(folder / BEGUN_NAME, asdict(Begun(chosen.first.model, *experts, chosen.epochs)))
+        count = 0 if chosen.experts is None else chosen.experts.count
+        write_json(folder / BEGUN_NAME, asdict(Begun(chosen.first.model, count, chosen.epochs)))
 
 
 def _copy(attempt: Path, folder: Path, only: str = "*") -> None:

@@ -48,6 +48,9 @@ attempts; at most, for experts."""
 UNROLLED_SHARE = 0.4
 """Of the time, for a first attempt through windows of training, which is made once."""
 
+SECOND_SHARE = 1 - 2 * FIRST_SHARE - 3 * TRIED_SHARE - EXPERTS_SHARE
+"""Of the time, at least, for matching trajectories; less what `UNROLLED_SHARE` is above two first attempts."""
+
 LEAST_EPOCHS = 100
 """Of networks by which augmentations are compared: fewer would say too little of what many do."""
 
@@ -74,10 +77,6 @@ WINDOWS = {"inner_steps": 40, "window": 20, "learning_rate": 0.003, "labels": "s
 _BATCH, _WAY = 512, 88
 """Images per step of an expert, and how many steps a student is to follow."""
 
-_STARTS_FEW, _STARTS = (3,), (8, 6, 4, 3)
-"""Length of an expert's training, in ways of a student, below `FEW` images per class and from there on: the more
-images, the later the experts that they can follow. The first one for which there is time."""
-
 _STUDENT_STEPS, _INNER_BATCH = 20, 50
 _OUTER_STEPS, _GRADIENTS = 300, 5
 """Outer steps that trajectories need to be worth it, and what a student's step costs, in gradients."""
@@ -93,14 +92,12 @@ class Begun:
     Attributes:
         model: the network.
         experts: how many; 0 for none.
-        expert_epochs: of each; 0 in a folder from before this was written, for the longest there are.
         epochs: of networks by which augmentations are tried; 0 where they are not.
         tried: what that gave, by attempt.
     """
 
     model: str
     experts: int
-    expert_epochs: int = 0
     epochs: int = 0
     tried: dict[str, Tried] = field(default_factory=dict)
 
@@ -113,14 +110,12 @@ class Experts:
         count: how many.
         model: the network.
         training: epochs, rate, batch and augmentation.
-        way: epochs that a student is to follow.
         seconds: that they will take.
     """
 
     count: int
     model: str
     training: TrainRecipe
-    way: int
     seconds: float
 
 
@@ -181,10 +176,10 @@ def choose(config: RunConfig, real: RealData, folder: Path | None = None) -> Str
     if budget is None:
         return Strategy(quick, None, None, 0, None, nets, f"{on}: without a budget there is no time for more")
     each = _seconds_of_training(config, real, narrower(config) or config.model)
-    epochs = _epochs(config, real, budget, each) if begun is None else begun.epochs
-    experts = _experts(config, real, ipc, second_share(unrolls, epochs > 0) * budget, budget, each, begun)
+    experts = _experts(config, real, ipc, second_share(unrolls) * budget, budget, each, begun)
     if unrolls and experts is None:
         return Strategy(quick, None, None, 0, None, nets, f"{on}: trajectories of experts would take too long")
+    epochs = _epochs(config, real, budget, each) if begun is None else begun.epochs
     tried = f"augmentation by what {epochs} epochs with each give" if epochs else "no time to try augmentations"
     if experts is None and not epochs:
         why = f"{on}: trajectories of experts would take too long, and so would trying augmentations"
@@ -223,7 +218,6 @@ def begun_in(folder: Path) -> Begun | None:
                 parse_augmentation(name)
             require(len(tried.accuracies) > 0, "nothing was tried")
         require(0 <= begun.epochs <= EPOCHS_AUGMENTED, f"augmentations were tried for {begun.epochs} epochs")
-        require(0 <= begun.expert_epochs <= _WAY * _STARTS[0], f"experts were trained for {begun.expert_epochs} epochs")
     except (DamagedFileError, RequestError) as error:
         raise DamagedFileError(f"{path} is not what a strategy was begun with: {error}") from error
     return begun
@@ -306,12 +300,12 @@ def _by_trajectories(config: RunConfig, ipc: float, experts: Experts) -> RunConf
 
     Students are augmented as in those, whatever the result is trained with: under warps their steps lead nowhere.
     """
-    many = ipc >= FEW
+    many, epochs = ipc >= FEW, experts.training.epochs // _starts(ipc)
     options = {
         "student_steps": _STUDENT_STEPS,
-        "expert_epochs": experts.way,
+        "expert_epochs": epochs,
         "inner_batch": _INNER_BATCH if many else 0,
-        "max_start_epoch": experts.training.epochs - experts.way,
+        "max_start_epoch": experts.training.epochs - epochs,
         "learning_rate": 0.01 if many else 0.05,
         "images": "kmeans" if many else "mean",
         "labels": "soft" if many else "hard",
@@ -324,15 +318,14 @@ def _by_trajectories(config: RunConfig, ipc: float, experts: Experts) -> RunConf
     return replace(config, method=METHODS.get("mtt").build(options)).changed({"outer": outer})
 
 
-def second_share(unrolls: bool, tries: bool) -> float:
-    """Of the time, at least, for matching trajectories.
+def second_share(unrolls: bool) -> float:
+    """Of the time, at least, for matching trajectories, after windows of training or after other attempts."""
+    return SECOND_SHARE + 2 * FIRST_SHARE - UNROLLED_SHARE if unrolls else SECOND_SHARE
 
-    Args:
-        unrolls: whether the first attempt is through windows of training.
-        tries: whether augmentations are tried, for which other first attempts are made twice.
-    """
-    before = UNROLLED_SHARE if unrolls else FIRST_SHARE * (2 if tries else 1)
-    return 1 - before - 3 * TRIED_SHARE * tries - EXPERTS_SHARE
+
+def _starts(ipc: float) -> int:
+    """Epochs of an expert, in ways of a student: the more images, the later the experts that they can follow."""
+    return 3 if ipc < FEW else 8
 
 
 def _experts(
@@ -348,23 +341,18 @@ def _experts(
     count = len(real.train.images)
     batch = max(1, min(_BATCH, count // 8))
     walk = math.ceil(count / batch)
-    way = max(1, round(_WAY / walk))
+    epochs = max(1, round(_WAY / walk)) * _starts(ipc)
     images = ipc * real.num_classes if ipc < FEW else _INNER_BATCH
     step = each * images * _STUDENT_STEPS * _GRADIENTS
     if begun is None and step * _OUTER_STEPS > rest:
         return None
-    lengths = [way * starts for starts in (_STARTS_FEW if ipc < FEW else _STARTS)]
-    if begun is None:
-        fits = {epochs: int(EXPERTS_SHARE * budget / (each * batch * walk * epochs)) for epochs in lengths}
-        epochs = next((epochs for epochs in lengths if fits[epochs] >= EXPERTS[0]), lengths[-1])
-        number = min(fits[epochs], EXPERTS[-1])
-    else:
-        epochs, number = begun.expert_epochs or lengths[0], begun.experts
-    if number < EXPERTS[0]:
+    training_one = each * batch * walk * epochs
+    fits = int(EXPERTS_SHARE * budget / training_one) if begun is None else begun.experts
+    if fits < EXPERTS[0]:
         return None
     training = TrainRecipe(epochs=epochs, lr=0.05, batch=batch, optimizer="sgd", schedule="constant")
-    training = replace(training, augment=candidates(real)[0])
-    return Experts(number, model, training, way, number * each * batch * walk * epochs)
+    number = min(fits, EXPERTS[-1])
+    return Experts(number, model, replace(training, augment=candidates(real)[0]), number * training_one)
 
 
 def narrower(config: RunConfig) -> str | None:
