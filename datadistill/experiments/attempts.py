@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from datadistill.data.real import RealData
 from datadistill.distillation.budget import parse_duration
@@ -36,7 +37,7 @@ from datadistill.experiments.strategy import (
 )
 from datadistill.pretraining.make import make_trajectories
 from datadistill.training.carried import dc_recipe, recipe_of
-from datadistill.training.recipe import TrainRecipe
+from datadistill.training.recipe import EPOCHS_AUGMENTED, TrainRecipe
 from datadistill.utils import ranks
 from datadistill.utils.errors import DamagedFileError
 from datadistill.utils.files import refuse_links, write_atomically, write_json
@@ -130,44 +131,57 @@ def _attempt(
         done = run(config, place.path)
         recipe = recipe_of(done.distilled)
         found = _tried(done, config, {recipe.augment: recipe}, real, screen, "judging as the others will be")
-        return _Attempt(done, found.best, found.accuracies[found.best])
+        return _Attempt(done, recipe.augment, found[recipe.augment])
     tried = None if begun is None else begun.tried.get(name)
     if tried is not None:  # before this was interrupted
         if ranks.leads():
-            _trained_with(place, tried.best)
-        done = run(replace(config, method=replace(config.method, trained_with=tried.best)), place.path)
+            _trained_by(place, tried)
+        done = run(replace(config, method=replace(config.method, **_training(tried))), place.path)
     else:
         done = run(config, place.path)
         recipes = recipes_of(done.distilled, candidates(real), chosen.epochs)
-        tried = _tried(done, config, recipes, real, screen, "trying augmentations")
+        tried = Tried(_tried(done, config, recipes, real, screen, "trying augmentations"), chosen.epochs)
+        if chosen.epochs < EPOCHS_AUGMENTED:
+            longer = recipes_of(done.distilled, [tried.best], EPOCHS_AUGMENTED)
+            found = _tried(done, config, longer, real, screen, "trying the best for longer")
+            tried = replace(tried, longer=found[tried.best])
         if ranks.leads() and begun is not None:
             write_json(folder / BEGUN_NAME, asdict(replace(begun, tried=begun.tried | {name: tried})))
         if ranks.leads():
-            _trained_with(place, tried.best)
+            _trained_by(place, tried)
         said = ", ".join(f"{share:.1%} with {name}" for name, share in tried.accuracies.items())
-        screen.say(f"{config.method.name}: held out {said}; networks are trained with the best.")
+        later = "" if tried.longer is None else f", and with it for {EPOCHS_AUGMENTED} epochs {tried.longer:.1%}"
+        screen.say(
+            f"{config.method.name}: held out after {tried.epochs} epochs {said}{later}; networks are trained with the "
+            f"best, for {tried.best_epochs} epochs."
+        )
     done = replace(done, distilled=_noted(done.distilled, tried))
     if ranks.leads():
         done.distilled.save(place.path / FILE_NAME)
-    return _Attempt(done, tried.best, tried.accuracies[tried.best])
+    return _Attempt(done, tried.best, tried.correct)
 
 
 def _noted(distilled: DistilledData, tried: Tried) -> DistilledData:
     """The data with how networks are trained on it, and the held-out accuracy of those that were."""
-    made, correct = distilled.provenance, tried.accuracies[tried.best]
-    recipe = dc_recipe(distilled, augment=tried.best)
-    scores = [score | {"accuracy": correct} if score["split"] == "held_out" else score for score in made.scores]
+    made = distilled.provenance
+    recipe = dc_recipe(distilled, augment=tried.best, epochs=tried.best_epochs)
+    scores = [score | {"accuracy": tried.correct} if score["split"] == "held_out" else score for score in made.scores]
     return distilled.noted(
-        method=made.method | {"trained_with": tried.best},
+        method=made.method | _training(tried),
         inner=made.inner | {"augment": tried.best, "epochs": recipe.epochs},
         scores=scores,
     )
 
 
-def _trained_with(place: RunFolder, augment: str) -> None:
+def _training(tried: Tried) -> dict[str, Any]:
+    """How networks are best trained on a result, as options of a method."""
+    return {"trained_with": tried.best, "trained_epochs": tried.best_epochs}
+
+
+def _trained_by(place: RunFolder, tried: Tried) -> None:
     """Write into a finished run's settings how networks are trained on its result."""
     settings = place.settings()
-    method = settings.asked["method"] | {"trained_with": augment}
+    method = settings.asked["method"] | _training(tried)
     place.change(replace(settings, asked=settings.asked | {"method": method}))
 
 
@@ -190,7 +204,7 @@ def _tried(
     real: RealData,
     screen: Screen,
     title: str,
-) -> Tried:
+) -> dict[str, float]:
     """Held-out accuracies of narrow networks trained on a set, by augmentation."""
     here = real.to(resolve_device(config.device))
     network = network_of(config, here, narrower(config) or config.model)

@@ -51,18 +51,32 @@ _JUDGED_ON, _TIMED = 2000, 6
 
 @dataclass(frozen=True)
 class Tried:
-    """Candidates and how well a set taught with them.
+    """Candidates and how well a set taught with them, and with the best of them for longer.
 
     Attributes:
         accuracies: held-out, mean over `NETS` networks, by candidate.
+        epochs: of those networks.
+        longer: the same, with the best candidate for as many epochs as the protocol has; None where those are no more.
     """
 
     accuracies: dict[str, float]
+    epochs: int = EPOCHS_AUGMENTED
+    longer: float | None = None
 
     @property
     def best(self) -> str:
         """The candidate with the highest accuracy."""
         return max(self.accuracies, key=lambda name: self.accuracies[name])
+
+    @property
+    def correct(self) -> float:
+        """The accuracy that the best reached, for as long as is best for it."""
+        return max(self.accuracies[self.best], self.longer or 0.0)
+
+    @property
+    def best_epochs(self) -> int:
+        """For how long networks are best trained: what was tried, or all of the protocol's epochs."""
+        return self.epochs if self.longer is None or self.longer < self.correct else EPOCHS_AUGMENTED
 
 
 def candidates(real: RealData) -> tuple[str, ...]:
@@ -71,7 +85,9 @@ def candidates(real: RealData) -> tuple[str, ...]:
 
 
 def epochs_within(seconds: float, network: Network, real: RealData, images: int) -> int:
-    """Epochs for which each network is trained, if all candidates are to take so long; the protocol's at most.
+    """Epochs for which each network is trained, if all candidates, and the best for longer, are to take so long.
+
+    They are the protocol's at most, and may be negative.
 
     A few epochs are timed on real images, with as many networks at once as there are cores. Other ranks have no share.
 
@@ -99,8 +115,9 @@ def epochs_within(seconds: float, network: Network, real: RealData, images: int)
     clock(train(1))
     short, long = clock(train(1)), clock(train(1 + _TIMED))
     judging = clock(lambda net: accuracy_of(network, start, judged_on))
-    each = seconds / (NETS * len(candidates(real))) - judging
-    return max(0, min(EPOCHS_AUGMENTED, int(each * _TIMED / max(long - short, 1e-9))))
+    count, epoch = len(candidates(real)), max(long - short, 1e-9) / _TIMED
+    epochs = (seconds / NETS - (count + 1) * judging) / epoch
+    return min(EPOCHS_AUGMENTED, int((epochs - EPOCHS_AUGMENTED) / count))
 
 
 def recipes_of(distilled: DistilledData, names: Iterable[str], epochs: int) -> dict[str, TrainRecipe]:
@@ -116,8 +133,8 @@ def try_recipes(
     *,
     seed: int = 0,
     count: Callable[[], object] = lambda: None,
-) -> Tried:
-    """Held-out accuracies of networks that are trained on a set, by the recipe of training.
+) -> dict[str, float]:
+    """Held-out accuracies of networks that are trained on a set, by the recipe of training, means over `NETS`.
 
     All candidates have the same initial weights. Every core trains a network, and every rank has its share of them.
 
@@ -154,4 +171,4 @@ def try_recipes(
 
         found = each_on_one_core(reached, pairs, distilled.images.device)
     means = [sum(found[at : at + NETS]) / NETS for at in range(0, len(found), NETS)]
-    return Tried(dict(zip(recipes, means, strict=True)))
+    return dict(zip(recipes, means, strict=True))

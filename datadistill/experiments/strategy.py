@@ -41,7 +41,7 @@ from datadistill.utils.schema import from_json
 
 AUTO, LINE = "auto", "what is best for so many images in so much time"
 BUDGET = "10m"
-FIRST_SHARE, TRIED_SHARE, EXPERTS_SHARE = 0.15, 0.04, 0.25
+FIRST_SHARE, TRIED_SHARE, EXPERTS_SHARE = 0.15, 0.06, 0.25
 """Of the time: for the first attempt, and for the same method again; for trying augmentations, on each of three
 attempts; at most, for experts."""
 
@@ -49,7 +49,7 @@ UNROLLED_SHARE = 0.4
 """Of the time, for a first attempt through windows of training, which is made once."""
 
 SECOND_SHARE = 1 - 2 * FIRST_SHARE - 3 * TRIED_SHARE - EXPERTS_SHARE
-"""Of the time, at least, for matching trajectories; less what `UNROLLED_SHARE` is above two first attempts."""
+"""Of the time, at least, for matching trajectories, where windows of training are not the first attempt."""
 
 LEAST_EPOCHS = 100
 """Of networks by which augmentations are compared: fewer would say too little of what many do."""
@@ -180,7 +180,11 @@ def choose(config: RunConfig, real: RealData, folder: Path | None = None) -> Str
     if unrolls and experts is None:
         return Strategy(quick, None, None, 0, None, nets, f"{on}: trajectories of experts would take too long")
     epochs = _epochs(config, real, budget, each) if begun is None else begun.epochs
-    tried = f"augmentation by what {epochs} epochs with each give" if epochs else "no time to try augmentations"
+    tried = (
+        f"augmentation and length of training by what {epochs} epochs with each give"
+        if epochs
+        else "no time to try augmentations"
+    )
     if experts is None and not epochs:
         why = f"{on}: trajectories of experts would take too long, and so would trying augmentations"
         return Strategy(quick, None, None, 0, None, nets, why)
@@ -217,6 +221,7 @@ def begun_in(folder: Path) -> Begun | None:
             for name in tried.accuracies:
                 parse_augmentation(name)
             require(len(tried.accuracies) > 0, "nothing was tried")
+            require(0 < tried.epochs <= EPOCHS_AUGMENTED, f"augmentations were tried for {tried.epochs} epochs")
         require(0 <= begun.epochs <= EPOCHS_AUGMENTED, f"augmentations were tried for {begun.epochs} epochs")
     except (DamagedFileError, RequestError) as error:
         raise DamagedFileError(f"{path} is not what a strategy was begun with: {error}") from error
@@ -252,7 +257,7 @@ def _epochs(config: RunConfig, real: RealData, budget: float, each: float) -> in
     An image takes `each` seconds at least, so that where that is too long already nothing is timed.
     """
     images, seconds = sum(real.check_ipc(resolve_ipc(config.images_per_class, real))), TRIED_SHARE * budget
-    if LEAST_EPOCHS * TRIED_NETS * len(candidates(real)) * images * each > seconds:
+    if TRIED_NETS * (LEAST_EPOCHS * len(candidates(real)) + EPOCHS_AUGMENTED) * images * each > seconds:
         return 0
     here = real.to(resolve_device(config.device))
     epochs = epochs_within(seconds, network_of(config, here, narrower(config) or config.model), here, images)
@@ -320,7 +325,7 @@ def _by_trajectories(config: RunConfig, ipc: float, experts: Experts) -> RunConf
 
 def second_share(unrolls: bool) -> float:
     """Of the time, at least, for matching trajectories, after windows of training or after other attempts."""
-    return SECOND_SHARE + 2 * FIRST_SHARE - UNROLLED_SHARE if unrolls else SECOND_SHARE
+    return 1 - UNROLLED_SHARE - 2 * TRIED_SHARE - EXPERTS_SHARE if unrolls else SECOND_SHARE
 
 
 def _starts(ipc: float) -> int:

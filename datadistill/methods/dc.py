@@ -54,6 +54,7 @@ class DC:
         augment: the transformations of which one is drawn for each matching, with `_` between them; `none` is DC.
         trained_with: the transformations of which one is drawn for each batch when a network is trained on the result;
             `same` takes those of `augment`. The authors of DC judge MNIST with some and everything else without.
+        trained_epochs: for how many epochs, then; 0: as many as the field, 300, and 1,000 with augmentation.
         matched_on: the network whose gradients are matched, by name, such as a narrower and so faster one of the same
             family; `same` is the one that the result is for.
         matches: outer steps for which one network is used; 0 takes as many as the authors for these images per class.
@@ -67,6 +68,7 @@ class DC:
     images: Literal["noise", "mean", "real", "kmeans"] = "noise"
     augment: str = "none"
     trained_with: str = "same"
+    trained_epochs: int = 0
     matched_on: str = "same"
     matches: int = 0
     inner_epochs: int = 0
@@ -76,7 +78,7 @@ class DC:
     together: int = 1
 
     def __post_init__(self) -> None:
-        least = {"inner_batch": 1, "batch": 1, "together": 1, "matches": 0, "inner_epochs": 0}
+        least = {"inner_batch": 1, "batch": 1, "together": 1, "matches": 0, "inner_epochs": 0, "trained_epochs": 0}
         check_numbers(self, least, positive=["learning_rate"])
         parse_augmentation(self.augment)
         training_augmentation(self.trained_with, self.augment)
@@ -94,8 +96,8 @@ class DC:
     def init(self, problem: Problem, generator: torch.Generator) -> tuple[DistilledData, State]:
         """Images of every class and hard labels; the learning rates are the protocol's."""
         problem.with_model(self.matched_on)  # refused before a run, not in it
-        augment = training_augmentation(self.trained_with, self.augment)
-        return judged_by_protocol(problem, self.images, generator, self.name, options_of(self), augment), {}
+        training = training_augmentation(self.trained_with, self.augment), self.trained_epochs
+        return judged_by_protocol(problem, self.images, generator, self.name, options_of(self), *training), {}
 
     def workload(self, problem: Problem) -> Workload:
         """Workload of an outer step; each group of classes counts as one network."""

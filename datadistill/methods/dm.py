@@ -35,6 +35,7 @@ class DM:
             `none`.
         trained_with: the transformations of which one is drawn for each batch when a network is trained on the result;
             `same` takes those of `augment`.
+        trained_epochs: for how many epochs, then; 0: as many as the field, 300, and 1,000 with augmentation.
         matched_on: the network whose features are matched, by name, such as a narrower and so faster one of the same
             family; `same` is the one that the result is for.
         batch: real images per class and outer step.
@@ -43,11 +44,12 @@ class DM:
     images: Literal["noise", "mean", "real", "kmeans"] = "real"
     augment: str = DSA_STRATEGY
     trained_with: str = "same"
+    trained_epochs: int = 0
     matched_on: str = "same"
     batch: int = 256
 
     def __post_init__(self) -> None:
-        check_numbers(self, {"batch": 1})
+        check_numbers(self, {"batch": 1, "trained_epochs": 0})
         training_augmentation(self.trained_with, self.augment)
         parse_augmentation(self.augment)
 
@@ -68,8 +70,8 @@ class DM:
         if problem.attack is not None:
             raise RequestError("method dm compares features, not answers: an attack needs method dd, dc or dsa")
         _ = problem.with_model(self.matched_on).features  # refused before a run, not in it
-        augment = training_augmentation(self.trained_with, self.augment)
-        return judged_by_protocol(problem, self.images, generator, self.name, options_of(self), augment), {}
+        training = training_augmentation(self.trained_with, self.augment), self.trained_epochs
+        return judged_by_protocol(problem, self.images, generator, self.name, options_of(self), *training), {}
 
     def workload(self, problem: Problem) -> Workload:
         """Workload of an outer step, at most: features need less than the gradient of a loss."""

@@ -17,7 +17,13 @@ from datadistill.training.recipe import DC, EPOCHS_AUGMENTED
 
 
 def judged_by_protocol(
-    problem: Problem, kind: str, generator: torch.Generator, method: str, options: dict[str, Any], augment: str
+    problem: Problem,
+    kind: str,
+    generator: torch.Generator,
+    method: str,
+    options: dict[str, Any],
+    augment: str,
+    epochs: int = 0,
 ) -> DistilledData:
     """First images of the classes `problem.labels`, to be judged as in Zhao et al. 2021.
 
@@ -28,13 +34,14 @@ def judged_by_protocol(
         method: its name.
         options: its hyper-parameters.
         augment: how images are changed while a network is trained on them.
+        epochs: for how long it is; 0: the field's.
 
     Raises:
         RequestError: a class would have no image of its own, or has fewer than are asked for.
     """
     problem.real.check_ipc(problem.ipc)
     images = first_images(kind, problem, generator).to(problem.device)
-    return for_protocol(problem, images, problem.labels.to(problem.device), method, options, augment)
+    return for_protocol(problem, images, problem.labels.to(problem.device), method, options, augment, epochs)
 
 
 def training_augmentation(asked: str, augment: str) -> str:
@@ -61,9 +68,10 @@ def for_protocol(
     method: str,
     options: dict[str, Any],
     augment: str,
+    epochs: int = 0,
 ) -> DistilledData:
     """Some images, to be judged as in Zhao et al. 2021; arguments as for `judged_by_protocol`."""
-    epochs = EPOCHS_AUGMENTED if parse_augmentation(augment) else DC.epochs
+    epochs = epochs or (EPOCHS_AUGMENTED if parse_augmentation(augment) else DC.epochs)
     inner = inner_of(replace(DC, epochs=epochs, augment=augment))
     return DistilledData(
         images=images,

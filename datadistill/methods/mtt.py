@@ -98,6 +98,7 @@ class MTT:
             its own; `none` for none. As the experts were trained, as a rule.
         trained_with: the transformations of which one is drawn for each batch when a network is trained on the result;
             `same` takes those of `augment`.
+        trained_epochs: for how many epochs, then; 0: as many as the field, 300, and 1,000 with augmentation.
         matched_on: the network of the experts and of the students, by name, such as a narrower and so faster one of the
             same family; `same` is the one that the result is for.
         trained_at: learning rate at which networks are trained on the result by protocol `dc`; 0 takes the one that was
@@ -116,12 +117,13 @@ class MTT:
     labels: Literal["hard", "soft"] = "hard"
     augment: str = DSA_STRATEGY
     trained_with: str = "same"
+    trained_epochs: int = 0
     matched_on: str = "same"
     trained_at: float = 0.0
     derivative: Literal["exact", "tesla"] = "exact"
 
     def __post_init__(self) -> None:
-        least = {"student_steps": 0, "expert_epochs": 1, "max_start_epoch": -1, "inner_batch": 0}
+        least = {"student_steps": 0, "expert_epochs": 1, "max_start_epoch": -1, "inner_batch": 0, "trained_epochs": 0}
         check_numbers(self, least, no_less=["learning_rate", "trained_at"])
         if self.derivative not in ("exact", "tesla"):
             raise RequestError(f"the derivative is {self.derivative}, but must be exact or tesla")
@@ -179,8 +181,8 @@ class MTT:
             )
         if problem.attack is not None:
             raise RequestError("method mtt learns what experts learned: an attack needs method dd")
-        augment = training_augmentation(self.trained_with, self.augment)
-        data = judged_by_protocol(problem, self.images, generator, self.name, options_of(self), augment)
+        training = training_augmentation(self.trained_with, self.augment), self.trained_epochs
+        data = judged_by_protocol(problem, self.images, generator, self.name, options_of(self), *training)
         rates = torch.tensor([self.learning_rate], device=problem.device)
         inner = data.provenance.inner
         if self.trained_at > 0:

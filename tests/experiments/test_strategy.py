@@ -130,7 +130,7 @@ def two_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(strategy, "LEAST_EPOCHS", 10_000)
     monkeypatch.setattr(strategy, "EXPERTS", range(2, 3))
     monkeypatch.setattr(strategy, "_WAY", 16)
-    for module in ("methods.judging", "experiments.augmentation"):
+    for module in ("methods.judging", "experiments.augmentation", "experiments.attempts"):
         monkeypatch.setattr(f"datadistill.{module}.EPOCHS_AUGMENTED", 60)
     return ["distill", "--dataset", "digits", "--model", "convnetD1W8", "--ipc", "1", "--nets", "1", "--budget", "2s"]
 
@@ -177,23 +177,30 @@ def test_each_attempt_is_trained_with_the_best_augmentation(
     """What it is made under, too, after the first one; and what was tried is not tried again."""
     tried = list[str]()
 
-    def pretended(network: Any, distilled: dd.DistilledData, *given: Any, **how: Any) -> augmentation.Tried:
-        augmentation.try_recipes(network, distilled, *given, **how)
-        tried.append(str(distilled.provenance.method["name"]))
+    def pretended(network: Any, distilled: dd.DistilledData, real: Any, recipes: Any, **how: Any) -> dict[str, float]:
+        augmentation.try_recipes(network, distilled, real, recipes, **how)
+        name = str(distilled.provenance.method["name"])
+        if len(recipes) == 1:  # longer does good to one method, and harm to the other
+            assert recipes["warp10"].epochs == 60
+            return {"warp10": 0.75 if name == "mtt" else 0.25}
+        tried.append(name)
         if len(tried) == 3:
             raise KeyboardInterrupt
-        return augmentation.Tried({"crop": 0.25, "warp10": 0.5})
+        return {"crop": 0.25, "warp10": 0.5}
 
     monkeypatch.setattr(attempts, "try_recipes", pretended)
     assert main([*tries, "--out", "run"]) == 130
     assert tried == ["dsa", "dsa", "mtt"]
-    said = "dsa: held out 25.0% with crop, 50.0% with warp10; networks are trained with the best"
+    said = (
+        "dsa: held out after 2 epochs 25.0% with crop, 50.0% with warp10, and with it for 60 epochs 25.0%; "
+        "networks are trained with the best, for 2 epochs."
+    )
     err = capsys.readouterr().err
     assert said in err
     assert "go on with: datadistill distill --dataset digits" in err
     assert "--out run" in err
     first, again = (dd.load_distilled(Path("run", name)).provenance for name in ("first", "again"))
-    assert [made.inner["augment"] for made in (first, again)] == ["warp10", "warp10"]
+    assert [(made.inner["augment"], made.inner["epochs"]) for made in (first, again)] == [("warp10", 2)] * 2
     assert [made.method["augment"] for made in (first, again)] == ["crop", "warp10"]
     held_out = [score["accuracy"] for score in first.scores if score["split"] == "held_out"]
     assert held_out == [0.5], "as those were who were trained so"
@@ -204,9 +211,10 @@ def test_each_attempt_is_trained_with_the_best_augmentation(
     assert tried == ["dsa", "dsa", "mtt", "mtt"]
     assert before == {name: Path("run", name, "metrics.jsonl").read_bytes() for name in before}
     whole = dd.load_distilled("run")
-    assert (whole.provenance.method["name"], whole.provenance.inner["augment"]) == ("mtt", "warp10")
-    assert main(["distill", "--resume", "--out", "run", "--nets", "1"]) == 0
-    assert dd.load_distilled("run").provenance.inner["augment"] == "warp10", "and stays so"
+    for _ in range(2):
+        made = dd.load_distilled("run").provenance
+        assert (made.method["name"], made.inner["augment"], made.inner["epochs"]) == ("mtt", "warp10", 60)
+        assert main(["distill", "--resume", "--out", "run", "--nets", "1"]) == 0
 
 
 def test_windows_of_training_are_judged_on_the_networks_of_the_other_attempt(
@@ -221,7 +229,7 @@ def test_windows_of_training_are_judged_on_the_networks_of_the_other_attempt(
 
     monkeypatch.setattr(attempts, "try_recipes", watched)
     assert main([*(word.replace("mlp", "convnetD1W8") for word in tries), "--out", "run"]) == 0
-    assert seen == [("rat_bptt", [100]), ("mtt", [0, 0])]
+    assert seen == [("rat_bptt", [100]), ("mtt", [0, 0]), ("mtt", [0])]
     assert not Path("run", "again").exists()
 
 

@@ -116,6 +116,7 @@ def test_networks_may_be_trained_with_other_augmentation(name: str, digits: dd.R
         ({"augment": "none", "trained_with": "crop_scale"}, "crop_scale", 1000),
         ({"augment": "crop"}, "crop", 1000),
         ({"augment": "crop", "trained_with": "none"}, "none", 300),
+        ({"augment": "crop", "trained_with": "none", "trained_epochs": 20}, "none", 20),
         ({"augment": "crop", "trained_with": "warp20_warp20+cutout"}, "warp20_warp20+cutout", 1000),
     ):
         inner = start_of(METHODS.get(name).build(options), problem(digits), stream(0)).provenance.inner
