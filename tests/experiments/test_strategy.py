@@ -210,7 +210,6 @@ def test_each_attempt_is_trained_with_the_best_augmentation(
     assert main([*tries, "--out", "run"]) == 0
     assert tried == ["dsa", "dsa", "mtt", "mtt"]
     assert before == {name: Path("run", name, "metrics.jsonl").read_bytes() for name in before}
-    whole = dd.load_distilled("run")
     for _ in range(2):
         made = dd.load_distilled("run").provenance
         assert (made.method["name"], made.inner["augment"], made.inner["epochs"]) == ("mtt", "warp10", 60)
