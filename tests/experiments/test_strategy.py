@@ -180,13 +180,13 @@ def test_each_attempt_is_trained_with_the_best_augmentation(
     def pretended(network: Any, distilled: dd.DistilledData, real: Any, recipes: Any, **how: Any) -> dict[str, float]:
         augmentation.try_recipes(network, distilled, real, recipes, **how)
         name = str(distilled.provenance.method["name"])
-        if len(recipes) == 1:  # longer does good to one method, and harm to the other
+        if len(recipes) == 1:  # longer does harm
             assert recipes["warp10"].epochs == 60
-            return {"warp10": 0.75 if name == "mtt" else 0.25}
+            return {"warp10": 0.25}
         tried.append(name)
         if len(tried) == 3:
             raise KeyboardInterrupt
-        return {"crop": 0.25, "warp10": 0.5}
+        return {"crop": 0.25, "warp10": 0.75 if name == "mtt" else 0.5}
 
     monkeypatch.setattr(attempts, "try_recipes", pretended)
     assert main([*tries, "--out", "run"]) == 130
@@ -212,7 +212,7 @@ def test_each_attempt_is_trained_with_the_best_augmentation(
     assert before == {name: Path("run", name, "metrics.jsonl").read_bytes() for name in before}
     for _ in range(2):
         made = dd.load_distilled("run").provenance
-        assert (made.method["name"], made.inner["augment"], made.inner["epochs"]) == ("mtt", "warp10", 60)
+        assert (made.method["name"], made.inner["augment"], made.inner["epochs"]) == ("mtt", "warp10", 2)
         assert main(["distill", "--resume", "--out", "run", "--nets", "1"]) == 0
 
 

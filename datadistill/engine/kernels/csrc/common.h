@@ -81,7 +81,7 @@ Tensor empty_channels_last(at::IntArrayRef sizes, const Tensor& like) {
 }
 
 // An operation in the graph: `pull` gives the gradient of an input, by its number, from two saved tensors and the
-// gradient of the answer. With `torch::autograd::Function` in its place LeNet's steps took a fourteenth longer.
+// gradient of the answer. With `torch::autograd::Function` in its place LeNet's steps took longer (docs/engine.md).
 struct Operation : torch::autograd::Node {
   torch::autograd::SavedVariable a, b;
   std::function<Tensor(size_t, const Tensor&, const Tensor&, const Tensor&)> pull;

@@ -13,10 +13,10 @@ constexpr int64_t kFewPlanes = 16;  // output planes up to which the weight grad
 
 // Images and weights to their convolution; gradients and weights to the images' gradient; images and gradients to the
 // weights' gradient.
-enum class Kind : int64_t { convolution, of_images, of_weights };
+enum class Kind { convolution, of_images, of_weights };
 
-// What all three operations are told, besides two tensors; nothing for a linear layer. With channels innermost in memory (`last`) the library does
-// the work.
+// What all three operations are told, besides two tensors; nothing for a linear layer. With channels innermost in
+// memory (`last`) the library does the work.
 struct Kernel {
   int64_t h, w, ph, pw;
   bool last;
